@@ -1,0 +1,29 @@
+"""fedshift: federated, multi-site learning across scanner vendors and hospitals.
+
+This module holds the two things that every part shares and imports nothing heavy:
+the error a user can mend, and the derivation of seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+__version__ = "0.1.0"
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    The message is one sentence that names the file or key and the way out. The command
+    line prints it without a traceback and exits with code 2.
+    """
+
+
+def derive_seed(*keys: str | int) -> int:
+    """Return a 63-bit seed for the purpose named by ``keys``.
+
+    Every random draw of a run has its own generator, seeded by (run seed, site name, round,
+    purpose), so that no draw depends on how many workers there are or in which order they ran.
+    """
+    text = "\x1f".join(str(key) for key in keys)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

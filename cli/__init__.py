@@ -1,0 +1,128 @@
+"""The ``fedshift`` command: arguments and printing, nothing else.
+
+Nothing heavy is imported before it is needed: ``fedshift --help`` must feel instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedshift import UserError, __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated learning across hospitals and scanner vendors: simulate sites, train, and "
+    "measure how far each model travels.",
+)
+sites_app = typer.Typer(no_args_is_help=True, help="Look at a federation's sites and images.")
+app.add_typer(sites_app, name="sites")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as federation=manifest rounds=5."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Print the version when asked."""
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Run a small federation of phantom vendors and write its report to ./demo."""
+    from fedshift.cli.simulate import simulate
+
+    simulate(["federation=cardiac_phantom", "rounds=5", "out=demo", *(overrides or [])])
+
+
+@app.command()
+def simulate(overrides: Overrides = None) -> None:
+    """Train and compare a federation on this machine; write a run folder with a report."""
+    from fedshift.cli.simulate import simulate as run
+
+    run(overrides or [])
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    overrides: Overrides = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Score on the images of this table instead.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder of the tables under RUN/evaluations.")
+    ] = None,
+) -> None:
+    """Score a finished run's models again without training, also on other data."""
+    from fedshift.cli.evaluate import evaluate as score
+
+    score(run, overrides or [], manifest, name)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+) -> None:
+    """Draw the figures and the page of runs again."""
+    from fedshift.cli.report import report as draw
+
+    for run in runs:
+        draw(run)
+
+
+@app.command()
+def explain(overrides: Overrides = None) -> None:
+    """Say which tensors a strategy averages and which stay at their site."""
+    from fedshift.cli.explain import explain as tell
+
+    tell(overrides or [])
+
+
+@sites_app.command("list")
+def sites_list(overrides: Overrides = None) -> None:
+    """List a federation's sites, without reading an image."""
+    from fedshift.cli.sites import list_sites
+
+    list_sites(overrides or [])
+
+
+@sites_app.command("inspect")
+def sites_inspect(overrides: Overrides = None) -> None:
+    """Print each site's fingerprint: counts, spacing, intensity, labels, vendor."""
+    from fedshift.cli.sites import inspect_sites
+
+    inspect_sites(overrides or [])
+
+
+@sites_app.command("check")
+def sites_check(overrides: Overrides = None) -> None:
+    """Look for faulty images and labels; exit with 2 when there are errors."""
+    from fedshift.cli.sites import check_sites
+
+    check_sites(overrides or [])
+
+
+def main() -> None:
+    """Run the command; a mistake the user can mend is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"fedshift: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("fedshift: interrupted; add resume=true to go on from the last round", err=True)
+        sys.exit(130)

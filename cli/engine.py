@@ -1,0 +1,44 @@
+"""The engine that a config asks for, on this machine."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fedshift.cli.settings import EngineSettings
+from fedshift.client.app import make_client_app
+from fedshift.client.memory import training_bytes
+from fedshift.client.simulation import LocalSites
+from fedshift.protocol.flower import Context, RecordDict
+from fedshift.protocol.messages import Instruction
+from fedshift.server.app import make_server_app
+from fedshift.server.engines import devices, ray
+from fedshift.server.engines.inline import InlineGrid
+from fedshift.server.progress import Progress
+from fedshift.server.rounds import RunPlan
+
+
+def run_engine(
+    plan: RunPlan, sites: LocalSites, engine: EngineSettings, progress: Progress
+) -> None:
+    """Run the plan's ServerApp against the sites in the engine asked for."""
+    server = make_server_app(plan, progress)
+    if engine.name == "ray":
+        client = make_client_app(sites, engine.threads)
+        workers = devices.useful_workers(engine.workers, len(sites.names), engine.threads)
+        ray.run(server, client, len(sites.names), workers, engine.threads)
+        return
+    with inline_grid(sites, engine, plan.instruction) as grid:
+        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        server(grid, context)
+
+
+def inline_grid(sites: LocalSites, engine: EngineSettings, instruction: Instruction) -> InlineGrid:
+    """The inline engine with a worker for each place that the machine has."""
+    slots = devices.place(
+        engine.devices,
+        engine.workers,
+        len(sites.names),
+        engine.threads,
+        need=partial(training_bytes, instruction.method, instruction.task, sites.data.size),
+    )
+    return InlineGrid(sites, slots, engine.threads)

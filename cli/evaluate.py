@@ -1,0 +1,103 @@
+"""``fedshift evaluate``: score a finished run's models again, also on other data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from fedshift import UserError
+from fedshift.cli.config import Config, load
+from fedshift.cli.engine import inline_grid
+from fedshift.cli.progress import Screen
+from fedshift.cli.runs import StoredRun, stored_run
+from fedshift.cli.settings import EngineSettings
+from fedshift.client.policy import Policy
+from fedshift.client.simulation import LocalSites
+from fedshift.protocol.storage import write_atomic
+from fedshift.server import report, tables
+from fedshift.server.cross_site import score
+from fedshift.server.rounds import Sites, find
+from fedshift.sites import DataSettings, load_federation
+from fedshift.sites.types import Federation
+
+
+def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: str | None) -> None:
+    """Write ``cases.csv`` and ``cross_site.csv`` to ``RUN/evaluations/NAME/``.
+
+    With ``manifest`` every image of that table is scored; without, the run's own test split.
+    Raises :class:`UserError` when the run is not finished or shares no structure with the data.
+    """
+    with stored_run(run) as stored:
+        seed = stored.config["seed"]
+        federation, data, config = _data(stored, overrides, manifest)
+        engine = EngineSettings.from_config(stored.config["engine"])
+        folder = run / "evaluations" / (name or _name(manifest) or federation.name)
+        with tempfile.TemporaryDirectory() as scratch:
+            sites = LocalSites(
+                federation=federation,
+                data=data,
+                policy=Policy.from_config(stored.config["policy"]),
+                folder=Path(scratch),
+                seed=seed,
+                amp=engine.amp,
+            )
+            console = Console()
+            with (
+                inline_grid(sites, engine, stored.instruction) as grid,
+                Screen(console, f"evaluating {run}") as screen,
+            ):
+                reached = Sites(grid, find(grid, stored.instruction), {})
+                screen.expect(len(stored.models) * len(reached.scored))
+                rows, problems = score(reached, stored.instruction, stored.models, ["test"], screen)
+        if not rows:
+            raise UserError(
+                f"nothing could be scored: {problems[0] if problems else 'no image has a label'}"
+            )
+        node = {**stored.config, "data": config, "out": str(folder)}
+        write_atomic(folder / "config.yaml", yaml.safe_dump(node, sort_keys=False))
+        tables.write_cases(folder / "cases.csv", rows)
+        tables.write_cross_site(folder / "cross_site.csv", tables.summarise(rows, seed))
+        console.print(report.summary(folder))
+
+
+_GEOMETRY = ("spacing_mm", "default_spacing_mm", "size", "slice_axis", "normalise")
+"""Keys of ``data`` that the networks were trained with: other images are prepared alike."""
+
+
+def _data(
+    stored: StoredRun, overrides: Sequence[str], manifest: Path | None
+) -> tuple[Federation, DataSettings, Config]:
+    """The data to score on: the run's own, or another table's, prepared as the run's was."""
+    trained = stored.config["data"]
+    if manifest is None:
+        if overrides:
+            raise UserError(f"'{overrides[0]}' changes other data: give its table with --manifest")
+        data = DataSettings.from_config(trained)
+        federation = load_federation(stored.config["federation"], data, stored.config["seed"])
+        return federation, data, trained
+    given = {override.partition("=")[0].removeprefix("data.") for override in overrides}
+    config = load(["federation=manifest", *overrides])["data"]
+    card = stored.cards[0]
+    prepared = {**trained, "size": card["size"][0]}
+    if stored.config["federation"]["kind"] == "phantom":
+        prepared["spacing_mm"] = card["spacing_mm"][0][1]
+    config |= {key: prepared[key] for key in _GEOMETRY if key not in given}
+    config["manifest"] = str(manifest)
+    data = DataSettings.from_config(config)
+    federation = load_federation({"name": _name(manifest), "kind": "manifest"}, data, 0)
+    # Nothing is trained here: every image is there to be scored.
+    unseen = tuple(replace(site, role="unseen") for site in federation.sites)
+    return replace(federation, sites=unseen), data, config
+
+
+def _name(manifest: Path | None) -> str | None:
+    """The folder of the tables: the table's own name, or its folder's when it is MANIFEST."""
+    if manifest is None:
+        return None
+    stem = manifest.stem
+    return manifest.resolve().parent.name if stem.lower() == "manifest" else stem

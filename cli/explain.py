@@ -1,0 +1,101 @@
+"""``fedshift explain``: what a strategy does with each tensor of a method, before any run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedshift import strategies
+from fedshift.cli.config import choices, load
+from fedshift.cli.settings import RunSettings
+from fedshift.client.model import Model
+from fedshift.protocol.messages import TensorInfo
+from fedshift.sites import DataSettings, load_federation
+from fedshift.strategies.base import Strategy
+
+_ROLES = {
+    "weight": "weights and biases",
+    "norm": "scale and shift of normalising layers",
+    "norm_buffer": "running statistics of normalising layers",
+}
+
+
+def explain(overrides: Sequence[str]) -> None:
+    """Print what is averaged and what is kept, what travels, and which strategies are the same."""
+    config = load(overrides)
+    settings = RunSettings.from_config(config)
+    federation = load_federation(
+        config["federation"], DataSettings.from_config(config["data"]), settings.seed
+    )
+    strategy = strategies.build(config["strategy"])
+    task = {key: value for key, value in config["task"].items() if key != "name"}
+    task["structures"] = list(federation.structures)
+    model = Model(config["method"], task, torch.device("cpu"), settings.seed)
+    infos = model.infos()
+    kept = strategy.keeps(infos)
+    name = config["strategy"]["name"]
+    training = [site.name for site in federation.sites if site.role == "train"]
+
+    table = Table(title=f"{name} with {config['method']['name']}", title_justify="left")
+    for column in ("network", "tensors", "what they are", "parameters", "what happens"):
+        table.add_column(column, justify="right" if column in ("tensors", "parameters") else "left")
+    groups: dict[tuple[str, str, bool], list[TensorInfo]] = {}
+    for tensor, info in infos.items():
+        groups.setdefault((info.network, info.role, tensor in kept), []).append(info)
+    for (network, role, stays), members in groups.items():
+        table.add_row(
+            network,
+            str(len(members)),
+            _ROLES[role],
+            f"{sum(_size(info) for info in members):,}",
+            "kept at the site" if stays else "averaged, then sent to every site",
+        )
+    console = Console()
+    console.print(table)
+    sent = sum(
+        _size(info) * np.dtype(info.dtype).itemsize
+        for tensor, info in infos.items()
+        if tensor not in kept
+    )
+    console.print(
+        f"{len(training)} sites train ({', '.join(training[:8])}"
+        f"{', ...' if len(training) > 8 else ''}); a round moves {sent / 1e6:.2f} MB to each "
+        "selected site and as much back.",
+        highlight=False,
+    )
+    terms = strategy.terms()
+    for term, weight in terms.items():
+        console.print(f"Sites add a {term} term of weight {weight:g} to their loss.")
+    for other in same_as(strategy, name, infos, len(training)):
+        console.print(f"[yellow]Warning: {other}[/yellow]")
+
+
+def same_as(
+    strategy: Strategy, name: str, infos: Mapping[str, TensorInfo], sites: int
+) -> list[str]:
+    """Sentences about strategies that would do the very same here."""
+    sentences = []
+    if sites == 1 and strategy.model == "federated":
+        sentences.append(f"with one training site {name} is local training.")
+    mine = (strategy.keeps(infos), strategy.terms(), strategy.model)
+    for other_name in choices("strategy"):
+        if other_name in (name, "pooled"):
+            continue
+        other = strategies.build({"name": other_name})
+        if (other.keeps(infos), other.terms(), other.model) != mine:
+            continue
+        why = ""
+        if "fedbn" in (name, other_name):
+            why = ": the networks have no normalising layer with tensors of its own"
+        elif "fedprox" in (name, other_name):
+            why = ": the proximal weight is 0"
+        sentences.append(f"{name} would be the same as {other_name}{why}.")
+    return sentences
+
+
+def _size(info: TensorInfo) -> int:
+    return int(np.prod(info.shape))

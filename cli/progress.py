@@ -1,0 +1,78 @@
+"""A long run on the screen: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_LINE_EVERY_S = 10.0
+
+
+class Screen:
+    """Watches a run (see :mod:`fedshift.server.progress`); use as a context manager."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self.title = title
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=None)
+        self._total = 0
+        self._done = 0
+        self._start = time.monotonic()
+        self._last = self._start
+
+    def __enter__(self) -> Screen:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def expect(self, units: int) -> None:
+        """Say how many units of work are ahead in all."""
+        self._total = units
+        self._start = time.monotonic()
+        self._bar.reset(self._task, total=units)
+
+    def advance(self, what: str) -> None:
+        """Say that one unit is done, and what it was."""
+        self._done += 1
+        self._bar.update(self._task, advance=1, description=f"{self.title}  {what}")
+        now = time.monotonic()
+        if not self.console.is_terminal and (
+            now - self._last > _LINE_EVERY_S or self._done == self._total
+        ):
+            self._last = now
+            left = (now - self._start) / self._done * (self._total - self._done)
+            self.console.print(
+                f"{self._done}/{self._total}  {what}  about {left:.0f} s left", highlight=False
+            )
+
+    def say(self, sentence: str) -> None:
+        """Print something worth keeping on the screen."""
+        self.console.print(sentence, highlight=False, markup=False)

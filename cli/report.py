@@ -1,0 +1,15 @@
+"""``fedshift report``: draw a run's figures and page again, from its tables alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from fedshift.server import report as reports
+
+
+def report(run: Path) -> None:
+    """Rebuild ``figures/`` and ``report.html`` of ``run`` and print its summary."""
+    reports.build(run)
+    Console().print(reports.summary(run))

@@ -1,0 +1,109 @@
+"""A finished run, opened again: its config and its models, without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedshift import UserError, strategies
+from fedshift.cli.config import Config
+from fedshift.cli.settings import EngineSettings, RunSettings
+from fedshift.client.policy import Policy
+from fedshift.client.simulation import LocalSites
+from fedshift.protocol.messages import POOLED, Instruction
+from fedshift.server import checkpoint
+from fedshift.server.cross_site import ModelRef, finished_models
+from fedshift.server.engines.inline import InlineGrid
+from fedshift.server.rounds import RunPlan, meet, prepare
+from fedshift.sites import DataSettings
+from fedshift.sites.types import Federation, SiteSpec
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run folder's config, its models (loaded one at a time), and what to ask of sites."""
+
+    config: Config
+    structures: tuple[str, ...]
+    cards: list[dict[str, Any]]
+    models: list[ModelRef]
+    instruction: Instruction
+
+
+def read_config(path: Path) -> Config:
+    """Read a run's ``config.yaml``; raises :class:`UserError` when it is not one."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name the folder of a run") from error
+    if not isinstance(config, dict) or "federation" not in config:
+        raise UserError(f"{path} is not the configuration of a run; name the folder of a run")
+    return config
+
+
+def build_plan(
+    config: Config, settings: RunSettings, structures: tuple[str, ...], identity: str
+) -> RunPlan:
+    """What the coordinator needs to know of the run that ``config`` describes."""
+    arms = [config["strategy"], *({"name": name} for name in settings.baselines)]
+    task = {key: value for key, value in config["task"].items() if key != "name"}
+    return RunPlan(
+        out=settings.out,
+        identity=identity,
+        seed=settings.seed,
+        rounds=settings.rounds,
+        local_steps=settings.local_steps,
+        method=config["method"],
+        task={**task, "structures": list(structures)},
+        strategies=tuple(strategies.build(arm) for arm in arms),
+        validate_every=settings.validate_every,
+        evaluated=settings.evaluated,
+        deadline_s=settings.deadline_s,
+    )
+
+
+@contextmanager
+def stored_run(run: Path) -> Iterator[StoredRun]:
+    """Open a run whose rounds are done; no image is read.
+
+    Raises :class:`UserError` when ``run`` is no run folder or its training is not finished.
+    """
+    config = read_config(run / "config.yaml")
+    settings = RunSettings.from_config({**config, "out": str(run)})
+    cards_path = run / "checkpoints" / "sites.json"
+    done = checkpoint.last_round(run / "checkpoints")
+    if done < settings.rounds or not cards_path.exists():
+        raise UserError(
+            f"{run} holds {done} of {settings.rounds} rounds; finish it first with "
+            "fedshift simulate ... resume=true"
+        )
+    cards = json.loads(cards_path.read_text(encoding="utf-8"))
+    structures = tuple(cards[0]["structures"])
+    specs = tuple(
+        SiteSpec(card["name"], (), card["role"]) for card in cards if card["name"] != POOLED
+    )
+    plan = build_plan(config, settings, structures, checkpoint.fingerprint(config))
+    sites = LocalSites(
+        federation=Federation(config["federation"]["name"], specs, structures),
+        data=DataSettings.from_config(config["data"]),
+        policy=Policy.from_config(config["policy"]),
+        folder=run / "checkpoints" / "sites",
+        seed=settings.seed,
+        pooled=any(card["name"] == POOLED for card in cards),
+    )
+    threads = EngineSettings.from_config(config["engine"]).threads
+    with InlineGrid(sites, ["cpu"], threads) as grid:
+        training = prepare(meet(grid, plan), plan)
+        yield StoredRun(
+            config,
+            structures,
+            cards,
+            finished_models(training, plan),
+            plan.instruction.but(round=plan.rounds),
+        )

@@ -1,0 +1,178 @@
+"""``fedshift simulate``: a whole federation on this machine, from config to report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from fedshift import UserError
+from fedshift.cli import examples
+from fedshift.cli.config import Config, load
+from fedshift.cli.engine import run_engine
+from fedshift.cli.progress import Screen
+from fedshift.cli.runs import build_plan, read_config
+from fedshift.cli.settings import EngineSettings, RunSettings
+from fedshift.client import ledger
+from fedshift.client.policy import Policy
+from fedshift.client.simulation import LocalSites
+from fedshift.protocol.storage import keep_lines, write_atomic
+from fedshift.server import checkpoint, report, tables
+from fedshift.sites import DataSettings, load_federation
+from fedshift.sites.types import Federation
+from fedshift.strategies.pooled import Pooled
+
+
+def simulate(overrides: Sequence[str]) -> None:
+    """Train, score and report; prints the summary."""
+    config = load(overrides)
+    settings = RunSettings.from_config(config)
+    data = DataSettings.from_config(config["data"])
+    federation = load_federation(config["federation"], data, settings.seed)
+    console = Console()
+    if settings.protocol == "leave_one_site_out":
+        _leave_one_out(config, settings, federation, data, console)
+    else:
+        run_folder(config, settings, federation, data, console)
+    console.print(report.summary(settings.out))
+
+
+def run_folder(
+    config: Config,
+    settings: RunSettings,
+    federation: Federation,
+    data: DataSettings,
+    console: Console,
+) -> None:
+    """Fill one run folder, or what is left of it."""
+    out = settings.out
+    engine = EngineSettings.from_config(config["engine"])
+    policy = Policy.from_config(config["policy"])
+    identity = checkpoint.fingerprint(config)
+    plan = build_plan(config, settings, federation.structures, identity)
+    done = _open_folder(out, config, identity, resume=settings.resume)
+    if (out / "cross_site.csv").exists():
+        console.print(f"{out} is finished; drawing its report again", highlight=False)
+        report.build(out)
+        return
+    sites = LocalSites(
+        federation=federation,
+        data=data,
+        policy=policy,
+        folder=plan.checkpoints / "sites",
+        seed=settings.seed,
+        pooled=any(isinstance(strategy, Pooled) for strategy in plan.strategies),
+        amp=engine.amp,
+    )
+    egress = _Egress(sites, out / "egress.jsonl", done)
+    plan = replace(plan, after_round=egress.collect)
+    title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"
+    with Screen(console, title) as screen:
+        run_engine(plan, sites, engine, screen)
+    examples.draw(out, sites)
+    report.build(out)
+
+
+class _Egress:
+    """Gathers the simulated sites' ledgers into the run's ``egress.jsonl``, round by round."""
+
+    def __init__(self, sites: LocalSites, path: Path, done: int) -> None:
+        """Forget what left after round ``done``, which a resumed run repeats."""
+        sites.roll_back(done)
+        keep_lines(path, ledger.left_by(done))
+        self._sites = sites
+        self._path = path
+        self._positions = sites.ledger_sizes()
+
+    def collect(self) -> None:
+        """Append the lines that are new since the last call."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._sites.egress(self._positions))
+
+
+def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> int:
+    """Make ``out`` ready; return how many rounds of this run it already holds.
+
+    Raises :class:`UserError` when it holds something else, which is left as it is.
+    """
+    stored = out / "config.yaml"
+    if stored.exists():
+        if not resume:
+            raise UserError(
+                f"{out} already holds a run; add resume=true to go on with it or choose another "
+                "out=DIR"
+            )
+        earlier = read_config(stored)
+        if checkpoint.fingerprint(earlier) != identity:
+            changed = sorted(_differing(earlier, config))
+            raise UserError(
+                f"{out} holds a run with another config ({', '.join(changed[:5])} differ); repeat "
+                "that run's options or choose another out=DIR"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run; choose another out=DIR")
+    done = checkpoint.last_round(out / "checkpoints")
+    if done == 0:
+        # Nothing counts before the first checkpoint: start clean.
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for name in ("rounds.jsonl", "egress.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        write_atomic(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return done
+
+
+def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
+    """The dotted keys whose values differ, those that decide no result left out."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return set() if first == second else {prefix.removesuffix(".")}
+    keys = (first.keys() | second.keys()) - (set() if prefix else set(checkpoint.ELSEWHERE))
+    return set().union(
+        *(_differing(first.get(key), second.get(key), f"{prefix}{key}.") for key in keys)
+    )
+
+
+def _leave_one_out(
+    config: Config,
+    settings: RunSettings,
+    federation: Federation,
+    data: DataSettings,
+    console: Console,
+) -> None:
+    """Leave each training site out in turn; score the models of the others on it.
+
+    Each fold is a run folder of its own under ``folds/``. The tables of ``out`` hold, for every
+    site, the models that never saw it.
+    """
+    out = settings.out
+    training = [site.name for site in federation.sites if site.role == "train"]
+    if len(training) < 2:
+        raise UserError(
+            "protocol=leave_one_site_out needs at least two training sites; "
+            f"the federation has {len(training)}"
+        )
+    _open_folder(out, config, checkpoint.fingerprint(config), resume=settings.resume)
+    cases: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
+    for number, name in enumerate(training, start=1):
+        console.print(f"fold {number} of {len(training)}: without {name}", highlight=False)
+        fold = out / "folds" / name
+        left = replace(
+            federation,
+            sites=tuple(
+                replace(site, role="unseen") if site.name == name else site
+                for site in federation.sites
+            ),
+        )
+        fold_config = {**config, "out": str(fold), "protocol": "together", "left_out": name}
+        run_folder(fold_config, replace(settings, out=fold), left, data, console)
+        cases += [row for row in tables.read_cases(fold / "cases.csv") if row["site"] == name]
+        found = tables.read_cross_site(fold / "cross_site.csv")
+        summary += [row for row in found if row["site"] == name]
+    tables.write_cases(out / "cases.csv", cases)
+    tables.write_cross_site(out / "cross_site.csv", summary)
+    report.build(out)

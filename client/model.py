@@ -1,0 +1,119 @@
+"""A method's networks as named arrays: building, describing, loading and reading them.
+
+A tensor's name is ``<sub-network>/<its name in the network>``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedshift import derive_seed
+from fedshift.client import methods
+from fedshift.client.methods.base import Method, Networks
+from fedshift.client.tasks import Segmentation
+from fedshift.protocol.messages import Arrays, TensorInfo
+
+_NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class Model:
+    """A method and its networks on one device, whose weights are loaded for every message."""
+
+    def __init__(
+        self, method: Mapping[str, Any], task: Mapping[str, Any], device: torch.device, seed: int
+    ) -> None:
+        """Networks start from the weights that ``seed`` determines, the same at every site.
+
+        Raises :class:`fedshift.UserError` for unknown or wrong settings.
+        """
+        settings = dict(method)
+        self.method: Method = methods.build(settings.pop("name"), settings)
+        self.task = Segmentation(**{**task, "structures": tuple(task["structures"])})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "initial weights"))
+            nets = self.method.networks(self.task)
+        self.device = device
+        self.nets: Networks = {name: net.to(device) for name, net in nets.items()}
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """What a strategy must know of each tensor."""
+        sharing = self.method.sharing()
+        infos = {}
+        for network, net in self.nets.items():
+            norms = {
+                f"{prefix}.{name}" if prefix else name
+                for prefix, module in net.named_modules()
+                if isinstance(module, _NORM_LAYERS)
+                for name in module.state_dict(keep_vars=True)
+            }
+            parameters = {name for name, _ in net.named_parameters()}
+            for name, tensor in net.state_dict(keep_vars=True).items():
+                role = "weight"
+                if name in norms:
+                    role = "norm" if name in parameters else "norm_buffer"
+                infos[f"{network}/{name}"] = TensorInfo(
+                    network=network,
+                    role=role,
+                    sharing=sharing[network].value,
+                    shape=tuple(tensor.shape),
+                    dtype=str(tensor.dtype).removeprefix("torch."),
+                )
+        return infos
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The live tensors by name."""
+        return {
+            f"{network}/{name}": tensor
+            for network, net in self.nets.items()
+            for name, tensor in net.state_dict(keep_vars=True).items()
+        }
+
+    @torch.no_grad()
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Copy ``arrays`` onto the device; raises ``ValueError`` unless they are exactly the
+        model's tensors with their shapes."""
+        tensors = self.tensors()
+        if tensors.keys() != arrays.keys():
+            odd = sorted(tensors.keys() ^ arrays.keys())
+            raise ValueError(
+                f"the model sent and the method's networks differ in {len(odd)} tensors, "
+                f"the first is {odd[0]}"
+            )
+        for name, tensor in tensors.items():
+            array = arrays[name]
+            if tuple(array.shape) != tuple(tensor.shape):
+                raise ValueError(
+                    f"tensor {name} has shape {tuple(array.shape)}; "
+                    f"the method's network has {tuple(tensor.shape)}"
+                )
+            tensor.copy_(torch.from_numpy(array))
+
+    def read(self) -> Arrays:
+        """Copy all tensors off the device."""
+        return {
+            name: tensor.detach().cpu().numpy().copy() for name, tensor in self.tensors().items()
+        }
+
+
+def initial_arrays(method: Mapping[str, Any], task: Mapping[str, Any], seed: int) -> Arrays:
+    """The weights every site starts from."""
+    return Model(method, task, torch.device("cpu"), seed).read()
+
+
+def shared_model(method: Mapping[str, Any], task: Mapping[str, Any], device: torch.device) -> Model:
+    """One set of networks a process, whatever the number of sites it serves: every message
+    loads its own weights into it."""
+    return _cached_model(json.dumps(dict(method)), json.dumps(dict(task)), str(device))
+
+
+@lru_cache(maxsize=1)
+def _cached_model(method: str, task: str, device: str) -> Model:
+    return Model(json.loads(method), json.loads(task), torch.device(device), seed=0)

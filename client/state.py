@@ -1,0 +1,43 @@
+"""What a site keeps between rounds, on its own disk: tensors by arm and round.
+
+A round's state is a file of its own, so that a run killed in the middle of round ``r`` finds the
+state of round ``r - 1`` untouched and repeats round ``r`` from it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fedshift.protocol.messages import Arrays
+from fedshift.protocol.storage import read_tensors, write_tensors
+
+_NAME = re.compile(r"round_(\d+)\.safetensors$")
+
+
+class SiteState:
+    """The tensors that ``arm`` keeps at a site, under ``folder``."""
+
+    def __init__(self, folder: Path, arm: str) -> None:
+        self.folder = folder / arm
+
+    def load(self, up_to_round: int) -> Arrays:
+        """The newest state of a round at or before ``up_to_round``; empty when there is none."""
+        rounds = [number for number in self._rounds() if number <= up_to_round]
+        return read_tensors(self._path(max(rounds))) if rounds else {}
+
+    def save(self, round: int, tensors: Arrays) -> None:
+        """Save the state after ``round`` and drop what no resume can need any more."""
+        write_tensors(self._path(round), tensors)
+        earlier = sorted(number for number in self._rounds() if number < round)
+        for number in earlier[:-1]:
+            self._path(number).unlink(missing_ok=True)
+
+    def _path(self, round: int) -> Path:
+        return self.folder / f"round_{round:04d}.safetensors"
+
+    def _rounds(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.match(path.name) for path in self.folder.iterdir())
+        return [int(match.group(1)) for match in matches if match]

@@ -1,0 +1,143 @@
+"""Training and prediction loops over slices, shared by the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedshift import derive_seed
+from fedshift.client.augmentation import Augmentation
+from fedshift.client.losses import dice_ce
+from fedshift.client.methods.base import Budget, Networks
+from fedshift.sites.types import Case
+
+PREDICT_BATCH = 8
+"""Slices a forward pass in prediction. It bounds memory, and on a CPU larger batches are slower:
+32 slices of 128 x 128 pixels no longer fit the cache and take 1.7 times as long each."""
+
+
+class LabelledSlices:
+    """The labelled slices of ``cases``, read batch by batch from their (memory-mapped) arrays."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._slices: list[tuple[np.ndarray, np.ndarray]] = []
+        for case in cases:
+            if case.label is not None:
+                # A plain view of a memory map: indexing np.memmap itself costs several times more.
+                image, label = np.asarray(case.image), np.asarray(case.label)
+                self._slices += [(image[s], label[s]) for s in np.flatnonzero(case.labelled)]
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def batches(
+        self, size: int, steps: int, seed: int, device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield ``steps`` batches: images (B, 1, H, W) float32, labels (B, H, W) uint8.
+
+        The order is one random permutation of all slices after another, cut into batches without
+        regard to where a permutation ends, so every slice is seen equally often. With fewer slices
+        than ``size``, B is the number of slices.
+        """
+        rng = np.random.default_rng(seed)
+        count = min(size, len(self))
+        height, width = self._slices[0][0].shape
+        queue: list[int] = []
+        for _ in range(steps):
+            while len(queue) < count:
+                queue += rng.permutation(len(self)).tolist()
+            chosen, queue = queue[:count], queue[count:]
+            # Fresh tensors: page-locked ones may still be on their way to the GPU. PyTorch's
+            # allocator hands the memory back when the copy is done.
+            pinned = device.type == "cuda"
+            images = torch.empty(count, 1, height, width, pin_memory=pinned)
+            labels = torch.empty(count, height, width, dtype=torch.uint8, pin_memory=pinned)
+            image_rows, label_rows = images.numpy(), labels.numpy()
+            for row, index in enumerate(chosen):
+                image_rows[row, 0], label_rows[row] = self._slices[index]
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def train_segmentation(
+    nets: Networks,
+    key: str,
+    slices: LabelledSlices,
+    *,
+    batch: int,
+    learning_rate: float,
+    augmentation: Augmentation,
+    budget: Budget,
+) -> dict[str, float]:
+    """Train ``nets[key]`` in place for ``budget.steps`` steps of Adam on Dice + cross-entropy.
+
+    Adam starts afresh at every call: its moments belong to the weights a site had, not to those it
+    is sent. The networks are moved to ``budget.device`` and left there.
+
+    Returns the means over the steps of ``loss`` (without the penalty) and, where the budget has
+    one, ``penalty``; and ``nonfinite_steps``, the number of steps whose gradient was not finite.
+    Mixed precision leaves such steps out and lowers its loss scale; in full precision they spoil
+    the weights, and the caller must not use them.
+    """
+    device = budget.device
+    on_gpu = device.type == "cuda"
+    for net in nets.values():
+        net.to(device)
+    net = nets[key]
+    if on_gpu:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.train()
+    parameters = list(net.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=budget.amp)
+    generator = torch.Generator().manual_seed(derive_seed(budget.seed, "augmentation"))
+    # Sums stay tensors until the end: reading a number at every step would stall a GPU.
+    loss_sum, penalty_sum, nonfinite = torch.zeros(3, device=device).unbind()
+    seed = derive_seed(budget.seed, "batches")
+    for original in slices.batches(batch, budget.steps, seed, device):
+        images, labels = augmentation(*original, generator)
+        if on_gpu:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
+            logits = net(images)
+        loss = dice_ce(logits, labels)
+        loss_sum += loss.detach()
+        if budget.penalty is not None:
+            penalty = budget.penalty(nets)
+            penalty_sum += penalty.detach()
+            loss = loss + penalty
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nonfinite += ~norm.isfinite()
+        scaler.step(optimizer)
+        scaler.update()
+    metrics = {"loss": float(loss_sum) / budget.steps, "nonfinite_steps": float(nonfinite)}
+    if budget.penalty is not None:
+        metrics["penalty"] = float(penalty_sum) / budget.steps
+    return metrics
+
+
+def predict_probabilities(
+    net: nn.Module, images: Sequence[np.ndarray] | np.ndarray, device: torch.device
+) -> np.ndarray:
+    """Return class probabilities (S, C, H, W) float32 of ``images``, S slices (H, W) float32.
+
+    Slices go through ``net`` :data:`PREDICT_BATCH` at a time; ``net`` is moved to ``device`` and
+    left there, in evaluation mode. S may not be zero.
+    """
+    net.to(device).eval()
+    found: np.ndarray | None = None
+    with torch.inference_mode():
+        for start in range(0, len(images), PREDICT_BATCH):
+            part = np.ascontiguousarray(images[start : start + PREDICT_BATCH], dtype=np.float32)
+            logits = net(torch.from_numpy(part).unsqueeze(1).to(device))
+            probabilities = torch.softmax(logits.float(), dim=1).cpu().numpy()
+            if found is None:
+                found = np.empty((len(images), *probabilities.shape[1:]), dtype=np.float32)
+            found[start : start + len(part)] = probabilities
+    if found is None:
+        raise ValueError("no image to predict")
+    return found

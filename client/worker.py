@@ -1,0 +1,328 @@
+"""The site's guard: every message, in every engine, goes through ``SiteWorker.handle``.
+
+It is the only code that touches images. It checks the site's policy, runs the method, writes
+everything that leaves into the ledger, and answers. What goes wrong becomes an error answer that
+names the site, never an exception: one site never takes the federation down.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedshift import UserError, derive_seed
+from fedshift.client import summaries
+from fedshift.client.ledger import Ledger
+from fedshift.client.methods.base import Budget, Sharing
+from fedshift.client.metrics import score_case
+from fedshift.client.model import Model, initial_arrays, shared_model
+from fedshift.client.policy import Policy, Refused
+from fedshift.client.state import SiteState
+from fedshift.client.terms import build_penalty
+from fedshift.protocol.cards import SiteCard
+from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from fedshift.protocol.messages import (
+    ARRAYS,
+    BANK,
+    CONFIG,
+    EXAMPLES,
+    STATISTICS,
+    Action,
+    Arrays,
+    Instruction,
+    Purpose,
+    answer,
+    content_bytes,
+    pack_arrays,
+    unpack_arrays,
+    unpack_bank,
+)
+from fedshift.protocol.tables import METRICS as CASE_METRICS
+from fedshift.sites.types import Case, SiteData, Split
+
+log = logging.getLogger(__name__)
+
+ERROR_REFUSED = 101
+ERROR_FAILED = 102
+
+Reply = tuple[Purpose | None, RecordDict]
+
+
+class SiteWorker:
+    """Answers the coordinator's messages for one site."""
+
+    def __init__(
+        self,
+        name: str,
+        open_data: Callable[[], SiteData],
+        *,
+        policy: Policy,
+        folder: Path,
+        device: torch.device,
+        amp: bool = False,
+        audited: bool = True,
+    ) -> None:
+        """``folder`` holds the site's state and ledger. ``audited=False`` is for the simulated
+        site that pools all data: it stands for no place, so nothing can leave it."""
+        self.name = name
+        self.policy = policy
+        self.folder = folder
+        self.device = device
+        self.amp = amp
+        self._open_data = open_data
+        self._ledger = Ledger(folder / "egress.jsonl", name) if audited else None
+        self._actions: dict[Action, Callable[[Instruction, RecordDict], Reply]] = {
+            Action.NAME: self._name,
+            Action.CARD: self._card,
+            Action.INITIAL: self._initial,
+            Action.FIT: self._fit,
+            Action.VALIDATE: self._validate,
+            Action.SCORE: self._score,
+            Action.MODEL: self._kept_model,
+            Action.STATISTICS: self._statistics,
+            Action.SHIFT_ANSWER: self._shift_answer,
+        }
+
+    @cached_property
+    def data(self) -> SiteData:
+        """The site's data, opened at the first message that needs it."""
+        return self._open_data()
+
+    def handle(self, message: Message) -> Message:
+        """Answer ``message``; an error answer carries one sentence that names the site."""
+        try:
+            record = message.content[CONFIG]
+            assert isinstance(record, ConfigRecord)
+            instruction = Instruction.from_record(record)
+            purpose, reply = self._actions[instruction.action](instruction, message.content)
+            if purpose is not None:
+                self.policy.check_release(purpose, content_bytes(reply))
+                if self._ledger is not None:
+                    self._ledger.record(reply, round=instruction.round, purpose=purpose)
+            return Message(content=reply, reply_to=message)
+        except Refused as refusal:
+            return Message(Error(ERROR_REFUSED, str(refusal)), reply_to=message)
+        except UserError as error:
+            return Message(Error(ERROR_FAILED, str(error)), reply_to=message)
+        except Exception as error:
+            log.exception("site %s failed", self.name)
+            return Message(
+                Error(ERROR_FAILED, f"{type(error).__name__}: {error}"), reply_to=message
+            )
+
+    def _name(self, instruction: Instruction, content: RecordDict) -> Reply:
+        return None, answer(self.name)
+
+    def _card(self, instruction: Instruction, content: RecordDict) -> Reply:
+        return Purpose.CARD, answer(self.name, details=describe(self.data).to_json())
+
+    def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
+        model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
+        infos = {name: vars(info) for name, info in model.infos().items()}
+        return Purpose.INITIAL, answer(
+            self.name, arrays=pack_arrays(model.read()), details={"tensors": infos}
+        )
+
+    def _fit(self, instruction: Instruction, content: RecordDict) -> Reply:
+        self.policy.check_method(instruction.method["name"])
+        start = time.perf_counter()
+        state = SiteState(self.folder, instruction.arm)
+        kept = frozenset(instruction.kept)
+        model = self._model(instruction, content, state, up_to_round=instruction.round - 1)
+        bank_record = content.get(BANK)
+        bank = unpack_bank(bank_record) if isinstance(bank_record, ArrayRecord) else {}
+        budget = Budget(
+            steps=instruction.steps,
+            seed=derive_seed(
+                instruction.seed, self.name, instruction.round, instruction.arm, "fit"
+            ),
+            device=self.device,
+            amp=self.amp,
+            penalty=build_penalty(instruction.terms, model, kept),
+        )
+        report = model.method.fit(self.data, model.nets, bank, budget)
+        published = model.method.publish(self.data, model.nets)
+        arrays = model.read()
+        if report.trained and kept:
+            state.save(instruction.round, {name: arrays[name] for name in kept})
+        sharing = model.method.sharing()
+        sent = {
+            name: array
+            for name, array in arrays.items()
+            if name not in kept
+            and (network := name.split("/", maxsplit=1)[0]) in report.trained
+            and sharing[network] is not Sharing.KEPT
+        }
+        metrics: dict[str, float | int] = {
+            EXAMPLES: report.examples,
+            **report.metrics,
+            "seconds": time.perf_counter() - start,
+        }
+        return Purpose.UPDATE, answer(
+            self.name, arrays=pack_arrays(sent), metrics=metrics, statistics=published
+        )
+
+    def _validate(self, instruction: Instruction, content: RecordDict) -> Reply:
+        state = SiteState(self.folder, instruction.arm)
+        model = self._model(instruction, content, state, up_to_round=instruction.round)
+        cases = [case for case in self.data.splits["val"] if case.labelled.any()]
+        metrics: dict[str, float | int] = {EXAMPLES: len(cases)}
+        if cases:
+            metrics["val_dice"] = float(np.mean([self._grid_dice(model, case) for case in cases]))
+        return Purpose.VALIDATION, answer(self.name, metrics=metrics)
+
+    def _grid_dice(self, model: Model, case: Case) -> float:
+        """Mean Dice over the structures of ``case`` on the network's grid: quick, for curves."""
+        assert case.label is not None
+        label = case.label[case.labelled]
+        probabilities = model.method.predict(model.nets, case.image[case.labelled], self.device)
+        predicted = probabilities.argmax(axis=1)
+        scores = []
+        for index in range(1, model.task.classes):
+            truth, found = label == index, predicted == index
+            size = int(truth.sum()) + int(found.sum())
+            scores.append(1.0 if size == 0 else 2.0 * float((truth & found).sum()) / size)
+        return float(np.mean(scores))
+
+    def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
+        """Per-case metrics on each image's own grid, of the model sent."""
+        model = self._model(instruction, content)
+        keys: list[list[Any]] = []
+        columns: dict[str, list[float]] = {name: [] for name in CASE_METRICS}
+        columns["reference_volume_ml"] = []
+        failed: list[int] = []
+        splits: list[Split] = instruction.options["splits"]
+        for split in splits:
+            for case in self.data.splits[split]:
+                if case.reference is None or not case.labelled.any():
+                    continue
+                for row in self._score_case(model, case):
+                    keys.append(
+                        [split, case.domain.vendor, case.subject, case.id, row["structure"]]
+                    )
+                    for name, column in columns.items():
+                        column.append(float(row[name]))
+                    failed.append(int(row["failed"]))
+        metrics = {EXAMPLES: len(keys), "failed": failed, **columns}
+        return Purpose.CASES, answer(self.name, metrics=metrics, details={"rows": keys})
+
+    def _score_case(self, model: Model, case: Case) -> list[dict[str, Any]]:
+        """Rows of the structures that both the model and this site's labels know, by name."""
+        assert case.reference is not None
+        known = model.task.structures
+        common = [name for name in self.data.structures if name in known]
+        if not common:
+            raise UserError(
+                f"the labels name {', '.join(self.data.structures)} and the model "
+                f"{', '.join(known)}: none in common; name them alike with data.labels"
+            )
+        classes = np.zeros(256, np.uint8)
+        for name in common:
+            classes[self.data.structures.index(name) + 1] = known.index(name) + 1
+        # Between labelled slices others may lie: they stay, empty, so that distances are right.
+        labelled = np.flatnonzero(case.labelled)
+        span = slice(labelled[0], labelled[-1] + 1)
+        inside = case.labelled[span]
+        probabilities = model.method.predict(model.nets, case.image[case.labelled], self.device)
+        reference = np.where(inside[:, None, None], classes[case.reference[span]], 0)
+        predicted = np.zeros_like(reference)
+        predicted[inside] = case.to_native(probabilities)
+        rows = score_case(
+            reference,
+            predicted,
+            case.native_spacing_mm,
+            known,
+            model.task.tolerance_mm,
+        )
+        return [row for row in rows if row["structure"] in common]
+
+    def _kept_model(self, instruction: Instruction, content: RecordDict) -> Reply:
+        tensors = SiteState(self.folder, instruction.arm).load(instruction.round)
+        if not tensors:
+            raise UserError(f"no {instruction.arm} model was ever trained here")
+        return Purpose.MODEL, answer(self.name, arrays=pack_arrays(tensors))
+
+    def _statistics(self, instruction: Instruction, content: RecordDict) -> Reply:
+        """What the site says of its images so that shift can be measured."""
+        model = self._model(instruction, content)
+        statistics = summaries.summarise(
+            self.data,
+            partial(model.method.features, model.nets),
+            model.nets,
+            seed=instruction.seed,
+            device=self.device,
+            min_count=self.policy.min_count,
+        )
+        return Purpose.STATISTICS, answer(self.name, statistics=statistics)
+
+    def _shift_answer(self, instruction: Instruction, content: RecordDict) -> Reply:
+        """The second exchange about shift: the answer to the coordinator's question."""
+        model = self._model(instruction, content)
+        question = content[STATISTICS]
+        assert isinstance(question, ArrayRecord)
+        statistics = summaries.answer(
+            self.data,
+            partial(model.method.features, model.nets),
+            model.nets,
+            unpack_arrays(question),
+            seed=instruction.seed,
+            device=self.device,
+            min_count=self.policy.min_count,
+        )
+        return Purpose.STATISTICS, answer(self.name, statistics=statistics)
+
+    def _model(
+        self,
+        instruction: Instruction,
+        content: RecordDict,
+        state: SiteState | None = None,
+        *,
+        up_to_round: int = 0,
+    ) -> Model:
+        """The networks with the weights sent, and what the site keeps filled in from ``state``
+        (at the first round from the run's initial weights)."""
+        model = shared_model(instruction.method, instruction.task, self.device)
+        record = content.get(ARRAYS)
+        arrays: Arrays = unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+        if state is not None and instruction.kept:
+            own = state.load(up_to_round) or initial_arrays(
+                instruction.method, instruction.task, instruction.seed
+            )
+            arrays.update({name: own[name] for name in instruction.kept})
+        model.load(arrays)
+        return model
+
+
+def describe(data: SiteData) -> SiteCard:
+    """The card of a site: counts and names."""
+    cases = [case for split in data.splits.values() for case in split]
+    shown: set[int] = set()
+    for case in data.splits["train"]:
+        if case.label is not None:
+            shown.update(np.flatnonzero(np.bincount(case.label.ravel())).tolist())
+    return SiteCard(
+        name=data.name,
+        role=data.role,
+        vendors=tuple(sorted({case.domain.vendor for case in cases})),
+        structures=data.structures,
+        labelled=tuple(data.structures[index - 1] for index in sorted(shown - {0})),
+        splits={
+            split: {
+                "subjects": len({case.subject for case in members}),
+                "cases": len(members),
+                "slices": sum(case.image.shape[0] for case in members),
+                "labelled": data.labelled_slices(split),
+            }
+            for split, members in data.splits.items()
+        },
+        spacing_mm=tuple(sorted({case.native_spacing_mm for case in cases})),
+        size=data.size,
+        notes=data.notes,
+    )

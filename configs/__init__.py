@@ -1,0 +1,1 @@
+"""The Hydra tree: one folder a group, ``config.yaml`` at the root."""

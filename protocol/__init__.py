@@ -1,0 +1,1 @@
+"""The only vocabulary that server and client share: records, packing, site cards, tables."""

@@ -1,0 +1,219 @@
+"""What the coordinator asks of a site and what a site answers, as Flower records.
+
+A request carries a ``config`` record (the :class:`Instruction`) and, where needed, an ``arrays``
+record (a model) and a ``bank`` record (what the sites published). An answer carries an ``arrays``
+and a ``metrics`` record under the names Flower's own strategies expect, an ``answer`` record with
+everything that is neither, and a ``statistics`` record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from fedshift.protocol.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+Arrays = dict[str, np.ndarray]
+
+POOLED = "all"
+"""The name of the simulated site that holds all data, and of what was trained on every site."""
+
+ARRAYS = "arrays"
+BANK = "bank"
+CONFIG = "config"
+METRICS = "metrics"
+ANSWER = "answer"
+STATISTICS = "statistics"
+EXAMPLES = "num-examples"
+"""The metric that weights a site, under the name Flower's strategies use."""
+
+
+class Action(StrEnum):
+    """What a site can be asked to do; the part before the dot is Flower's message type."""
+
+    NAME = "query.name"
+    CARD = "query.card"
+    INITIAL = "query.initial"
+    FIT = "train.fit"
+    VALIDATE = "evaluate.validate"
+    SCORE = "evaluate.score"
+    MODEL = "query.model"
+    STATISTICS = "query.statistics"
+    SHIFT_ANSWER = "query.shift_answer"
+
+    @property
+    def message_type(self) -> str:
+        """Flower's message type: ``train``, ``evaluate`` or ``query``."""
+        return self.value.split(".", maxsplit=1)[0]
+
+
+class Purpose(StrEnum):
+    """Why something leaves a site; a policy allows or refuses each."""
+
+    CARD = "site card"
+    INITIAL = "initial model"
+    UPDATE = "model update"
+    TRAIN_METRICS = "train metrics"
+    VALIDATION = "validation metrics"
+    CASES = "case metrics"
+    MODEL = "model for cross-site evaluation"
+    STATISTICS = "statistics"
+
+
+EVALUATION_PURPOSES = frozenset({Purpose.CASES, Purpose.MODEL, Purpose.STATISTICS})
+"""What leaves after the last round, when the finished models are compared."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One request to a site.
+
+    ``arm`` names the model the site keeps state for (``federated``, ``local`` or ``pooled``).
+    ``kept`` are the tensors that stay at the site: it fills them in from its own state.
+    ``terms`` are what the strategy adds to the local objective, e.g. ``{"proximal": 0.01}``.
+    ``options`` hold what only one action needs.
+    """
+
+    action: Action
+    seed: int
+    round: int = 0
+    arm: str = "federated"
+    method: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    kept: tuple[str, ...] = ()
+    terms: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def but(self, **changes: Any) -> Instruction:
+        """Return a copy with ``changes``."""
+        return replace(self, **changes)
+
+    def to_record(self) -> ConfigRecord:
+        """Pack as a Flower record."""
+        return ConfigRecord({"instruction": json.dumps(asdict(self), sort_keys=True)})
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Instruction:
+        """Unpack; raises ``ValueError`` when the record is not an instruction."""
+        try:
+            fields = json.loads(str(record["instruction"]))
+            return cls(
+                **{**fields, "action": Action(fields["action"]), "kept": tuple(fields["kept"])}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the request holds no instruction: {error}") from error
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a strategy must know of a tensor to decide whether it travels.
+
+    ``role`` is ``weight``, ``norm`` (scale and shift of a normalisation layer) or ``norm_buffer``
+    (its running statistics and counters). ``sharing`` is what the method says of its sub-network.
+    """
+
+    network: str
+    role: str
+    sharing: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Pack named arrays; the bytes are copied once."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> Arrays:
+    """Unpack named arrays; each is a fresh, writable copy."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def pack_bank(bank: Mapping[str, Mapping[str, np.ndarray]]) -> ArrayRecord:
+    """Pack what the sites published, as ``site::statistic``."""
+    return pack_arrays(
+        {f"{site}::{name}": array for site, kept in bank.items() for name, array in kept.items()}
+    )
+
+
+def unpack_bank(record: ArrayRecord) -> dict[str, Arrays]:
+    """Undo :func:`pack_bank`."""
+    bank: dict[str, Arrays] = {}
+    for key, array in unpack_arrays(record).items():
+        site, name = key.split("::", maxsplit=1)
+        bank.setdefault(site, {})[name] = array
+    return bank
+
+
+def request(
+    instruction: Instruction,
+    arrays: ArrayRecord | None = None,
+    *,
+    bank: ArrayRecord | None = None,
+    statistics: Mapping[str, np.ndarray] | None = None,
+) -> RecordDict:
+    """Build a request's content; ``statistics`` hold a question about domain shift."""
+    content = RecordDict({CONFIG: instruction.to_record()})
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    if bank is not None:
+        content[BANK] = bank
+    if statistics:
+        content[STATISTICS] = pack_arrays(statistics)
+    return content
+
+
+def answer(
+    site: str,
+    *,
+    arrays: ArrayRecord | None = None,
+    metrics: Mapping[str, float | int] | None = None,
+    statistics: Mapping[str, np.ndarray] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> RecordDict:
+    """Build an answer's content; ``details`` must be JSON."""
+    content = RecordDict(
+        {ANSWER: ConfigRecord({"site": site, "details": json.dumps(details or {}, sort_keys=True)})}
+    )
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    if metrics is not None:
+        content[METRICS] = MetricRecord(dict(metrics))
+    if statistics:
+        content[STATISTICS] = pack_arrays(statistics)
+    return content
+
+
+def details(content: RecordDict) -> dict[str, Any]:
+    """The JSON part of an answer."""
+    record = content[ANSWER]
+    assert isinstance(record, ConfigRecord)
+    loaded = json.loads(str(record["details"]))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def content_bytes(content: RecordDict) -> int:
+    """How many bytes of arrays, numbers and text ``content`` carries."""
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(len(array.data) for array in record.values())
+        else:
+            total += sum(value_bytes(value) for value in record.values())
+    return total
+
+
+def value_bytes(value: Any) -> int:
+    """The bytes of one entry of a metric or config record: 8 a number, one a character."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, list):
+        return sum(value_bytes(item) for item in value)
+    return 8

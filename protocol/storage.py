@@ -1,0 +1,75 @@
+"""Files that are either whole or absent: text and tensors written beside and renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from fedshift import UserError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader or a crash sees the old file or the new one.
+
+    Raises :class:`UserError` when the disk is full; the old file is untouched then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk that holds {path} is full; free some space and run the same command "
+                "again with resume=true"
+            ) from error
+        raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as safetensors, atomically; equal arrays give equal bytes."""
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    write_atomic(path, save_tensors(ordered))
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read what :func:`write_tensors` wrote; raises :class:`UserError` when the file is damaged."""
+    try:
+        return dict(load_tensors(path.read_bytes()))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); restore it from a copy or "
+            "start again in another folder"
+        ) from error
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file of JSON lines with those that ``keep`` accepts, atomically; nothing if absent.
+
+    A line that is not JSON is what a kill left half written, and is dropped.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if keep(entry):
+            kept.append(line + "\n")
+    write_atomic(path, "".join(kept))

@@ -1,0 +1,92 @@
+"""Exact resume: what a coordinator must keep to repeat a run from its last finished round.
+
+Every random draw is derived from (seed, site, round, purpose), so no generator's state is kept: a
+round's checkpoint is the model, what the sites published, and the identity of the run. Sites keep
+their own state. The ``.json`` is written last: a checkpoint without it never counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedshift import UserError
+from fedshift.protocol.messages import Arrays
+from fedshift.protocol.storage import read_tensors, write_atomic, write_tensors
+
+_NAME = re.compile(r"round_(\d+)\.json$")
+_BANK = "bank::"
+
+ELSEWHERE = ("engine", "out", "resume")
+"""Config keys that say where and how a run is computed, not what it computes."""
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """A hash of everything in ``config`` that decides the results."""
+    deciding = {key: value for key, value in config.items() if key not in ELSEWHERE}
+    return hashlib.blake2b(
+        json.dumps(deciding, sort_keys=True).encode(), digest_size=16
+    ).hexdigest()
+
+
+def save(
+    folder: Path,
+    round: int,
+    model: Mapping[str, np.ndarray],
+    bank: Mapping[str, Mapping[str, np.ndarray]],
+    identity: str,
+) -> None:
+    """Write the checkpoint of ``round``, atomically; raises :class:`UserError` on a full disk."""
+    tensors = dict(model)
+    for site, statistics in bank.items():
+        for name, array in statistics.items():
+            tensors[f"{_BANK}{site}::{name}"] = array
+    stem = folder / f"round_{round:04d}"
+    write_tensors(stem.with_suffix(".safetensors"), tensors)
+    write_atomic(
+        stem.with_suffix(".json"),
+        json.dumps({"round": round, "run": identity}, sort_keys=True) + "\n",
+    )
+
+
+def last_round(folder: Path) -> int:
+    """The newest round with a whole checkpoint; 0 when there is none."""
+    if not folder.is_dir():
+        return 0
+    matches = (_NAME.match(path.name) for path in folder.iterdir())
+    return max((int(match.group(1)) for match in matches if match), default=0)
+
+
+def load(folder: Path, round: int, identity: str) -> tuple[Arrays, dict[str, Arrays]]:
+    """The model and the bank after ``round``.
+
+    Raises :class:`UserError` when the checkpoint is damaged or belongs to another config.
+    """
+    stem = folder / f"round_{round:04d}"
+    try:
+        found = json.loads(stem.with_suffix(".json").read_text())["run"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{stem.with_suffix('.json')} cannot be read ({error}); remove it to resume from the "
+            "round before"
+        ) from error
+    if found != identity:
+        raise UserError(
+            f"{stem.with_suffix('.json')} belongs to a run with another config; choose another "
+            "out=DIR or repeat the config of that run"
+        )
+    model: Arrays = {}
+    bank: dict[str, Arrays] = {}
+    for name, array in read_tensors(stem.with_suffix(".safetensors")).items():
+        if name.startswith(_BANK):
+            site, statistic = name.removeprefix(_BANK).split("::", maxsplit=1)
+            bank.setdefault(site, {})[statistic] = array
+        else:
+            model[name] = array
+    return model, bank

@@ -1,0 +1,191 @@
+"""After the last round: which model goes to which site, and the matrix that comes back.
+
+Every site's own model, every site's personalised state where the strategy keeps one, the global
+and the pooled model are scored at every site, the unseen ones included. One model is in memory at
+a time. Then the sites' images are compared, from summaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord
+from fedshift.protocol.messages import (
+    ARRAYS,
+    METRICS,
+    POOLED,
+    STATISTICS,
+    Action,
+    Arrays,
+    Instruction,
+    details,
+    pack_arrays,
+    unpack_arrays,
+)
+from fedshift.server import shift
+from fedshift.server.progress import Progress
+from fedshift.server.rounds import Arm, RunPlan, Sites, Training
+from fedshift.strategies.aggregate import WeightedMean
+from fedshift.strategies.local import Local
+
+Row = dict[str, Any]
+
+
+class NoModel(Exception):
+    """A model cannot be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A finished model: its kind, what it was trained on, and how to get its tensors.
+
+    ``load`` raises :class:`NoModel` when it cannot be had.
+    """
+
+    model: str
+    trained_on: str
+    load: Callable[[], Arrays]
+
+
+def finished_models(training: Training, plan: RunPlan) -> list[ModelRef]:
+    """Every model of a finished run that ``plan.evaluated`` names, in the order of its rows."""
+    refs: list[ModelRef] = []
+    for arm in training.arms:
+        refs.extend(ref for ref in _arm_models(arm, training, plan) if ref.model in plan.evaluated)
+    order = ("local", "personal", "global", "pooled")
+    return sorted(refs, key=lambda ref: (order.index(ref.model), ref.trained_on))
+
+
+def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRef]:
+    strategy, sites = arm.strategy, training.sites
+    names = list(strategy.sites)
+
+    def own(name: str) -> Arrays:
+        """What site ``name`` keeps of this arm, with what the arm shares."""
+        ask = plan.instruction.but(action=Action.MODEL, round=plan.rounds, arm=strategy.model)
+        (_, reply), *_ = sites.ask([name], ask)
+        if reply.has_error():
+            raise NoModel(f"{strategy.model} model of {name}: {reply.error.reason}")
+        return {**unpack_arrays(arm.model), **_arrays(reply)}
+
+    def mean_own() -> Arrays:
+        """The shared tensors, and the mean over the sites of those they keep: what an unseen
+        site can be given when no single model exists."""
+        mean = WeightedMean()
+        for name in names:
+            mean.add({key: array for key, array in own(name).items() if key in strategy.kept}, 1.0)
+        return {**unpack_arrays(arm.model), **mean.result()}
+
+    if isinstance(strategy, Local):
+        for name in names:
+            yield ModelRef(strategy.model, name, partial(own, name))
+        return
+    if strategy.kept:
+        for name in names:
+            yield ModelRef("personal", name, partial(own, name))
+        yield ModelRef("global", POOLED, mean_own)
+    else:
+        yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model))
+
+
+def score(
+    sites: Sites,
+    instruction: Instruction,
+    models: Sequence[ModelRef],
+    splits: Sequence[str],
+    progress: Progress,
+) -> tuple[list[Row], list[str]]:
+    """Score every model at every site.
+
+    Returns a row a model, case and structure (the columns of ``cases.csv`` and the extra
+    metrics), and a sentence for every model or site that could not be scored.
+    """
+    rows: list[Row] = []
+    problems: list[str] = []
+    ask = instruction.but(action=Action.SCORE, options={"splits": list(splits)})
+    for ref in models:
+        try:
+            packed = pack_arrays(ref.load())
+        except NoModel as reason:
+            problems.append(str(reason))
+            progress.say(f"not scored: {reason}")
+            continue
+        for name, reply in sites.ask(sites.scored, ask, packed):
+            progress.advance(f"scoring {ref.model} model of {ref.trained_on} at {name}")
+            if reply.has_error():
+                problem = f"{ref.model} model of {ref.trained_on} at {name}: {reply.error.reason}"
+                problems.append(problem)
+                progress.say(f"not scored: {problem}")
+                continue
+            rows.extend(_case_rows(ref, name, reply))
+    return rows, problems
+
+
+def _case_rows(ref: ModelRef, site: str, reply: Message) -> Iterator[Row]:
+    record = reply.content[METRICS]
+    assert isinstance(record, MetricRecord)
+    columns = {name: values for name, values in record.items() if isinstance(values, list)}
+    for index, key in enumerate(details(reply.content)["rows"]):
+        split, vendor, subject, case, structure = key
+        yield {
+            "model": ref.model,
+            "trained_on": ref.trained_on,
+            "site": site,
+            "vendor": vendor,
+            "split": split,
+            "subject": subject,
+            "case": case,
+            "structure": structure,
+            **{name: values[index] for name, values in columns.items()},
+        }
+
+
+def measure_shift(
+    sites: Sites, instruction: Instruction, models: Sequence[ModelRef], progress: Progress
+) -> tuple[list[Row], list[str], str]:
+    """Measure how far apart the sites' images are, in the features of one fixed encoder: the
+    global model's or, without one, the pooled or the first site's.
+
+    Returns the rows of ``shift.csv``, a sentence for everything missing from them, and advice.
+    """
+    problems: list[str] = []
+    order = ("global", "pooled", "local", "personal")
+    for ref in sorted(models, key=lambda ref: order.index(ref.model)):
+        try:
+            packed = pack_arrays(ref.load())
+            break
+        except NoModel:
+            continue
+    else:
+        return [], ["domain shift: no model was trained whose features could be compared"], ""
+
+    def gather(
+        action: Action, names: list[str], questions: dict[str, Any] | None = None
+    ) -> dict[str, Arrays]:
+        found = {}
+        replies = sites.ask(names, instruction.but(action=action), packed, questions)
+        for name, reply in replies:
+            progress.advance(f"comparing images: {name}")
+            if reply.has_error():
+                problems.append(f"image statistics of {name}: {reply.error.reason}")
+            else:
+                record = reply.content.get(STATISTICS)
+                found[name] = unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+        return found
+
+    statistics = gather(Action.STATISTICS, sites.scored)
+    questions = shift.questions(statistics, instruction.seed)
+    answers = gather(Action.SHIFT_ANSWER, sorted(questions), questions) if questions else {}
+    rows, missing = shift.pairwise(statistics, answers, instruction.seed)
+    advice = shift.advice(rows, statistics)
+    encoder = f"the {ref.model} model of {ref.trained_on}"
+    return rows, problems + missing, f"{advice} (Features: {encoder}.)"
+
+
+def _arrays(reply: Message) -> Arrays:
+    record = reply.content[ARRAYS]
+    assert isinstance(record, ArrayRecord)
+    return unpack_arrays(record)

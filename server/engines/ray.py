@@ -1,0 +1,39 @@
+"""Flower's own simulation on Ray, for those who have a Ray cluster: the same apps, other wires.
+
+Ray listens on all interfaces without authentication; it is never the default.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from fedshift import UserError
+from fedshift.protocol.flower import ClientApp, ServerApp
+
+
+def run(server: ServerApp, client: ClientApp, nodes: int, workers: int, threads: int) -> None:
+    """Run ``server`` against ``nodes`` virtual nodes on ``workers`` actors that share the GPUs.
+
+    Raises :class:`UserError` when Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("engine=ray needs Ray; install it with `pip install fedshift[ray]`")
+    from flwr.simulation import run_simulation
+
+    gpus = torch.cuda.device_count()
+    run_simulation(
+        server,
+        client,
+        num_supernodes=nodes,
+        backend_config={
+            "client_resources": {"num_cpus": threads, "num_gpus": gpus / workers},
+            "init_args": {
+                "num_cpus": workers * threads,
+                "num_gpus": gpus,
+                "include_dashboard": False,
+                "log_to_driver": False,
+            },
+        },
+    )

@@ -1,0 +1,40 @@
+"""Sending messages and taking the replies one at a time, in the order of the sites' names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from fedshift.protocol.flower import Error, Grid, Message, correct_source
+
+ERROR_LATE = 103
+_POLL_S = 0.05
+
+
+def exchange(
+    grid: Grid, messages: Iterable[Message], names: Mapping[int, str], deadline_s: float | None
+) -> Iterator[Message]:
+    """Yield one reply a message; a site silent or late after ``deadline_s`` yields an error.
+
+    The order is that of the site names, whichever site is ready first, so that sums have the same
+    bits for any number of workers; only one reply is held at a time.
+    """
+    ordered = sorted(messages, key=lambda message: names[message.metadata.dst_node_id])
+    end = None if deadline_s is None else time.monotonic() + deadline_s
+    ids = list(grid.push_messages(ordered))
+    for message, message_id in zip(ordered, ids, strict=True):
+        reply = _wait(grid, message_id, end)
+        if reply is None or (end is not None and time.monotonic() > end):
+            reason = f"no reply within {deadline_s:g} s (deadline_s)"
+            reply = Message(Error(ERROR_LATE, reason), reply_to=message)
+        correct_source(reply, message.metadata.dst_node_id)
+        yield reply
+
+
+def _wait(grid: Grid, message_id: str, end: float | None) -> Message | None:
+    while True:
+        for reply in grid.pull_messages([message_id]):
+            return reply
+        if end is not None and time.monotonic() > end:
+            return None
+        time.sleep(_POLL_S)

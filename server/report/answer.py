@@ -1,0 +1,106 @@
+"""The run's result in words and in the few numbers that carry it, all from ``overview``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedshift.server.report.run import EACH_OWN, Run, count
+from fedshift.server.tables import Overview, overview
+
+UPPER_BOUND = "all data in one place; simulation only"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Mean Dice over sites, nan where the run has no such model or site.
+
+    ``home`` and ``away`` are means over the single-site models: where each was trained, and at the
+    other training sites. The ``unseen_*`` values are means over the sites that train nothing.
+    """
+
+    sites: int
+    federated: float
+    worst_site: str
+    worst: float
+    home: float
+    away: float
+    personal: float
+    pooled: float
+    unseen: tuple[str, ...]
+    unseen_federated: float
+    unseen_single: float
+    unseen_pooled: float
+
+    def sentences(self) -> list[str]:
+        """Return the result in plain sentences, without what was not measured."""
+        said = []
+        if _known(self.federated):
+            where = f"over {count(self.sites, 'training site')}"
+            said.append(
+                f"The federated model reaches {self.federated:.3f} mean Dice {where} "
+                f"(worst: {self.worst_site}, {self.worst:.3f})."
+            )
+        if _known(self.home) and _known(self.away):
+            said.append(
+                f"Models trained at a single site reach {self.home:.3f} at home "
+                f"and {self.away:.3f} at the other sites."
+            )
+        elif _known(self.home):
+            said.append(f"The single site's own model reaches {self.home:.3f} there.")
+        if _known(self.personal):
+            said.append(f"Personalised models reach {self.personal:.3f} at home.")
+        if _known(self.pooled):
+            said.append(f"Pooled, the upper bound ({UPPER_BOUND}), reaches {self.pooled:.3f}.")
+        parts = [
+            f"{name} {value:.3f}"
+            for name, value in (
+                ("federated", self.unseen_federated),
+                ("single-site models", self.unseen_single),
+                ("pooled", self.unseen_pooled),
+            )
+            if _known(value)
+        ]
+        if parts:
+            many = len(self.unseen) > 3
+            names = f"{len(self.unseen)} unseen sites" if many else ", ".join(self.unseen)
+            which = names if many else f"unseen {names}"
+            said.append(f"At {which}: {', '.join(parts)}.")
+        return said
+
+
+def answer(run: Run) -> Answer:
+    """Gather the headline values of ``run`` from its cross-site Dice."""
+    found = overview(run.scores, run.unseen)
+    single = [item for item in found if item.model == "local"]
+    federated = next((item for item in found if item.model == "global"), None)
+    pooled = next((item for item in found if item.model == "pooled"), None)
+    scored = {row["site"] for row in run.cross_site}
+    return Answer(
+        sites=len(scored - run.unseen),
+        federated=federated.macro_mean if federated else np.nan,
+        worst_site=federated.worst_site if federated else "",
+        worst=federated.worst if federated else np.nan,
+        home=_mean([item.home for item in single]),
+        away=_mean([item.away for item in single]),
+        personal=_mean([_own(item) for item in found if item.model == "personal"]),
+        pooled=pooled.macro_mean if pooled else np.nan,
+        unseen=tuple(sorted(scored & run.unseen)),
+        unseen_federated=federated.unseen if federated else np.nan,
+        unseen_single=_mean([item.unseen for item in single]),
+        unseen_pooled=pooled.unseen if pooled else np.nan,
+    )
+
+
+def _own(item: Overview) -> float:
+    return item.macro_mean if (item.model, item.trained_on) == EACH_OWN else item.home
+
+
+def _known(value: float) -> bool:
+    return not np.isnan(value)
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if _known(value)]
+    return float(np.mean(known)) if known else np.nan

@@ -1,0 +1,332 @@
+"""The figures of a run, drawn without pyplot so that no global state is read or left behind.
+
+Colours are from Okabe and Ito's palette (distinct in the common colour-vision deficiencies); heat
+maps use YlGnBu, whose lightness is monotonic. Beyond ``MANY_SITES`` sites the figures show
+summaries over sites instead of one mark a site.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fedshift.protocol.tables import HIGHER_IS_BETTER
+from fedshift.server.report.run import (
+    LOWER_IS_BETTER,
+    Run,
+    count,
+    format_bytes,
+    format_value,
+    model_label,
+)
+
+MANY_SITES = 12
+HEAT_MAP_METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
+
+ARMS: dict[str, tuple[str, Literal["-", "--"], str]] = {
+    "federated": ("#0072B2", "-", "federated"),
+    "local": ("#D55E00", "-", "the site's own model"),
+    "pooled": ("#4d4d4d", "--", "pooled (upper bound)"),
+}
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#999999",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "text.color": "#222222",
+    "text.parse_math": False,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "figure.facecolor": "white",
+    "savefig.dpi": 150,
+}
+"""Settings on top of matplotlib's own defaults. Site names are data: ``$`` is no markup."""
+
+
+def draw_all(run: Run) -> dict[str, bytes]:
+    """Return file name -> PNG for every figure that the run has the data for."""
+    jobs: dict[str, Callable[[], Figure]] = {
+        f"cross_site_{metric}.png": partial(heat_map, run, metric)
+        for metric in HEAT_MAP_METRICS
+        if metric in run.metrics
+    }
+    if run.rounds:
+        jobs["curves.png"] = partial(curves, run)
+    if run.correlations:
+        jobs["shift_drop.png"] = partial(shift_drop, run)
+    if run.egress:
+        jobs["egress.png"] = partial(egress, run)
+    style: dict[Any, Any] = {**mpl.rcParamsDefault}
+    with mpl.rc_context(style | STYLE):
+        return {name: _png(draw()) for name, draw in jobs.items()}
+
+
+def shade(values: np.ndarray, metric: str) -> np.ndarray:
+    """Return RGBA in 0..1 for ``values`` of any shape; darker is better, nan is light grey.
+
+    Ratios run from 0 to 1, distances from 0 to the largest value, signed errors from minus to plus
+    the largest size on a diverging scale; a metric without a direction stays unshaded.
+    """
+    finite = values[np.isfinite(values)]
+    top = float(np.abs(finite).max()) if finite.size else 1.0
+    top = top or 1.0
+    if metric in HIGHER_IS_BETTER:
+        name, norm = "YlGnBu", Normalize(0, 1)
+    elif metric in LOWER_IS_BETTER:
+        name, norm = "YlGnBu_r", Normalize(0, top)
+    elif metric == "volume_error_ml":
+        name, norm = "PuOr", Normalize(-top, top)
+    else:
+        name, norm = "Greys", Normalize(-9 * top, 90 * top)
+    # The ends of the map are left out: nearly white and nearly black cells hide their numbers.
+    colors = mpl.colormaps[name](0.06 + 0.82 * norm(np.nan_to_num(values)))
+    colors[~np.isfinite(values)] = (0.93, 0.93, 0.93, 1.0)
+    return np.asarray(colors)
+
+
+def hex_color(rgba: np.ndarray) -> str:
+    """``#rrggbb`` for one colour of :func:`shade`."""
+    return "#" + "".join(f"{round(255 * float(channel)):02x}" for channel in rgba[:3])
+
+
+def is_dark(rgba: np.ndarray) -> bool:
+    """Say whether white text reads better than black on this colour (WCAG relative luminance)."""
+    channels = np.where(rgba[:3] <= 0.03928, rgba[:3] / 12.92, ((rgba[:3] + 0.055) / 1.055) ** 2.4)
+    return bool(channels @ (0.2126, 0.7152, 0.0722) < 0.179)
+
+
+def heat_map(run: Run, metric: str) -> Figure:
+    """Models x sites; numbers in the cells unless there are more than ``MANY_SITES`` sites."""
+    matrix = run.matrix(metric)
+    rows, columns = matrix.mean.shape
+    many = columns > MANY_SITES
+    size = (8.0, 8.0) if many else (2.6 + 0.95 * columns, 1.5 + 0.36 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    colors = shade(matrix.mean, metric)
+    axes.imshow(colors, aspect="auto", interpolation="nearest")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    names = [f"{site}\n(unseen)" if site in run.unseen else site for site in matrix.sites]
+    labels = [model_label(model) for model in matrix.models]
+    if many:
+        axes.set_xticks(*_thinned(names), rotation=90)
+        axes.set_yticks(*_thinned(labels))
+    else:
+        # Slanted when a name is wider than its column.
+        wide = max(len(line) for name in names for line in name.split("\n")) > 12
+        slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if wide else {}
+        axes.set_xticks(range(columns), names, **slant)
+        axes.set_yticks(range(rows), labels)
+        for row, column in np.ndindex(rows, columns):
+            axes.text(
+                column,
+                row,
+                format_value(metric, float(matrix.mean[row, column])),
+                ha="center",
+                va="center",
+                color="white" if is_dark(colors[row, column]) else "black",
+            )
+    figure.suptitle(
+        f"{metric_title(metric)}: each model (row) at each site (column)\n"
+        f"test split, {_structure_words(run)}",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+    )
+    return figure
+
+
+def curves(run: Run) -> Figure:
+    """Validation Dice and training loss by round: means over sites, then one panel a site."""
+    rounds = [line["round"] for line in run.rounds]
+    dice = {arm: run.curve("val_dice", arm) for arm in ARMS}
+    loss = {arm: run.curve("loss", arm) for arm in ARMS}
+    sites = sorted(dice["federated"] | dice["local"])
+    panels = sites if 1 < len(sites) <= MANY_SITES else []
+    columns = min(3, 2 + bool(panels))
+    lines = -(-(2 + len(panels)) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.5 * lines + 0.5), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    band = "" if panels or len(sites) < 2 else " (band: lowest to highest site)"
+    for axes, data, title in (
+        (grid[0], dice, f"validation Dice, mean of {count(len(sites), 'site')}{band}"),
+        (grid[1], loss, f"training loss, mean{band}"),
+    ):
+        axes.set_title("\n".join(title.split(" (", 1)).replace("band:", "(band:"))
+        for arm, (color, dash, _) in ARMS.items():
+            if not data[arm]:
+                continue
+            values = np.stack(list(data[arm].values()))
+            axes.plot(rounds, _nan_mean(values), dash, color=color, **_marker(rounds))
+            if band and len(values) > 1:
+                low = np.where(np.isnan(values), np.inf, values).min(axis=0)
+                high = np.where(np.isnan(values), -np.inf, values).max(axis=0)
+                shown = np.isfinite(low)
+                axes.fill_between(
+                    rounds, low, high, where=shown, color=color, alpha=0.15, linewidth=0
+                )
+    for axes, site in zip(grid[2:], panels, strict=False):
+        axes.set_title(site)
+        for arm, (color, dash, _) in ARMS.items():
+            if site in dice[arm]:
+                axes.plot(rounds, dice[arm][site], dash, color=color, **_marker(rounds))
+    for axes in (grid[0], *grid[2:]):
+        axes.set_ylim(0, 1)
+    for index, axes in enumerate(grid):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if index >= len(grid) - columns:
+            axes.set_xlabel("round")
+    for axes in grid[2 + len(panels) :]:
+        axes.set_visible(False)
+    handles = [
+        Line2D([], [], color=color, linestyle=dash, label=label)
+        for arm, (color, dash, label) in ARMS.items()
+        if dice[arm] or loss[arm]
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
+
+
+def shift_drop(run: Run) -> Figure:
+    """Each shift metric against the drop in Dice, over ordered pairs of sites."""
+    columns = min(3, len(run.correlations))
+    lines = -(-len(run.correlations) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.7 * lines + 0.6), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    pairs = {found.metric: run.pairs(found.metric) for found in run.correlations}
+    homes = sorted({pair.home for found in pairs.values() for pair in found})
+    few = len(homes) <= len(PALETTE)
+    color_of = {home: PALETTE[index] if few else PALETTE[0] for index, home in enumerate(homes)}
+    for axes, found in zip(grid, run.correlations, strict=False):
+        points = pairs[found.metric]
+        axes.set_title(
+            f"{found.metric.replace('_', ' ')}\n"
+            f"ρ = {found.rho:.2f}, p = {found.p_value:.3f}, {found.n_pairs} pairs"
+        )
+        axes.axhline(0, color="#999999", linewidth=0.8)
+        axes.scatter(
+            [point.shift for point in points],
+            [point.drop for point in points],
+            s=34 if few else 6,
+            c=[color_of[point.home] for point in points],
+            alpha=0.9 if few else 0.3,
+            edgecolors="white" if few else "none",
+            linewidths=0.6,
+        )
+        axes.set_xlabel("shift between the two sites")
+    for axes in grid[::columns]:
+        axes.set_ylabel("drop in Dice")
+    for axes in grid[len(run.correlations) :]:
+        axes.set_visible(False)
+    if few:
+        handles = [
+            Line2D([], [], color=color, marker="o", linestyle="", label=home)
+            for home, color in color_of.items()
+        ]
+        figure.legend(
+            handles=handles,
+            loc="outside upper left",
+            ncols=min(4, len(homes)),
+            title="model trained at",
+            alignment="left",
+        )
+    return figure
+
+
+def egress(run: Run) -> Figure:
+    """Bytes that left, by site and purpose; beyond ``MANY_SITES`` sites by purpose alone."""
+    purposes = sorted({purpose for sent in run.egress.values() for purpose in sent})
+    by_site = len(run.egress) <= MANY_SITES
+    names = sorted(run.egress) if by_site else purposes
+    figure = Figure(figsize=(10.2, 1.3 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    amounts = np.array(
+        [
+            [run.egress[site][p].bytes if p in run.egress[site] else 0 for p in purposes]
+            for site in sorted(run.egress)
+        ],
+        dtype=float,
+    )
+    if by_site:
+        left = np.zeros(len(names))
+        for index, purpose in enumerate(purposes):
+            color = PALETTE[index % len(PALETTE)]
+            axes.barh(names, amounts[:, index], left=left, color=color, label=purpose, height=0.7)
+            left += amounts[:, index]
+        figure.legend(loc="outside upper left", ncols=3, handlelength=1.0)
+        totals, end = amounts.sum(axis=1), left
+    else:
+        totals = end = amounts.sum(axis=0)
+        axes.barh(names, totals, color=PALETTE[0], height=0.7)
+        axes.set_title(f"{len(run.egress)} sites together, by purpose")
+    for index, total in enumerate(totals):
+        axes.annotate(
+            format_bytes(total),
+            (end[index], index),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set_xlim(0, 1.12 * max(float(end.max()), 1.0))
+    axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.set_xlabel("left the site, whole run")
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _thinned(labels: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Positions and texts of at most about 33 evenly spaced labels."""
+    step = -(-len(labels) // 33)
+    positions = list(range(0, len(labels), step))
+    return positions, [labels[index].replace("\n", " ") for index in positions]
+
+
+def _marker(rounds: Sequence[int]) -> dict[str, Any]:
+    """A single round is a point, not a line."""
+    return {"marker": "o"} if len(rounds) == 1 else {}
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    count = (~np.isnan(values)).sum(axis=0)
+    return np.divide(
+        np.nansum(values, axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
+    )
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name for readers: ``hd95_mm`` is ``HD95 (mm)``."""
+    if metric in ("hd95_mm", "assd_mm", "nsd"):
+        return metric.upper().replace("_MM", " (mm)")
+    return metric.replace("_mm", " (mm)").replace("_ml", " (mL)").replace("_", " ").capitalize()
+
+
+def _structure_words(run: Run) -> str:
+    mean = "mean of " if len(run.structures) > 1 else ""
+    return mean + ", ".join(run.structures)

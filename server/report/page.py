@@ -1,0 +1,556 @@
+"""The report page: one HTML file that needs no other file and no network.
+
+Everything that comes from the run folder passes through :func:`html.escape`; on top of that the
+page's content-security policy allows no request and no script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from fedshift.server.report.answer import UPPER_BOUND, Answer, answer
+from fedshift.server.report.figures import (
+    MANY_SITES,
+    draw_all,
+    hex_color,
+    is_dark,
+    metric_title,
+    shade,
+)
+from fedshift.server.report.run import (
+    Matrix,
+    Run,
+    Sent,
+    count,
+    format_bytes,
+    format_value,
+    model_label,
+    read_run,
+)
+
+MAX_EXAMPLES = 12
+
+
+def build(run: Path) -> Path:
+    """Write ``figures/*.png`` and ``report.html`` into the run folder; return the page's path.
+
+    Works with what the folder holds so far: a part without data says so or is left out. The same
+    folder gives the same bytes. Each file is replaced as a whole, never left half written.
+    Raises :class:`fedshift.UserError` when ``run`` is no run folder or a file in it is broken.
+    """
+    contents = read_run(run)
+    figures = draw_all(contents)
+    for name, png in figures.items():
+        write_atomic(run / "figures" / name, png)
+    page = run / "report.html"
+    write_atomic(page, _page(contents, figures))
+    return page
+
+
+def _page(run: Run, figures: Mapping[str, bytes]) -> str:
+    part = files("fedshift.server.report")
+    script = part.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    sections = (
+        _notes(run),
+        _cross_site(run, figures),
+        _training(run, figures),
+        _shift(run, figures),
+        _examples(run),
+        _egress(run, figures),
+        _sites(run),
+        _problems(run),
+        _config(run),
+    )
+    return Template(part.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(_title(run)),
+        facts=_facts(run),
+        headline=_headline(run),
+        sections="\n".join(section for section in sections if section),
+        style=part.joinpath("page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=f"sha256-{digest}",
+    )
+
+
+def _title(run: Run) -> str:
+    return f"Federation {run.setting('federation')}"
+
+
+def _facts(run: Run) -> str:
+    trained = [site for site in run.sites if site not in run.unseen]
+    facts = [
+        f"method {run.setting('method')}",
+        f"strategy {run.setting('strategy')}",
+        f"{len(run.rounds)} of {count(run.config['rounds'], 'round')}"
+        if "rounds" in run.config
+        else count(len(run.rounds), "round"),
+        count(len(trained), "training site")
+        + (f" and {len(run.unseen)} unseen" if run.unseen else ""),
+    ]
+    if "seed" in run.config:
+        facts.append(f"seed {run.config['seed']}")
+    return escape(" · ".join(facts))
+
+
+def _headline(run: Run) -> str:
+    if "dice" not in run.metrics:
+        return '<p class="answer">No model has been scored yet.</p>'
+    found = answer(run)
+    tiles = [
+        (found.federated, f"federated, mean Dice (worst: {found.worst_site} {found.worst:.3f})"),
+        (found.home, "single-site models at home"),
+        (found.away, "single-site models at other sites"),
+        (found.pooled, f"pooled, upper bound ({UPPER_BOUND})"),
+        (found.unseen_federated, f"federated at {_unseen_words(found)}"),
+    ]
+    shown = "".join(
+        f'<div class="tile"><b>{value:.3f}</b><span>{escape(label)}</span></div>'
+        for value, label in tiles
+        if not np.isnan(value)
+    )
+    first, *rest = (escape(sentence) for sentence in found.sentences())
+    return f'<p class="answer">{first}</p><p>{" ".join(rest)}</p>\n<div class="tiles">{shown}</div>'
+
+
+def _unseen_words(found: Answer) -> str:
+    return f"unseen {found.unseen[0]}" if len(found.unseen) == 1 else "unseen sites"
+
+
+def _notes(run: Run) -> str:
+    """What a reader must know before the numbers: the sites' notes and what went wrong."""
+    said = [
+        f"<li><b>{escape(name)}</b>: {escape(note)}</li>"
+        for name, card in sorted(run.cards.items())
+        for note in card["notes"]
+    ]
+    events = sum(len(problem.rounds) for problem in run.problems)
+    if events:
+        said.append(
+            f'<li>{count(events, "failure")} during the run, <a href="#problems">listed below</a>.'
+            "</li>"
+        )
+    if not said:
+        return ""
+    items = "".join(said)
+    return f'<div class="note"><p>Before reading the numbers</p><ul>{items}</ul></div>'
+
+
+def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
+    """Every metric's matrix as a table, one shown at a time."""
+    if not run.cross_site:
+        return _section("Every model at every site", "<p>No cross-site evaluation yet.</p>")
+    whole: tuple[str | None, ...] = (None,) if len(run.structures) > 1 else ()
+    structures = (*whole, *run.structures)
+    many = len(run.matrix(run.metrics[0]).sites) > MANY_SITES
+    draw = _site_table if many else _matrix_table
+    tables: list[str] = []
+    for i, metric in enumerate(run.metrics):
+        for j, structure in enumerate(structures):
+            hidden = " hidden" if tables else ""
+            body = draw(run, run.matrix(metric, structure))
+            tables.append(f'<div class="scroll" data-table="{i}|{j}"{hidden}>{body}</div>')
+    metric_list = _options("metric", [metric_title(metric) for metric in run.metrics])
+    structure_list = _options(
+        "structure", ["mean of all" if name is None else name for name in structures]
+    )
+    if many:
+        lead = (
+            "One row a site, as there are many: what each kind of model reaches there. "
+            "The whole matrix is in <code>cross_site.csv</code> and in the picture below."
+        )
+        name = "cross_site_dice.png"
+        picture = (
+            _figure(figures[name], name, "Dice of each model at each site.")
+            if (name in figures)
+            else ""
+        )
+    else:
+        lead = (
+            "A row is a model, a column the site whose test split it is scored on; "
+            "framed: the site that the model was trained at. "
+            "Underlined: the best of a column, the pooled upper bound aside. "
+            "Point at a cell for its number of masks and its interval. Mean, worst and gap (best "
+            "minus worst) are over the training sites."
+        )
+        picture = ""
+    return _section(
+        "Every model at every site",
+        f'<p class="lead">{lead} Darker is better.</p>'
+        f'<div class="matrices"><div class="choose" hidden>{metric_list}{structure_list}</div>'
+        f"{''.join(tables)}</div>{picture}"
+        f'<p class="lead">Pooled: {UPPER_BOUND}. A mask counts as failed, with the worst score, '
+        "when exactly one of truth and prediction is empty.</p>",
+    )
+
+
+def _options(label: str, names: Sequence[str]) -> str:
+    options = "".join(
+        f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names)
+    )
+    return f'<label>{label} <select autocomplete="off">{options}</select></label>'
+
+
+def _matrix_table(run: Run, matrix: Matrix) -> str:
+    """Models x sites, with each model's mean, worst and gap over the training sites."""
+    colors = shade(matrix.mean, matrix.metric)
+    summaries = run.overviews(matrix.metric, matrix.structure)
+    head = "".join(
+        f'<th scope="col" class="site">{escape(site)}'
+        f"{'<small>unseen</small>' if site in run.unseen else ''}</th>"
+        for site in matrix.sites
+    )
+    if summaries:
+        head = '<th scope="col">mean</th><th scope="col">worst</th><th scope="col">gap</th>' + head
+    groups: dict[str, str] = {}
+    for row, model in enumerate(matrix.models):
+        cells = "".join(
+            _cell(matrix, row, column, colors[row, column]) for column in range(len(matrix.sites))
+        )
+        ends = ""
+        if summaries:
+            item = summaries.get(model)
+            values = (item.macro_mean, item.worst, item.gap) if item else (np.nan,) * 3
+            ends = "".join(f"<td>{format_value(matrix.metric, value)}</td>" for value in values)
+        line = f'<tr><th scope="row">{escape(model_label(model))}</th>{ends}{cells}</tr>'
+        groups[model[0]] = groups.get(model[0], "") + line
+    body = "".join(f"<tbody>{lines}</tbody>" for lines in groups.values())
+    return (
+        '<table class="heat"><thead><tr><th scope="col" class="text">model</th>'
+        f"{head}</tr></thead>{body}</table>"
+    )
+
+
+def _cell(matrix: Matrix, row: int, column: int, color: np.ndarray) -> str:
+    if np.isnan(matrix.mean[row, column]):
+        return '<td class="cell">–</td>'
+    value = format_value(matrix.metric, matrix.mean[row, column])
+    masks, failed = matrix.masks[row, column], matrix.failed[row, column]
+    hint = f"{count(int(masks), 'mask')}, {failed} failed"
+    if not np.isnan(matrix.low[row, column]):
+        low, high = (
+            format_value(matrix.metric, end[row, column]) for end in (matrix.low, matrix.high)
+        )
+        hint += f", 95 % interval {low} to {high}"
+    classes = ["cell"]
+    if is_dark(color):
+        classes.append("dark")
+    if matrix.home[row, column]:
+        classes.append("home")
+    number = f'<span class="best">{value}</span>' if matrix.best[row, column] else value
+    missed = f"<small>{failed} failed</small>" if failed else ""
+    return (
+        f'<td class="{" ".join(classes)}" style="background:{hex_color(color)}" title="{hint}">'
+        f"{number}{missed}</td>"
+    )
+
+
+def _site_table(run: Run, matrix: Matrix) -> str:
+    """One row a site: each kind of model there; for federations too wide for a matrix."""
+    kinds: dict[str, np.ndarray] = {}
+    for kind in ("local", "personal"):
+        rows = [index for index, model in enumerate(matrix.models) if model[0] == kind]
+        if rows:
+            mean, home = matrix.mean[rows], matrix.home[rows]
+            kinds[f"{kind}, the site's own"] = _column_mean(np.where(home, mean, np.nan))
+            if not home[~np.isnan(mean)].all():
+                kinds[f"{kind}, mean of other sites'"] = _column_mean(np.where(home, np.nan, mean))
+    for row, model in enumerate(matrix.models):
+        if model[0] not in ("local", "personal"):
+            kinds[model_label(model)] = matrix.mean[row]
+    columns = np.stack(list(kinds.values()), axis=1)
+    colors = shade(columns, matrix.metric)
+    head = "".join(f'<th scope="col" class="site">{escape(kind)}</th>' for kind in kinds)
+    lines = []
+    for row, site in enumerate(matrix.sites):
+        cells = "".join(
+            f'<td class="cell{" dark" if is_dark(color) else ""}" '
+            f'style="background:{hex_color(color)}">{format_value(matrix.metric, value)}</td>'
+            for value, color in zip(columns[row], colors[row], strict=True)
+        )
+        unseen = "<small>unseen</small>" if site in run.unseen else ""
+        failed = f"{matrix.failed[:, row].sum()} of {matrix.masks[:, row].sum()}"
+        lines.append(
+            f'<tr><th scope="row">{escape(site)}{unseen}</th>{cells}<td>{failed}</td></tr>'
+        )
+    return (
+        f'<table class="heat"><thead><tr><th scope="col" class="text">site</th>{head}'
+        '<th scope="col">failed masks,<br>all models</th></tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _dash(value: float, decimals: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _column_mean(values: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=0)
+    number = known.sum(axis=0)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def _training(run: Run, figures: Mapping[str, bytes]) -> str:
+    if not run.rounds:
+        return _section("Training", "<p>No round has finished yet.</p>")
+    seconds = sum(line["seconds"] for line in run.rounds)
+    down, up = (sum(line[key] for line in run.rounds) for key in ("bytes_down", "bytes_up"))
+    text = (
+        f"{count(len(run.rounds), 'round')} in {seconds:.1f} s of training and exchange; "
+        f"{format_bytes(down)} went to the sites and {format_bytes(up)} came back."
+    )
+    picture = _figure(
+        figures["curves.png"],
+        "curves.png",
+        "Each site's validation split after every round: the federated model, the model that the "
+        "site trains alone, and the pooled one where it was trained.",
+    )
+    return _section("Training", f'<p class="lead">{text}</p>{picture}')
+
+
+def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
+    title = "How far apart the sites are, and what it costs"
+    if not run.shift:
+        return _section(title, "<p>No shift between sites was measured.</p>")
+    if not run.correlations:
+        return _section(
+            title,
+            "<p>Shift was measured but cannot be set against a drop in Dice: that takes local "
+            "models scored at home and at other sites.</p>",
+        )
+    ranked = sorted(
+        run.correlations, key=lambda found: (-np.nan_to_num(found.rho, nan=-2), found.metric)
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(found.metric.replace("_", " "))}</th>'
+        f"<td>{_dash(found.rho, 2)}</td><td>{_dash(found.p_value, 3)}</td>"
+        f"<td>{found.n_pairs}</td></tr>"
+        for found in ranked
+    )
+    picture = _figure(
+        figures["shift_drop.png"],
+        "shift_drop.png",
+        "A point is an ordered pair of sites: how much Dice a site's own model loses at the other "
+        "site, against the shift between the two, measured from summaries and never from images.",
+    )
+    pairs = run.pairs(run.correlations[0].metric)
+    sites = len({name for pair in pairs for name in (pair.home, pair.site)})
+    caution = ""
+    if sites < 5:
+        namings = math.factorial(sites)
+        caution = (
+            f'<div class="note"><p>{count(sites, "site")} can be renamed in only {namings} ways, '
+            f"so p cannot fall below {1 / namings:.2f}: read ρ as a description of these sites, "
+            "not as evidence.</p></div>"
+        )
+    return _section(
+        title,
+        f'{picture}<div class="scroll"><table><thead><tr><th scope="col" class="text">shift metric'
+        '</th><th scope="col">Spearman ρ</th><th scope="col">p</th><th scope="col">pairs</th></tr>'
+        f"</thead><tbody>{body}</tbody></table></div>{caution}"
+        '<p class="lead">ρ is positive where more shift goes with more loss. p is by permuting '
+        "the sites' names, since pairs that share a site are not independent.</p>"
+        f"{_pair_table(run)}",
+    )
+
+
+def _pair_table(run: Run) -> str:
+    """All of ``shift.csv`` by pair, with the drop both ways; too long to read for many sites."""
+    if len(run.sites) > MANY_SITES:
+        return ""
+    metrics = sorted({row["metric"] for row in run.shift})
+    value = {(row["site_a"], row["site_b"], row["metric"]): row["value"] for row in run.shift}
+    drop = {
+        (pair.home, pair.site): pair.drop for name in run.shift_metrics for pair in run.pairs(name)
+    }
+    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in metrics)
+    body = ""
+    for first, second in sorted({pair[:2] for pair in value}):
+        cells = "".join(
+            f"<td>{_dash(value.get((first, second, name), np.nan), 3)}</td>" for name in metrics
+        )
+        drops = "".join(
+            f"<td>{_dash(drop.get(way, np.nan), 3)}</td>"
+            for way in ((first, second), (second, first))
+        )
+        body += f'<tr><th scope="row">{escape(first)} – {escape(second)}</th>{cells}{drops}</tr>'
+    return (
+        '<details><summary>Every pair of sites</summary><div class="scroll"><table><thead><tr>'
+        f'<th scope="col" class="text">pair</th>{head}<th scope="col">Dice lost, first at second'
+        f'</th><th scope="col">second at first</th></tr></thead><tbody>{body}</tbody></table>'
+        "</div></details>"
+    )
+
+
+def _examples(run: Run) -> str:
+    paths = sorted((run.folder / "figures").glob("examples_*.png"))
+    if not paths:
+        return ""
+    shown = "".join(
+        _figure(path.read_bytes(), path.name, f"Examples at {path.stem.removeprefix('examples_')}")
+        for path in paths[:MAX_EXAMPLES]
+    )
+    left_out = len(paths) - MAX_EXAMPLES
+    more = f" {left_out} more are in <code>figures/</code>." if left_out > 0 else ""
+    return _section(
+        "Examples",
+        '<p class="lead">Test slices with the contours of the truth and of the models. They are '
+        "drawn where the images are and never leave the site; this page shows them because the "
+        f"federation was simulated on one machine.{more}</p>{shown}",
+    )
+
+
+def _egress(run: Run, figures: Mapping[str, bytes]) -> str:
+    if not run.egress:
+        return _section("What left each site", "<p>The ledger is empty.</p>")
+    purposes = sorted({purpose for sent in run.egress.values() for purpose in sent})
+    many = len(run.egress) > MANY_SITES
+    sites = [] if many else sorted(run.egress)
+    lines, totals = [], dict.fromkeys(run.egress, 0)
+    for purpose in purposes:
+        sent = {site: found[purpose] for site, found in run.egress.items() if purpose in found}
+        for site, item in sent.items():
+            totals[site] += item.bytes
+        cells = "".join(
+            f"<td>{format_bytes(sent[site].bytes) if site in sent else '–'}</td>" for site in sites
+        )
+        amounts = [item.bytes for item in sent.values()]
+        spread = f"<td>{len(sent)}</td><td>{format_bytes(max(amounts))}</td>" if many else ""
+        lines.append(
+            f'<tr><th scope="row">{escape(purpose)}</th>{cells}{spread}'
+            f"<td>{sum(item.records for item in sent.values()):,}</td>"
+            f"<td>{format_bytes(sum(amounts))}</td>"
+            f'<td class="text">{_record_names(sent.values())}</td></tr>'
+        )
+    head = "".join(f'<th scope="col">{escape(site)}</th>' for site in sites)
+    foot = "".join(f"<td>{format_bytes(totals[site])}</td>" for site in sites)
+    if many:
+        head = '<th scope="col">sites</th><th scope="col">most at one site</th>'
+        foot = f"<td>{len(totals)}</td><td>{format_bytes(max(totals.values()))}</td>"
+    records = sum(item.records for found in run.egress.values() for item in found.values())
+    picture = _figure(figures["egress.png"], "egress.png", "Bytes that left, over the whole run.")
+    return _section(
+        "What left each site",
+        '<p class="lead">Every tensor and every number that left a site, summed from the ledger '
+        "that the site keeps (<code>egress.jsonl</code>, one line a record). The pooled reference "
+        "is left out: it is trained by no real site.</p>"
+        '<div class="scroll"><table><thead><tr><th scope="col" class="text">purpose</th>'
+        f'{head}<th scope="col">records</th><th scope="col">total</th>'
+        f'<th scope="col" class="text">what</th></tr></thead><tbody>{"".join(lines)}</tbody>'
+        f'<tfoot><tr><th scope="row">all</th>{foot}<td>{records:,}</td>'
+        f"<td>{format_bytes(sum(totals.values()))}</td><td></td></tr></tfoot></table></div>{picture}",
+    )
+
+
+def _record_names(sent: Iterable[Sent]) -> str:
+    names = sorted(set().union(*(item.names for item in sent)))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"<small>{escape(', '.join(names[:3]))}{more}</small>"
+
+
+def _sites(run: Run) -> str:
+    if not run.cards:
+        return ""
+    lines = []
+    for name in (site for site in run.sites if site in run.cards):
+        card = run.cards[name]
+        splits = "".join(
+            f"<td>{_split(card['splits'].get(split))}</td>" for split in ("train", "val", "test")
+        )
+        spacing = "; ".join(_spacing(item) for item in card["spacing_mm"][:3])
+        if len(card["spacing_mm"]) > 3:
+            spacing += f"; {len(card['spacing_mm']) - 3} more"
+        role = "<small>unseen: trains nothing</small>" if card["role"] == "unseen" else ""
+        notes = "<br>".join(escape(note) for note in card["notes"])
+        lines.append(
+            f'<tr><th scope="row">{escape(name)}{role}</th>'
+            f'<td class="text name">{escape(", ".join(card["vendors"]))}</td>{splits}'
+            f'<td class="name">{escape(spacing)}</td>'
+            f'<td class="text"><small>{notes}</small></td></tr>'
+        )
+    return _section(
+        "Sites",
+        '<div class="scroll"><table><thead><tr><th scope="col" class="text">site</th>'
+        '<th scope="col" class="text">vendor</th><th scope="col">train</th>'
+        '<th scope="col">validation</th><th scope="col">test</th>'
+        '<th scope="col">spacing (mm)</th><th scope="col" class="text">notes</th></tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>",
+    )
+
+
+def _spacing(item: Sequence[float]) -> str:
+    return " × ".join(f"{value:.3g}" for value in item)
+
+
+def _split(counts: Mapping[str, int] | None) -> str:
+    if not counts or not counts["cases"]:
+        return "–"
+    return (
+        f"{count(counts['subjects'], 'subject')}<small>{count(counts['cases'], 'case')}, "
+        f"{counts['labelled']} of {count(counts['slices'], 'slice')} labelled</small>"
+    )
+
+
+def _problems(run: Run) -> str:
+    if not run.rounds:
+        return ""
+    if not run.problems:
+        body = "<p>Nothing failed: every site asked answered, and every update was used.</p>"
+    else:
+        lines = "".join(
+            f'<tr><th scope="row">{escape(problem.site)}</th><td class="text">{problem.kind}</td>'
+            f'<td>{len(problem.rounds)}</td><td class="text">{_ranges(problem.rounds)}</td>'
+            f'<td class="text">{escape(problem.reason)}</td></tr>'
+            for problem in run.problems
+        )
+        body = (
+            '<div class="scroll"><table><thead><tr><th scope="col" class="text">site</th>'
+            '<th scope="col" class="text">what</th><th scope="col">times</th>'
+            '<th scope="col" class="text">rounds</th><th scope="col" class="text">reason</th>'
+            f"</tr></thead><tbody>{lines}</tbody></table></div>"
+        )
+    return _section("Failures and rejected updates", body, "problems")
+
+
+def _ranges(rounds: Sequence[int]) -> str:
+    """Round numbers in order, runs of them joined: ``1–3, 7``."""
+    spans: list[list[int]] = []
+    for number in sorted(rounds):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{low}–{high}" if high > low else f"{low}" for low, high in spans)
+
+
+def _config(run: Run) -> str:
+    return _section(
+        "Configuration",
+        "<details><summary>The whole resolved configuration</summary>"
+        f"<pre>{escape(run.config_text)}</pre></details>",
+    )
+
+
+def _section(title: str, body: str, anchor: str = "") -> str:
+    mark = f' id="{anchor}"' if anchor else ""
+    return f"<section{mark}><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _figure(png: bytes, name: str, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    # Drawn at 1.5 device pixels for each pixel of the page; a PNG holds its width at byte 16.
+    width = round(int.from_bytes(png[16:20], "big") / 1.5)
+    return (
+        f'<figure><img alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

@@ -1,0 +1,387 @@
+"""A run folder, read once for its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedshift import UserError
+from fedshift.protocol.messages import POOLED
+from fedshift.protocol.tables import HIGHER_IS_BETTER, METRICS
+from fedshift.server.tables import (
+    Overview,
+    RankCorrelation,
+    overview,
+    rank_correlation,
+    read_cross_site,
+    read_shift,
+)
+
+Row = dict[str, Any]
+Model = tuple[str, str]
+"""(``model``, ``trained_on``), as in ``cross_site.csv``."""
+
+LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm"})
+"""The distances; the volumes have no better direction."""
+
+NO_DISTANCES = frozenset({"mmd_p", "proxy_a_null95"})
+"""Rows of ``shift.csv`` that say what chance would give."""
+
+EACH_OWN: Model = ("personal", "all")
+
+MODEL_ORDER = ("local", "personal", "global", "pooled")
+
+
+@dataclass
+class Sent:
+    """What one site sent for one purpose, over the whole run."""
+
+    bytes: int = 0
+    records: int = 0
+    names: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a site, or a whole round, did not count, and the rounds it happened in."""
+
+    kind: str
+    site: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One metric of every model at every site.
+
+    ``structure`` is ``None`` for the mean over the structures. ``mean``, ``low`` and ``high``
+    (the 95 % interval) are (models, sites) float64, nan where nothing was measured; ``masks`` and
+    ``failed`` count the masks behind each mean. The mean over several structures has no interval.
+    """
+
+    metric: str
+    structure: str | None
+    models: tuple[Model, ...]
+    sites: tuple[str, ...]
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    masks: np.ndarray
+    failed: np.ndarray
+
+    @cached_property
+    def home(self) -> np.ndarray:
+        """Which cells are a model at the site that trained it, (models, sites) bool."""
+        own = [
+            [model == EACH_OWN or model[1] == site for site in self.sites] for model in self.models
+        ]
+        return np.array(own) & ~np.isnan(self.mean)
+
+    @cached_property
+    def best(self) -> np.ndarray:
+        """Which cells are the best of their column, (models, sites) bool. Pooled, an upper bound,
+        does not compete; a metric without a direction has no best."""
+        if self.metric in HIGHER_IS_BETTER:
+            score = self.mean
+        elif self.metric in LOWER_IS_BETTER:
+            score = -self.mean
+        else:
+            return np.zeros(self.mean.shape, bool)
+        pooled = np.array([model == "pooled" for model, _ in self.models])
+        score = np.where(np.isnan(score) | pooled[:, None], -np.inf, score)
+        return (score == score.max(axis=0)) & np.isfinite(score)
+
+
+class Pair(NamedTuple):
+    """What ``home``'s own model loses at ``site``, in Dice, and the shift between the two."""
+
+    home: str
+    site: str
+    shift: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """The contents of a run folder. ``cards`` holds the site cards by name, ``egress`` the sums
+    of the ledger by site and purpose; a part that the folder does not hold is empty."""
+
+    folder: Path
+    config_text: str
+    config: dict[str, Any]
+    cards: dict[str, dict[str, Any]]
+    rounds: list[dict[str, Any]]
+    cross_site: list[dict[str, Any]]
+    shift: list[dict[str, Any]]
+    egress: dict[str, dict[str, Sent]]
+
+    @cached_property
+    def unseen(self) -> frozenset[str]:
+        """The sites that train nothing: by their cards, or else those that no round names."""
+        if self.cards:
+            return frozenset(name for name, card in self.cards.items() if card["role"] == "unseen")
+        trained: set[str] = set()
+        for line in self.rounds:
+            trained.update(line["sites"], line["failed"], line["rejected"])
+        scored = {row["site"] for row in self.cross_site}
+        return frozenset(scored - trained) if trained else frozenset()
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """Every site's name: the training sites sorted, then the unseen ones."""
+        names = set(self.cards) | {row["site"] for row in self.cross_site} | set(self.egress)
+        return tuple(sorted(names, key=lambda name: (name in self.unseen, name)))
+
+    @cached_property
+    def structures(self) -> tuple[str, ...]:
+        """The structures of ``cross_site.csv``, in the order of the labels where cards give it."""
+        declared = [name for card in self.cards.values() for name in card["structures"]]
+        present = {row["structure"]: None for row in self.cross_site}
+        return tuple(dict.fromkeys([name for name in declared if name in present] + [*present]))
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of ``cross_site.csv``, Dice first."""
+        known = [metric for metric in METRICS if metric in self._rows]
+        return (*known, *sorted(set(self._rows).difference(METRICS)))
+
+    @cached_property
+    def scores(self) -> list[Row]:
+        """The rows of ``cross_site.csv``. Personal models that are scored at home alone are one
+        model here, ``("personal", "all")``: each site's own."""
+        personal = [row for row in self.cross_site if row["model"] == "personal"]
+        if any(row["trained_on"] != row["site"] for row in personal):
+            return self.cross_site
+        return [
+            {**row, "trained_on": "all"} if row["model"] == "personal" else row
+            for row in self.cross_site
+        ]
+
+    @cached_property
+    def _rows(self) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {}
+        for row in self.scores:
+            rows.setdefault(row["metric"], []).append(row)
+        return rows
+
+    def rows(self, metric: str, structure: str | None) -> list[Row]:
+        """The rows of ``cross_site.csv`` for one metric; ``structure=None`` keeps them all."""
+        return [row for row in self._rows[metric] if structure in (None, row["structure"])]
+
+    def setting(self, group: str) -> str:
+        """The name chosen for a group of the configuration, such as ``strategy``."""
+        return str((self.config.get(group) or {}).get("name", "unnamed"))
+
+    def matrix(self, metric: str, structure: str | None = None) -> Matrix:
+        """Return ``metric`` of every model at every scored site; ``structure=None`` averages over
+        the structures."""
+        rows = self.rows(metric, structure)
+        models = tuple(sorted({(row["model"], row["trained_on"]) for row in rows}, key=model_key))
+        scored = {row["site"] for row in rows}
+        sites = tuple(site for site in self.sites if site in scored)
+        row_of = {model: index for index, model in enumerate(models)}
+        column_of = {site: index for index, site in enumerate(sites)}
+        shape = (len(models), len(sites))
+        total, low, high = np.zeros(shape), np.full(shape, np.nan), np.full(shape, np.nan)
+        count, masks, failed = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
+        for row in rows:
+            cell = row_of[row["model"], row["trained_on"]], column_of[row["site"]]
+            masks[cell] += row["n"]
+            failed[cell] += row["n_failed"]
+            total[cell] += row["mean"]
+            count[cell] += 1
+            low[cell], high[cell] = row["ci_low"], row["ci_high"]
+        low[count > 1] = high[count > 1] = np.nan
+        mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+        return Matrix(metric, structure, models, sites, mean, low, high, masks, failed)
+
+    def overviews(self, metric: str, structure: str | None = None) -> dict[Model, Overview]:
+        """The overview of each model that every training site of the matrix scored: a mean over
+        fewer sites would not compare. Empty for a metric without a better direction."""
+        if metric not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
+            return {}
+        matrix = self.matrix(metric, structure)
+        trained = np.array([site not in self.unseen for site in matrix.sites])
+        whole = ~np.isnan(matrix.mean[:, trained]).any(axis=1)
+        compared = {model for model, kept in zip(matrix.models, whole, strict=True) if kept}
+        return {
+            model: item
+            for item in overview(self.rows(metric, structure), self.unseen, metric)
+            if (model := (item.model, item.trained_on)) in compared
+        }
+
+    def curve(self, key: str, arm: str) -> dict[str, np.ndarray]:
+        """Return a metric per site as (rounds,) float64, nan where a round does not report it.
+
+        ``arm`` is ``local``, ``pooled`` or ``federated``, whatever the federated strategy's name.
+        """
+        found: dict[str, np.ndarray] = {}
+        for index, line in enumerate(self.rounds):
+            part = line if arm == self.main_arm else line.get("baselines", {}).get(arm, {})
+            for site, metrics in part.get("sites", {}).items():
+                if metrics.get(key) is not None:
+                    found.setdefault(site, np.full(len(self.rounds), np.nan))[index] = metrics[key]
+        return dict(sorted(found.items()))
+
+    @property
+    def main_arm(self) -> str:
+        """What the strategy trains: ``local`` and ``pooled`` may also be run for themselves."""
+        name = self.setting("strategy")
+        return name if name in ("local", "pooled") else "federated"
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """What failed, was rejected or was skipped, each once with its rounds."""
+        seen: dict[tuple[str, str, str], list[int]] = {}
+        for line in self.rounds:
+            found = [("failed", *item) for item in line["failed"].items()]
+            found += [("rejected", *item) for item in line["rejected"].items()]
+            if line["skipped"]:
+                found.append(("round skipped", "all sites", line["skipped"]))
+            for arm, baseline in line.get("baselines", {}).items():
+                found += [(f"{arm} failed", *item) for item in baseline["failed"].items()]
+            for key in found:
+                seen.setdefault(key, []).append(line["round"])
+        return tuple(Problem(*key, tuple(rounds)) for key, rounds in sorted(seen.items()))
+
+    @cached_property
+    def shift_metrics(self) -> tuple[str, ...]:
+        """The distances of ``shift.csv``; p-values and nulls are no distances."""
+        return tuple(sorted({row["metric"] for row in self.shift} - NO_DISTANCES))
+
+    def pairs(self, shift_metric: str) -> list[Pair]:
+        """The ordered pairs of sites with both a shift and a drop, sorted by name."""
+        shift = {
+            (row["site_a"], row["site_b"]): row["value"]
+            for row in self.shift
+            if row["metric"] == shift_metric
+        }
+        dice = self.matrix("dice")
+        found = []
+        for row, (model, home) in enumerate(dice.models):
+            if model != "local" or home not in dice.sites:
+                continue
+            at_home = dice.mean[row, dice.sites.index(home)]
+            for column, site in enumerate(dice.sites):
+                value = shift.get((home, site), shift.get((site, home), np.nan))
+                drop = at_home - dice.mean[row, column]
+                if site != home and np.isfinite(value) and np.isfinite(drop):
+                    found.append(Pair(home, site, value, float(drop)))
+        return sorted(found, key=lambda pair: (pair.home, pair.site))
+
+    @cached_property
+    def correlations(self) -> list[RankCorrelation]:
+        """Each shift distance against the drop in Dice, where a pair of sites has both."""
+        if "dice" not in self.metrics:
+            return []
+        found = rank_correlation(self.shift, self.cross_site, skip=NO_DISTANCES)
+        return [item for item in found if item.n_pairs]
+
+
+def model_key(model: Model) -> tuple[int, str, str]:
+    """Sort key: local, personal, global, pooled, then a method's own stages by name."""
+    name, trained_on = model
+    order = MODEL_ORDER.index(name) if name in MODEL_ORDER else len(MODEL_ORDER)
+    return order, name, trained_on
+
+
+def model_label(model: Model) -> str:
+    """A model's name as the figures and tables print it."""
+    name, trained_on = model
+    if name == "global":
+        return "federated (global)"
+    if name == "pooled":
+        return "pooled (upper bound)"
+    if model == EACH_OWN:
+        return "personal (each site's own)"
+    return name if trained_on == "all" else f"{name}, {trained_on}"
+
+
+def format_value(metric: str, value: float) -> str:
+    """Three decimals for ratios, two for millimetres and millilitres, a dash for nan."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:.2f}" if metric.endswith(("_mm", "_ml")) else f"{value:.3f}"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in decimal units: 999 B, 1.2 kB, 34.5 MB."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def read_run(folder: Path) -> Run:
+    """Read what the run folder holds so far.
+
+    Raises :class:`fedshift.UserError` when ``folder`` is no run folder or a file in it is broken.
+    """
+    config_path = folder / "config.yaml"
+    if not config_path.is_file():
+        raise UserError(
+            f"{folder} is not a run folder, as it has no config.yaml: "
+            "give the folder that a simulation wrote to (its `out`)."
+        )
+    config_text = config_path.read_text(encoding="utf-8")
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.create(config_text), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(
+            f"{config_path} is not a valid configuration: restore it from the run's backup, "
+            "or run the simulation again."
+        ) from error
+    cards_path = folder / "checkpoints" / "sites.json"
+    cards = json.loads(cards_path.read_text(encoding="utf-8")) if cards_path.is_file() else []
+    cross_site_path, shift_path = folder / "cross_site.csv", folder / "shift.csv"
+    egress: dict[str, dict[str, Sent]] = {}
+    for record in _json_lines(folder / "egress.jsonl"):
+        if record["site"] == POOLED:
+            continue
+        sent = egress.setdefault(record["site"], {}).setdefault(record["purpose"], Sent())
+        sent.bytes += record["bytes"]
+        sent.records += 1
+        sent.names.add(record["record"])
+    return Run(
+        folder=folder,
+        config_text=config_text,
+        config=config,
+        # The simulated site that holds all data trains the pooled reference; it is no real site.
+        cards={card["name"]: card for card in cards if card["role"] != "pooled"},
+        rounds=list(_json_lines(folder / "rounds.jsonl")),
+        cross_site=read_cross_site(cross_site_path) if cross_site_path.is_file() else [],
+        shift=read_shift(shift_path) if shift_path.is_file() else [],
+        egress=egress,
+    )
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path} line {number} is not JSON, as when a run was stopped while writing: "
+                    "continue the run with resume=true, or delete that line."
+                ) from error

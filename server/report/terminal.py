@@ -1,0 +1,85 @@
+"""The report's few most telling lines, for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedshift.server.report.answer import answer
+from fedshift.server.report.run import Run, count, format_value, model_label, read_run
+
+MAX_COLUMNS = 6
+"""With more sites than this the table shows only the shared models and the summary columns; the
+sentences below it give the means of the single-site models."""
+MAX_PROBLEMS = 8
+
+
+def summary(run: Path) -> RenderableType:
+    """Return the run's Dice table, shift-against-drop lines, failures and where the report is.
+
+    Raises :class:`fedshift.UserError` when ``run`` is no run folder or a file in it is broken.
+    """
+    contents = read_run(run)
+    lines: list[RenderableType] = []
+    if "dice" in contents.metrics:
+        lines += [_dice(contents), *(Text(line) for line in answer(contents).sentences())]
+    else:
+        lines.append(Text("No model has been scored yet."))
+    lines += [
+        Text(
+            f"shift against drop, {found.metric}: rho {found.rho:.2f}, p {found.p_value:.3f}, "
+            f"{count(found.n_pairs, 'pair')}",
+            style="dim",
+        )
+        for found in contents.correlations
+    ]
+    for problem in contents.problems[:MAX_PROBLEMS]:
+        times = count(len(problem.rounds), "time")
+        lines.append(
+            Text(f"{problem.site} {problem.kind} {times}: {problem.reason}", style="yellow")
+        )
+    left_out = len(contents.problems) - MAX_PROBLEMS
+    if left_out > 0:
+        lines.append(Text(f"and {left_out} more, listed in the report", style="yellow"))
+    page = run / "report.html"
+    if page.is_file():
+        lines.append(Text(f"report: {page}"))
+    return Group(*lines)
+
+
+def _dice(run: Run) -> Table:
+    """Models x sites with the best of a column bold, the pooled upper bound aside."""
+    matrix = run.matrix("dice")
+    found = run.overviews("dice")
+    shown = range(len(matrix.sites)) if len(matrix.sites) <= MAX_COLUMNS else range(0)
+    unseen = any(site in run.unseen for site in matrix.sites)
+    table = Table(title="Dice on the test split", title_justify="left", title_style="bold")
+    table.add_column("model")
+    for column in shown:
+        site = matrix.sites[column]
+        # Text, since a site's name may hold what rich would read as markup.
+        table.add_column(Text(f"{site}\n(unseen)" if site in run.unseen else site), justify="right")
+    for name in ("mean", "worst", "gap", *(["unseen"] if unseen else [])):
+        table.add_column(name, justify="right")
+    models = matrix.models
+    if not shown:
+        models = tuple(model for model in models if model[1] == "all")
+    for model in models:
+        row = matrix.models.index(model)
+        cells = [
+            Text(
+                format_value("dice", matrix.mean[row, column]),
+                style="bold" if matrix.best[row, column] else "",
+            )
+            for column in shown
+        ]
+        ends = ["–"] * (len(table.columns) - 1 - len(shown))
+        if item := found.get(model):
+            worst = f"{item.worst:.3f} {item.worst_site}"
+            ends = [f"{item.macro_mean:.3f}", worst, f"{item.gap:.3f}"]
+            ends += [format_value("dice", item.unseen)] if unseen else []
+        table.add_row(Text(model_label(model)), *cells, *(Text(end) for end in ends))
+    return table

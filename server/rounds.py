@@ -1,0 +1,344 @@
+"""The round loop: select, send, gather, aggregate, checkpoint, resume.
+
+A run has one or more *arms* that advance together, round by round: the strategy asked for, and
+the references it is compared with (``local``, ``pooled``). A line of ``rounds.jsonl`` and a
+checkpoint cover all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedshift import UserError
+from fedshift.protocol.cards import SiteCard
+from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Grid, Message
+from fedshift.protocol.messages import (
+    ANSWER,
+    ARRAYS,
+    POOLED,
+    Action,
+    Arrays,
+    Instruction,
+    TensorInfo,
+    details,
+    pack_arrays,
+    request,
+    unpack_arrays,
+)
+from fedshift.protocol.storage import keep_lines, write_atomic
+from fedshift.server import checkpoint
+from fedshift.server.exchange import exchange
+from fedshift.server.progress import Progress
+from fedshift.strategies.base import Strategy
+from fedshift.strategies.pooled import Pooled
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything the coordinator needs to know of a run.
+
+    ``strategies`` are the arms, the one asked for first. ``identity`` is the config's fingerprint.
+    Every ``validate_every`` rounds the models are scored on validation (0: never); ``evaluated``
+    lists which models enter the cross-site matrix. ``after_round`` is called when a round's line is
+    about to be written (a simulation collects the sites' ledgers then).
+    """
+
+    out: Path
+    identity: str
+    seed: int
+    rounds: int
+    local_steps: int
+    method: Mapping[str, Any]
+    task: Mapping[str, Any]
+    strategies: tuple[Strategy, ...]
+    validate_every: int = 1
+    evaluated: tuple[str, ...] = ("local", "personal", "global", "pooled")
+    deadline_s: float | None = None
+    after_round: Callable[[], None] = lambda: None
+
+    def validates(self, number: int) -> bool:
+        """Whether the models are scored on validation after round ``number``."""
+        every = self.validate_every
+        return every > 0 and (number % every == 0 or number == self.rounds)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The run's checkpoint folder."""
+        return self.out / "checkpoints"
+
+    @property
+    def instruction(self) -> Instruction:
+        """What every request of the run starts from."""
+        return Instruction(
+            action=Action.NAME, seed=self.seed, method=dict(self.method), task=dict(self.task)
+        )
+
+
+@dataclass
+class Sites:
+    """The federation as the coordinator knows it: each site's node and card."""
+
+    grid: Grid
+    nodes: dict[str, int]
+    cards: dict[str, SiteCard]
+    deadline_s: float | None = None
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Site names by node."""
+        return {node: name for name, node in self.nodes.items()}
+
+    @property
+    def training(self) -> list[str]:
+        """The sites that train, sorted."""
+        return sorted(name for name, card in self.cards.items() if card.trains and name != POOLED)
+
+    @property
+    def scored(self) -> list[str]:
+        """The sites on which models are scored, sorted: all real ones."""
+        return sorted(name for name in self.nodes if name != POOLED)
+
+    def ask(
+        self,
+        names: list[str],
+        instruction: Instruction,
+        arrays: ArrayRecord | None = None,
+        questions: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Iterator[tuple[str, Message]]:
+        """Send one request to each of ``names``; yield their replies in that order.
+
+        ``questions`` hold what only one site is asked.
+        """
+        shared = request(instruction, arrays)
+        messages = [
+            Message(
+                content=request(instruction, arrays, statistics=questions[name])
+                if questions
+                else shared,
+                dst_node_id=self.nodes[name],
+                message_type=instruction.action.message_type,
+                group_id=str(instruction.round),
+            )
+            for name in names
+        ]
+        by_node = self.names
+        for reply in exchange(self.grid, messages, by_node, self.deadline_s):
+            yield by_node[reply.metadata.src_node_id], reply
+
+
+def find(grid: Grid, instruction: Instruction) -> dict[str, int]:
+    """The node of every site that the grid reaches, by the site's name, sorted.
+
+    Raises :class:`UserError` when a site does not answer.
+    """
+    hello = request(instruction.but(action=Action.NAME))
+    order = {node: f"{number:09d}" for number, node in enumerate(grid.get_node_ids())}
+    messages = [
+        Message(content=hello, dst_node_id=node, message_type=Action.NAME.message_type)
+        for node in order
+    ]
+    nodes = {}
+    for reply in exchange(grid, messages, order, None):
+        if reply.has_error():
+            raise UserError(f"a site does not answer: {reply.error.reason}")
+        record = reply.content[ANSWER]
+        assert isinstance(record, ConfigRecord)
+        nodes[str(record["site"])] = reply.metadata.src_node_id
+    return dict(sorted(nodes.items()))
+
+
+def meet(grid: Grid, plan: RunPlan) -> Sites:
+    """Find out which sites there are, and what each says of itself.
+
+    Cards are asked for once a run and kept in ``checkpoints/sites.json``. Raises
+    :class:`UserError` when a site cannot open its data, none can train, or a structure is labelled
+    nowhere.
+    """
+    sites = Sites(grid, find(grid, plan.instruction), {}, plan.deadline_s)
+    path = plan.checkpoints / "sites.json"
+    if path.exists():
+        cards = [SiteCard.from_json(fields) for fields in json.loads(path.read_text())]
+    else:
+        cards = []
+        problems = []
+        ask = plan.instruction.but(action=Action.CARD)
+        for name, reply in sites.ask(list(sites.nodes), ask):
+            if reply.has_error():
+                problems.append(f"site {name}: {reply.error.reason}")
+            else:
+                cards.append(SiteCard.from_json(details(reply.content)))
+        if problems:
+            more = f" (and {len(problems) - 1} more sites)" if len(problems) > 1 else ""
+            raise UserError(problems[0] + more)
+        write_atomic(path, json.dumps([card.to_json() for card in cards], indent=1) + "\n")
+    sites.cards = {card.name: card for card in cards}
+    if not sites.training:
+        raise UserError(
+            "no site can train: none has a labelled training image; check label_path in the "
+            "manifest with `fedshift sites check`"
+        )
+    found = set().union(*(sites.cards[name].labelled for name in sites.training))
+    absent = [name for name in plan.task["structures"] if name not in found]
+    if absent:
+        raise UserError(
+            f"{len(plan.task['structures'])} structures are to be learnt and the training labels "
+            f"hold {len(found)}: '{absent[0]}' is labelled nowhere; take it out of data.labels or "
+            "correct its value"
+        )
+    return sites
+
+
+@dataclass
+class Arm:
+    """One strategy's progress: its current model, as it travels."""
+
+    strategy: Strategy
+    model: ArrayRecord
+    seconds: float = 0.0
+
+
+@dataclass
+class Training:
+    """A run in the coordinator's memory: its sites, tensors, arms, and how many rounds are done."""
+
+    sites: Sites
+    tensors: dict[str, TensorInfo]
+    arms: list[Arm]
+    done: int
+
+
+def prepare(sites: Sites, plan: RunPlan) -> Training:
+    """Set every arm up as it stands after the last checkpoint, or at the initial weights."""
+    tensors, initial = _initial(sites, plan)
+    arms = []
+    for strategy in plan.strategies:
+        pooled = isinstance(strategy, Pooled)
+        names = [POOLED] if pooled else sites.training
+        steps = plan.local_steps * (len(sites.training) if pooled else 1)
+        strategy.begin(
+            {name: sites.nodes[name] for name in names},
+            tensors,
+            plan.instruction.but(steps=steps),
+        )
+        arms.append(Arm(strategy, pack_arrays(strategy.shared(initial))))
+    done = checkpoint.last_round(plan.checkpoints)
+    if done:
+        model, arms[0].strategy.bank = checkpoint.load(plan.checkpoints, done, plan.identity)
+        arms[0].model = pack_arrays(model)
+    keep_lines(plan.out / "rounds.jsonl", lambda line: line["round"] <= done)
+    return Training(sites, tensors, arms, done)
+
+
+def train(training: Training, plan: RunPlan, progress: Progress) -> None:
+    """Run the rounds that are not done yet; the arms then hold the last models."""
+    if training.done:
+        progress.say(f"resuming after round {training.done} of {plan.rounds}")
+    for number in range(training.done + 1, plan.rounds + 1):
+        _round(number, training, plan, progress)
+        training.done = number
+
+
+def messages_left(training: Training, plan: RunPlan) -> int:
+    """How many site messages the rounds that are not done yet will take."""
+    per_pass = sum(len(arm.strategy.sites) for arm in training.arms)
+    left = range(training.done + 1, plan.rounds + 1)
+    return sum(per_pass * (2 if plan.validates(number) else 1) for number in left)
+
+
+def _initial(sites: Sites, plan: RunPlan) -> tuple[dict[str, TensorInfo], Arrays]:
+    """The tensors and the weights all sites start from, asked of the first one that trains: the
+    coordinator itself knows no network. A resumed run needs the tensors' description alone."""
+    path = plan.checkpoints / "tensors.json"
+    if path.exists():
+        described, arrays = json.loads(path.read_text()), {}
+    else:
+        first = sites.training[0]
+        (_, reply), *_ = sites.ask([first], plan.instruction.but(action=Action.INITIAL))
+        if reply.has_error():
+            raise UserError(f"site {first}: {reply.error.reason}")
+        described = details(reply.content)["tensors"]
+        record = reply.content[ARRAYS]
+        assert isinstance(record, ArrayRecord)
+        arrays = unpack_arrays(record)
+    infos = {
+        name: TensorInfo(**{**fields, "shape": tuple(fields["shape"])})
+        for name, fields in described.items()
+    }
+    return infos, arrays
+
+
+def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -> None:
+    lines = {}
+    for arm in training.arms:
+        start = time.perf_counter()
+        _advance(arm, number, training.sites, plan, progress)
+        arm.seconds = time.perf_counter() - start
+        lines[arm.strategy.model] = _line(arm)
+    main = training.arms[0].strategy.model
+    line = {"round": number, **lines.pop(main), "baselines": lines}
+    plan.after_round()
+    with (plan.out / "rounds.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if number == 1:
+        described = {name: vars(info) for name, info in training.tensors.items()}
+        write_atomic(plan.checkpoints / "tensors.json", json.dumps(described) + "\n")
+    first = training.arms[0]
+    checkpoint.save(
+        plan.checkpoints, number, unpack_arrays(first.model), first.strategy.bank, plan.identity
+    )
+
+
+def _advance(arm: Arm, number: int, sites: Sites, plan: RunPlan, progress: Progress) -> None:
+    """One round of one arm."""
+    strategy = arm.strategy
+    label = f"round {number}/{plan.rounds} {strategy.model}"
+    config = ConfigRecord()
+
+    def watched(messages: Any, what: str) -> Iterator[Message]:
+        for reply in exchange(sites.grid, messages, strategy.names, plan.deadline_s):
+            name = strategy.names[reply.metadata.src_node_id]
+            progress.advance(f"{label}: {what} {name}")
+            if reply.has_error():
+                progress.say(f"{label}: site {name} failed: {reply.error.reason}")
+            yield reply
+
+    messages = strategy.configure_train(number, arm.model, config, sites.grid)
+    model, _ = strategy.aggregate_train(number, watched(messages, "trained"))
+    if model is not None:
+        arm.model = model
+    for name, reason in strategy.outcome.rejected.items():
+        progress.say(f"{label}: the update of site {name} was rejected: {reason}")
+    if strategy.outcome.skipped:
+        progress.say(f"{label}: the model stays as it was: {strategy.outcome.skipped}")
+    if plan.validates(number):
+        messages = strategy.configure_evaluate(number, arm.model, config, sites.grid)
+        strategy.aggregate_evaluate(number, watched(messages, "validated"))
+
+
+def _line(arm: Arm) -> dict[str, Any]:
+    """An arm's part of the round's line; numbers that are not finite become null."""
+    outcome = arm.strategy.outcome
+    return {
+        "seconds": round(arm.seconds, 3),
+        "bytes_down": outcome.bytes_down,
+        "bytes_up": outcome.bytes_up,
+        "sites": {
+            name: {
+                key.replace("num-examples", "examples"): value if math.isfinite(value) else None
+                for key, value in metrics.items()
+            }
+            for name, metrics in outcome.sites.items()
+        },
+        "failed": outcome.failed,
+        "rejected": outcome.rejected,
+        "skipped": outcome.skipped,
+    }

@@ -1,0 +1,373 @@
+"""How far apart the sites' images are, computed from what each site sent of them.
+
+The order of calls: every site's summary -> :func:`questions` -> every site's answer ->
+:func:`pairwise` -> :func:`advice`. The arrays are those of :mod:`fedshift.protocol.statistics`;
+``docs/shift.md`` defines each distance and says how to read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.special import rel_entr
+
+from fedshift import derive_seed
+from fedshift.protocol import statistics as names
+
+Statistics = Mapping[str, Mapping[str, np.ndarray]]
+"""Site name -> statistic's name -> array."""
+
+MMD_RELABELLINGS = 999
+DOMAIN_RELABELLINGS = 19
+"""Each costs a direction that travels, so far fewer than for MMD: chance exceeds the largest of
+19 with probability 1/20."""
+
+STRUCTURAL_SHARE = 0.25
+"""Label shift above this part of the labelled volume counts as structural."""
+
+_NORM_EPS = 1e-5  # what the normalisation layers themselves add to a variance
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """A distance from one site to each of several others; symmetric, 0 for equal statistics.
+
+    ``between`` is given this site's arrays and then the others' stacked along a first axis, both
+    in the order of ``needs``, and returns one value for each other site.
+    """
+
+    metric: str
+    needs: tuple[str, ...]
+    between: Callable[..., np.ndarray]
+
+
+def questions(statistics: Statistics, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Form the second exchange's question to each site that sent a summary.
+
+    Every site gets the kernel bandwidths; a site with at least two blocks also gets the
+    directions and thresholds of its domain classifiers: for each such other site in order of
+    name, the pair's linear discriminant, then ``DOMAIN_RELABELLINGS`` of relabelled blocks.
+    Empty when fewer than two sites sent a summary.
+    """
+    sent = {site: kept for site, kept in statistics.items() if names.FEATURE_MEAN in kept}
+    if len(sent) < 2:
+        return {}
+    _, _, covariance = pool_moments(
+        np.concatenate([kept[names.FEATURE_COUNT] for kept in sent.values()]),
+        np.stack([kept[names.FEATURE_MEAN] for kept in sent.values()]),
+        np.stack([kept[names.FEATURE_COVARIANCE] for kept in sent.values()]),
+    )
+    # Two independent images are sqrt(2 trace) apart in the root mean square. A scale no single
+    # site could know: it needs the pooled moments, which is why there is a second exchange.
+    spread = np.sqrt(2.0 * np.trace(covariance)) or 1.0
+    bandwidths = spread * np.array(names.BANDWIDTH_FACTORS)
+    asked: dict[str, dict[str, np.ndarray]] = {
+        site: {names.BANDWIDTHS: bandwidths} for site in sorted(sent)
+    }
+
+    lines: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for first, second in combinations(_divisible(statistics), 2):
+        line = _discriminants(statistics[first], statistics[second], seed)
+        # Pairs come in order of name, so each site's list is in the order of its other sites.
+        lines.setdefault(first, []).append(line)
+        lines.setdefault(second, []).append(line)
+    for site, own in lines.items():
+        asked[site][names.DIRECTIONS] = np.concatenate([directions for directions, _ in own])
+        asked[site][names.THRESHOLDS] = np.concatenate([thresholds for _, thresholds in own])
+    return asked
+
+
+def pairwise(
+    statistics: Statistics, answers: Statistics, seed: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows of ``shift.csv`` and what is missing from them, in sentences.
+
+    A row is ``{site_a, site_b, metric, value}`` with ``site_a < site_b``, every pair once, sorted
+    by pair and then as :data:`METRICS`. A metric's rows are left out for a site that did not send
+    what it needs; the sentences name them. ``seed`` must be that of :func:`questions`.
+    """
+    sites = sorted(statistics)
+    sent = {site: {**statistics[site], **answers.get(site, {})} for site in sites}
+    values: dict[tuple[str, str, str], float] = {}
+    for distance in _DISTANCES:
+        having = [site for site in sites if all(name in sent[site] for name in distance.needs)]
+        if len(having) < 2:
+            continue
+        stacks = [np.stack([sent[site][name] for site in having]) for name in distance.needs]
+        for index, first in enumerate(having[:-1]):
+            found = distance.between(
+                *(stack[index] for stack in stacks), *(stack[index + 1 :] for stack in stacks)
+            )
+            for second, value in zip(having[index + 1 :], found, strict=True):
+                values[first, second, distance.metric] = float(value)
+
+    having = [site for site in sites if names.FOURIER_MEANS in sent[site]]
+    for first, second in combinations(having, 2):
+        discrepancy, p_value = _mmd(
+            sent[first][names.FOURIER_MEANS], sent[second][names.FOURIER_MEANS], seed
+        )
+        values[first, second, "mmd"] = discrepancy
+        values[first, second, "mmd_p"] = p_value
+
+    # Where a pair's columns lie follows from who was asked, whether or not all answered.
+    asked = _divisible(statistics)
+    width = 1 + DOMAIN_RELABELLINGS
+    for (i, first), (j, second) in combinations(enumerate(asked), 2):
+        if names.DOMAIN_COUNTS in sent[first] and names.DOMAIN_COUNTS in sent[second]:
+            distances = _proxy_a(
+                sent[first][names.DOMAIN_COUNTS][:, (j - 1) * width : j * width],
+                sent[second][names.DOMAIN_COUNTS][:, i * width : (i + 1) * width],
+                sent[first][names.BLOCK_COUNTS][names.HELD_OUT_BLOCKS],
+                sent[second][names.BLOCK_COUNTS][names.HELD_OUT_BLOCKS],
+                seed,
+            )
+            values[first, second, "proxy_a_distance"] = float(distances[0])
+            values[first, second, "proxy_a_null95"] = float(distances[1:].max())
+
+    rows = [
+        {"site_a": first, "site_b": second, "metric": metric, "value": value}
+        for (first, second, metric), value in sorted(
+            values.items(), key=lambda item: (*item[0][:2], METRICS.index(item[0][2]))
+        )
+    ]
+    return rows, _missing(sent)
+
+
+def advice(rows: Sequence[Mapping[str, Any]], statistics: Statistics) -> str:
+    """Say in one sentence whether the sites differ in appearance or in structure, and what to try.
+
+    A pair differs in structure when its label shift is more than ``STRUCTURAL_SHARE`` of the
+    larger site's labelled share of the image; in appearance when its proxy A-distance is above
+    its null. More pairs of the first kind: personalise. More of the second: harmonise. The
+    encoder's features see structure too, so a pair of both kinds counts as both.
+    """
+    table = {(row["site_a"], row["site_b"], row["metric"]): row["value"] for row in rows}
+    shares = {
+        site: 1.0 - float(kept[names.CLASS_VOLUMES][0] / kept[names.CLASS_VOLUMES].sum())
+        for site, kept in statistics.items()
+        if names.CLASS_VOLUMES in kept
+    }
+    appearance = [
+        value > table[first, second, "proxy_a_null95"]
+        for (first, second, metric), value in table.items()
+        if metric == "proxy_a_distance"
+    ]
+    structure = [
+        value > STRUCTURAL_SHARE * max(shares[first], shares[second])
+        for (first, second, metric), value in table.items()
+        if metric == "label_tv"
+    ]
+    if not appearance or not structure:
+        kind = "Appearance" if not appearance else "Structural"
+        return f"{kind} shift could not be measured, so no way to treat the shift is advised."
+    found = (
+        f"Appearance differs beyond chance at {sum(appearance)} of {len(appearance)} pairs of "
+        f"sites, labelled structure at {sum(structure)} of {len(structure)}"
+    )
+    if not any(appearance) and not any(structure):
+        return f"{found}: one shared model should serve every site."
+    if np.mean(structure) > np.mean(appearance):
+        step = "personalise (FedBN, or fine-tuning at the site)"
+    elif np.mean(appearance) > np.mean(structure):
+        step = "harmonise (an adaptation method, or augmentation of noise and intensity)"
+    else:
+        step = "harmonise first, then personalise what remains"
+    return f"{found}: {step}, and check it against the measured cross-site drop."
+
+
+def pool_moments(
+    counts: np.ndarray, means: np.ndarray, covariances: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Pool (S,) counts, (S, D) means and (S, D, D) covariances (divided by n) of S samples.
+
+    Returns count, mean and covariance of the samples put together: exact, not an approximation.
+    """
+    total = float(counts.sum())
+    shares = counts / total
+    mean = shares @ means
+    offsets = means - mean
+    within = np.tensordot(shares, covariances, axes=1)
+    return total, mean, within + (offsets * shares[:, None]).T @ offsets
+
+
+def _wasserstein(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Wasserstein-1 between histograms, their mass at the bins' middles, in image units."""
+    edges = names.intensity_edges()
+    gaps = np.diff((edges[1:] + edges[:-1]) / 2.0)
+    difference = np.cumsum(_normalised(others) - _normalised(own), axis=1)
+    return np.abs(difference[:, :-1]) @ gaps
+
+
+def _jensen_shannon(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon distance, the square root of the divergence in bits: 0 to 1."""
+    p, q = _normalised(own), _normalised(others)
+    middle = (p + q) / 2.0
+    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=1) / (2.0 * np.log(2.0))
+    return np.sqrt(np.maximum(divergence, 0.0))
+
+
+def _spectrum(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Root mean square difference over frequency, in dB."""
+    return np.sqrt(((others - own) ** 2).mean(axis=1))
+
+
+def _frechet(
+    mean: np.ndarray, covariance: np.ndarray, means: np.ndarray, covariances: np.ndarray
+) -> np.ndarray:
+    """Squared Wasserstein-2 distance of two Gaussians (Dowson and Landau, 1982, J. Multivar.
+    Anal. 12), the quantity Heusel et al. (NIPS 2017) compute for Inception features."""
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    # The square root of C1 C2 has the trace of that of R C2 R with R R = C1, which is symmetric.
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances @ root), 0.0)).sum(axis=1)
+    traces = np.trace(covariance) + np.trace(covariances, axis1=1, axis2=2)
+    return np.maximum(((means - mean) ** 2).sum(axis=1) + traces - 2.0 * cross, 0.0)
+
+
+def _norm_kl(
+    mean: np.ndarray, variance: np.ndarray, means: np.ndarray, variances: np.ndarray
+) -> np.ndarray:
+    """KL(p, q) + KL(q, p) of each channel's Gaussians, averaged over the channels, in nats."""
+    own, others = variance + _NORM_EPS, variances + _NORM_EPS
+    apart = (means - mean) ** 2
+    return (((own + apart) / others + (others + apart) / own) / 2.0 - 1.0).mean(axis=1)
+
+
+def _total_variation(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Half the summed difference of the classes' shares of the volume: 0 to 1."""
+    return np.abs(_normalised(others) - _normalised(own)).sum(axis=1) / 2.0
+
+
+_DISTANCES = (
+    _Distance("intensity_wasserstein", (names.INTENSITY_HISTOGRAM,), _wasserstein),
+    _Distance("intensity_js", (names.INTENSITY_HISTOGRAM,), _jensen_shannon),
+    _Distance("spectrum_distance", (names.LOG_SPECTRUM,), _spectrum),
+    _Distance("feature_frechet", (names.FEATURE_MEAN, names.FEATURE_COVARIANCE), _frechet),
+    _Distance("norm_kl", (names.NORM_MEAN, names.NORM_VARIANCE), _norm_kl),
+    _Distance("label_tv", (names.CLASS_VOLUMES,), _total_variation),
+)
+
+_NEEDS = {distance.metric: distance.needs for distance in _DISTANCES} | {
+    "mmd": (names.FOURIER_MEANS,),
+    "mmd_p": (names.FOURIER_MEANS,),
+    "proxy_a_distance": (names.DOMAIN_COUNTS,),
+    "proxy_a_null95": (names.DOMAIN_COUNTS,),
+}
+
+METRICS = tuple(_NEEDS)
+"""The metrics of ``shift.csv``. ``mmd_p`` and ``proxy_a_null95`` say what chance would give;
+they are not distances."""
+
+
+def _mmd(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, float]:
+    """Maximum mean discrepancy between two sites' (blocks, features) Fourier means, and its p.
+
+    Gretton et al., "A Kernel Two-Sample Test", JMLR 13 (2012): the biased estimate, here with
+    every block weighing the same, and its null by relabelling blocks.
+    """
+    blocks = np.concatenate([first, second])
+    labels = _relabellings(len(first), len(second), MMD_RELABELLINGS, seed, "mmd")
+    weights = np.where(labels, 1.0 / len(first), -1.0 / len(second))
+    squared = ((weights @ (blocks @ blocks.T)) * weights).sum(axis=1)
+    # A relabelling that is the true one, or its mirror, must tie whatever the rounding.
+    reached = squared[1:] >= squared[0] * (1.0 - 1e-9) - 1e-15
+    p_value = (1 + int(reached.sum())) / (1 + MMD_RELABELLINGS)
+    return float(np.linalg.norm(first.mean(axis=0) - second.mean(axis=0))), p_value
+
+
+def _divisible(statistics: Statistics) -> list[str]:
+    """The sites that have both a training and a held-out block, sorted."""
+    return sorted(
+        site for site, kept in statistics.items() if len(kept.get(names.BLOCK_COUNTS, ())) >= 2
+    )
+
+
+def _discriminants(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fisher's linear discriminant between two sites' training blocks, and relabelled ones.
+
+    Fitted from pooled sufficient statistics, so it equals the one fitted to the images in one
+    place. Returns (1 + relabellings, p) directions and their thresholds, midway between the
+    means, so that sites of different size weigh the same.
+    """
+    training = names.TRAINING_BLOCKS
+    own, other = first[names.BLOCK_COUNTS][training], second[names.BLOCK_COUNTS][training]
+    counts = np.concatenate([own, other])
+    sums = counts[:, None] * np.concatenate(
+        [first[names.BLOCK_FEATURES][training], second[names.BLOCK_FEATURES][training]]
+    )
+    labels = _relabellings(len(own), len(other), DOMAIN_RELABELLINGS, seed, "training").astype(
+        np.float64
+    )
+    above, below = labels @ counts, (1.0 - labels) @ counts
+    mean_above = labels @ sums / above[:, None]
+    mean_below = (1.0 - labels) @ sums / below[:, None]
+    # The sum of outer products does not depend on the labels: no block has to send its own.
+    scatter = first[names.TRAINING_SECOND_MOMENT] + second[names.TRAINING_SECOND_MOMENT]
+    within = (
+        scatter
+        - above[:, None, None] * mean_above[:, :, None] * mean_above[:, None, :]
+        - below[:, None, None] * mean_below[:, :, None] * mean_below[:, None, :]
+    ) / counts.sum()
+    size = within.shape[1]
+    ridge = 1e-3 * np.trace(within, axis1=1, axis2=2) / size + 1e-12
+    within += ridge[:, None, None] * np.eye(size)
+    directions = np.linalg.solve(within, (mean_above - mean_below)[:, :, None])[:, :, 0]
+    return directions, (directions * (mean_above + mean_below)).sum(axis=1) / 2.0
+
+
+def _proxy_a(
+    first: np.ndarray, second: np.ndarray, own: np.ndarray, other: np.ndarray, seed: int
+) -> np.ndarray:
+    """Proxy A-distances 2 (1 - 2 err), of the true labels and then of each relabelling.
+
+    Ben-David et al., "Analysis of Representations for Domain Adaptation", NIPS 2006; ``err`` is
+    the mean of the two sites' held-out errors, and at most 1/2. ``first`` and ``second`` are
+    (held-out blocks, 1 + relabellings) counts above the threshold; ``own`` and ``other`` are the
+    blocks' sizes.
+    """
+    above = np.concatenate([first, second]).T
+    sizes = np.concatenate([own, other])
+    labels = _relabellings(len(own), len(other), DOMAIN_RELABELLINGS, seed, "held out").astype(
+        np.float64
+    )
+    missed = 1.0 - (labels * above).sum(axis=1) / (labels @ sizes)
+    mistaken = ((1.0 - labels) * above).sum(axis=1) / ((1.0 - labels) @ sizes)
+    return np.maximum(2.0 * (1.0 - missed - mistaken), 0.0)
+
+
+@lru_cache(maxsize=256)
+def _relabellings(first: int, second: int, count: int, seed: int, purpose: str) -> np.ndarray:
+    """(1 + ``count``, ``first + second``) booleans: who belongs to the first site; truth first."""
+    truth = np.arange(first + second) < first
+    random = np.random.default_rng(derive_seed(seed, purpose, "relabel", first, second))
+    shuffled = random.permuted(np.tile(truth, (count, 1)), axis=1)
+    labels = np.concatenate([truth[None], shuffled])
+    labels.flags.writeable = False
+    return labels
+
+
+def _normalised(counts: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = counts / counts.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _missing(sent: Statistics) -> list[str]:
+    """One sentence for each set of sites that lacks the same statistics."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for metric, needs in _NEEDS.items():
+        sites = tuple(s for s in sorted(sent) if any(name not in sent[s] for name in needs))
+        if sites:
+            lacking.setdefault(sites, []).append(metric)
+    return [
+        f"{', '.join(metrics)}: left out for {', '.join(sites)}, which did not send "
+        f"{', '.join(sorted({n for m in metrics for n in _NEEDS[m]}))} (refused by policy, too "
+        "few images, or no labels)."
+        for sites, metrics in lacking.items()
+    ]

@@ -1,0 +1,410 @@
+"""The tables of a run folder: written, read back, and summarised.
+
+``cases.csv`` holds a row for each model, case and structure; ``cross_site.csv`` is its summary over
+the test split; ``shift.csv`` says how far apart the sites' images are. From these alone follow
+the overview of each model and the rank correlation of shift with loss.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from fedshift import UserError, derive_seed
+from fedshift.protocol.tables import (
+    CASE_COLUMNS,
+    CROSS_SITE_COLUMNS,
+    HIGHER_IS_BETTER,
+    METRICS,
+    SHIFT_COLUMNS,
+)
+
+CaseRow = dict[str, Any]
+"""A scored case and structure: the keys of ``CASE_COLUMNS`` and, unless the row was read back from
+``cases.csv``, of ``EXTRA_METRICS``."""
+
+BOOTSTRAP_DRAWS = 1000
+PERMUTATIONS = 2000
+
+_LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm"})
+_INTEGERS = frozenset({"failed", "n", "n_failed"})
+_FLOATS = frozenset(
+    {*METRICS, "reference_volume_ml", "mean", "std", "median", "ci_low", "ci_high", "value"}
+)
+"""Every other column holds text."""
+
+
+# Files
+
+
+def write_cases(path: Path, rows: Iterable[CaseRow]) -> None:
+    """Write ``cases.csv``, ordered by its text columns; keys that are not columns stay out."""
+    _write(path, CASE_COLUMNS, rows)
+
+
+def read_cases(path: Path) -> list[CaseRow]:
+    """Read what :func:`write_cases` wrote; the same floats, to the last bit."""
+    return _read(path, CASE_COLUMNS)
+
+
+def write_cross_site(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``cross_site.csv``, ordered by its text columns."""
+    _write(path, CROSS_SITE_COLUMNS, rows)
+
+
+def read_cross_site(path: Path) -> list[dict[str, Any]]:
+    """Read what :func:`write_cross_site` wrote."""
+    return _read(path, CROSS_SITE_COLUMNS)
+
+
+def write_shift(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``shift.csv``, ordered by its text columns."""
+    _write(path, SHIFT_COLUMNS, rows)
+
+
+def read_shift(path: Path) -> list[dict[str, Any]]:
+    """Read what :func:`write_shift` wrote."""
+    return _read(path, SHIFT_COLUMNS)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table beside ``path`` and move it there, so that a reader never sees half of it.
+
+    Raises ``UserError`` when the file cannot be written; an earlier table is then untouched.
+    """
+    text_columns = [i for i, name in enumerate(columns) if name not in _INTEGERS | _FLOATS]
+    lines = sorted(
+        ([_to_text(column, row[column]) for column in columns] for row in rows),
+        key=lambda line: [line[index] for index in text_columns],
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(lines)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path} ({error.strerror}); free some space there or set another folder"
+        ) from error
+
+
+def _to_text(column: str, value: Any) -> str:
+    if column in _FLOATS:
+        return repr(float(value))  # The shortest text that reads back as the same float.
+    return str(int(value)) if column in _INTEGERS else str(value)
+
+
+def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read the named columns of a table.
+
+    Raises ``UserError`` when the file cannot be read, lacks a column, or holds a broken line.
+    """
+    way_out = "evaluate the run again to write it anew"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the table {path} ({error}); {way_out}") from error
+    header = lines[0] if lines else []
+    if missing := [column for column in columns if column not in header]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; {way_out}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            texts = dict(zip(header, line, strict=True))
+            rows.append({column: _from_text(column, texts[column]) for column in columns})
+        except ValueError as error:
+            raise UserError(f"{path}, row {number} is broken ({error}); {way_out}") from error
+    return rows
+
+
+def _from_text(column: str, text: str) -> Any:
+    if column in _FLOATS:
+        return float(text)
+    return int(text) if column in _INTEGERS else text
+
+
+# The cross-site summary
+
+
+def summarise(case_rows: Sequence[CaseRow], seed: int) -> list[dict[str, Any]]:
+    """Summarise the test split: one row a model, site, structure and metric.
+
+    A subject's value is the mean over its cases; ``mean``, ``median`` and ``std`` (with n - 1; nan
+    for a single subject) are over subjects. ``n`` counts cases and ``n_failed`` those with exactly
+    one mask empty. ``ci_low`` and ``ci_high`` bound the mean's 95 % percentile interval from
+    ``BOOTSTRAP_DRAWS`` resamples of subjects and, within each, of its cases; nan for a single
+    case. A site with several vendors among its test cases is named with all of them, "A+B".
+    Metrics that the first row lacks (``EXTRA_METRICS`` in rows read back from a file) are left out.
+    """
+    tested = [row for row in case_rows if row["split"] == "test"]
+    if not tested:
+        return []
+    metrics = [metric for metric in METRICS if metric in tested[0]]
+    vendors: dict[str, set[str]] = defaultdict(set)
+    groups: dict[tuple[str, ...], list[CaseRow]] = defaultdict(list)
+    for row in tested:
+        vendors[row["site"]].add(row["vendor"])
+        groups[row["model"], row["trained_on"], row["site"], row["structure"]].append(row)
+
+    summary = []
+    for (model, trained_on, site, structure), rows in sorted(groups.items()):
+        rows.sort(key=lambda row: (row["subject"], row["case"]))
+        subjects = [
+            np.array([[row[metric] for metric in metrics] for row in cases], dtype=np.float64)
+            for _, cases in itertools.groupby(rows, key=lambda row: row["subject"])
+        ]
+        means = np.stack([cases.mean(axis=0) for cases in subjects])
+        std = means.std(axis=0, ddof=1) if len(means) > 1 else np.full(len(metrics), np.nan)
+        # One resample serves every metric: the same cases are missed, far off and well segmented.
+        rng = np.random.default_rng(
+            derive_seed(seed, "bootstrap", model, trained_on, site, structure)
+        )
+        low, high = _interval(subjects, rng)
+        summary += [
+            {
+                "model": model,
+                "trained_on": trained_on,
+                "site": site,
+                "vendor": "+".join(sorted(vendors[site])),
+                "structure": structure,
+                "metric": metric,
+                "n": len(rows),
+                "n_failed": sum(row["failed"] for row in rows),
+                "mean": float(means[:, column].mean()),
+                "std": float(std[column]),
+                "median": float(np.median(means[:, column])),
+                "ci_low": float(low[column]),
+                "ci_high": float(high[column]),
+            }
+            for column, metric in enumerate(metrics)
+        ]
+    return summary
+
+
+def _interval(
+    subjects: Sequence[np.ndarray], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap the mean over subjects of the mean over cases, each subject (cases, metrics)."""
+    values = np.concatenate(subjects)
+    if len(values) == 1:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    counts = np.array([len(cases) for cases in subjects])
+    first = np.cumsum(counts) - counts
+    block = 100  # Draws at a time, which bounds memory at a site with thousands of cases.
+    estimates = []
+    for _ in range(BOOTSTRAP_DRAWS // block):
+        subject = rng.integers(len(subjects), size=(block, len(subjects)))[..., None]
+        # Each drawn subject fills as many places as it has cases; the rest of its row is unused.
+        uniform = rng.random((*subject.shape[:2], counts.max()))
+        case = first[subject] + (uniform * counts[subject]).astype(np.int64)
+        used = np.arange(counts.max()) < counts[subject]
+        cell = (np.arange(block)[:, None, None] * len(values) + case)[used]
+        weight = np.broadcast_to(1 / (counts[subject] * len(subjects)), used.shape)[used]
+        weights = np.bincount(cell, weight, minlength=block * len(values)).reshape(block, -1)
+        # Not a matrix product: its sums may differ in the last bit with the number of threads.
+        estimates.append(np.einsum("bn,nm->bm", weights, values))
+    low, high = np.percentile(np.concatenate(estimates), [2.5, 97.5], axis=0)
+    return low, high
+
+
+# What the cross-site matrix says of each model
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One model's row of the comparison, in the metric's unit; nan where there is no such site.
+
+    ``macro_mean``, ``worst`` and ``gap`` (between best and worst, never negative) are over the
+    sites that train, ``unseen`` over the others. ``home`` and ``away`` belong to a model of one
+    site: its value there, and its mean over the other sites that train. ``vendors`` has the mean
+    over all sites of each vendor; the sites of several vendors count as a vendor of their own,
+    "A+B".
+    """
+
+    model: str
+    trained_on: str
+    macro_mean: float
+    worst_site: str
+    worst: float
+    gap: float
+    home: float
+    away: float
+    unseen: float
+    vendors: dict[str, float]
+
+
+def overview(
+    cross_site_rows: Sequence[Mapping[str, Any]],
+    unseen: Collection[str] = (),
+    metric: str = "dice",
+) -> list[Overview]:
+    """Return each model's overview, sorted by model and ``trained_on``.
+
+    ``unseen`` names the sites on which nothing is trained. A site's value is the mean over its
+    structures. Raises ``ValueError`` for a metric of which neither more nor less is better.
+    """
+    sign = _sign(metric)
+    vendor_of = {row["site"]: row["vendor"] for row in cross_site_rows}
+    result = []
+    for (model, trained_on), values in _site_values(cross_site_rows, metric).items():
+        seen = {site: value for site, value in values.items() if site not in unseen}
+        worst_site = min(seen, key=lambda site: sign * values[site], default="")
+        by_vendor: dict[str, list[float]] = defaultdict(list)
+        for site, value in values.items():
+            by_vendor[vendor_of[site]].append(value)
+        away = [value for site, value in seen.items() if site != trained_on != "all"]
+        result.append(
+            Overview(
+                model=model,
+                trained_on=trained_on,
+                macro_mean=_mean(seen.values()),
+                worst_site=worst_site,
+                worst=seen.get(worst_site, math.nan),
+                gap=max(seen.values()) - min(seen.values()) if seen else math.nan,
+                home=values.get(trained_on, math.nan),
+                away=_mean(away),
+                unseen=_mean(value for site, value in values.items() if site in unseen),
+                vendors={vendor: _mean(found) for vendor, found in sorted(by_vendor.items())},
+            )
+        )
+    return result
+
+
+def _sign(metric: str) -> int:
+    """1 where more is better, -1 where less is."""
+    if metric not in HIGHER_IS_BETTER | _LOWER_IS_BETTER:
+        raise ValueError(f"of {metric} neither more nor less is better")
+    return 1 if metric in HIGHER_IS_BETTER else -1
+
+
+def _site_values(
+    cross_site_rows: Sequence[Mapping[str, Any]], metric: str
+) -> dict[tuple[str, str], dict[str, float]]:
+    """The mean over structures for each (model, trained_on) and site, all sorted by name."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in cross_site_rows:
+        if row["metric"] == metric:
+            values[row["model"], row["trained_on"]][row["site"]].append(row["mean"])
+    return {
+        model: {site: _mean(means) for site, means in sorted(sites.items())}
+        for model, sites in sorted(values.items())
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+# Does shift between two sites predict what a model loses between them?
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rho of a shift metric with the drop, over ``n_pairs`` ordered pairs of sites.
+
+    ``rho`` and ``p_value`` are nan when the shift or the drop is the same for every pair, or there
+    is no pair.
+    """
+
+    metric: str
+    rho: float
+    p_value: float
+    n_pairs: int
+
+
+def rank_correlation(
+    shift_rows: Sequence[Mapping[str, Any]],
+    cross_site_rows: Sequence[Mapping[str, Any]],
+    metric: str = "dice",
+    seed: int = 0,
+    skip: Collection[str] = (),
+) -> list[RankCorrelation]:
+    """Correlate each shift metric with what the local models lose, sorted by the metric's name.
+
+    For an ordered pair (a, b) the drop is how much worse the local model of site a does at b than
+    at home, in ``metric``. A shift metric has a row for (a, b), or one for both directions. Pairs
+    share sites and are not independent, so the p-value is that of a Mantel test (Mantel 1967,
+    Cancer Research 27:209): the sites are renamed jointly in the shift matrix, in every possible
+    way up to six sites and in ``PERMUTATIONS`` ways beyond, and the p-value is the share of
+    namings, the true one among them, with an absolute rho at least as large. Renaming needs the
+    shift of every pair, so sites whose shift to others is missing or not finite are left out, the
+    one with the most gaps first. ``skip`` names the rows' metrics that are no distances, such as
+    p-values. Raises ``ValueError`` for a ``metric`` of which neither more nor less is better.
+    """
+    sign = _sign(metric)
+    drops = {
+        (home, site): sign * (values[home] - value)
+        for (model, home), values in _site_values(cross_site_rows, metric).items()
+        for site, value in values.items()
+        if model == "local" and home in values and site != home
+    }
+    scored = sorted({site for pair in drops for site in pair})
+    shifts: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in shift_rows:
+        if row["metric"] not in skip:
+            shifts[row["metric"]][row["site_a"], row["site_b"]] = row["value"]
+
+    result = []
+    for name, shift in sorted(shifts.items()):
+        sites, matrix = _complete(scored, shift)
+        index = {site: position for position, site in enumerate(sites)}
+        pairs = [(a, b) for a, b in drops if a in index and b in index]
+        rho, p_value = math.nan, math.nan
+        if pairs:
+            at = np.array([[index[a], index[b]] for a, b in pairs])
+            rng = np.random.default_rng(derive_seed(seed, "rank correlation", name, metric))
+            rho, p_value = _mantel(matrix, at, np.array([drops[pair] for pair in pairs]), rng)
+        result.append(RankCorrelation(name, rho, p_value, len(pairs)))
+    return result
+
+
+def _complete(
+    sites: list[str], shift: dict[tuple[str, str], float]
+) -> tuple[list[str], np.ndarray]:
+    """The sites between all of which the shift is known, and its matrix (diagonal 0)."""
+    matrix = np.zeros((len(sites), len(sites)))
+    for (i, a), (j, b) in itertools.permutations(enumerate(sites), 2):
+        matrix[i, j] = shift.get((a, b), shift.get((b, a), math.nan))
+    kept = np.arange(len(sites))
+    while not np.isfinite(inside := matrix[np.ix_(kept, kept)]).all():
+        gaps = ~np.isfinite(inside)
+        kept = np.delete(kept, np.argmax(gaps.sum(axis=0) + gaps.sum(axis=1)))
+    return [sites[index] for index in kept], inside
+
+
+def _mantel(
+    matrix: np.ndarray, at: np.ndarray, drop: np.ndarray, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Rho of ``matrix`` at the index pairs (n, 2) with ``drop`` (n,), and its p-value."""
+    if np.ptp(drop) == 0 or np.ptp(matrix[at[:, 0], at[:, 1]]) == 0:
+        return math.nan, math.nan
+    sites = np.arange(len(matrix))
+    if math.factorial(len(sites)) <= PERMUTATIONS:
+        namings = np.array(list(itertools.permutations(sites)))
+    else:
+        drawn = rng.permuted(np.tile(sites, (PERMUTATIONS - 1, 1)), axis=1)
+        namings = np.vstack([sites, drawn])
+    drop_ranks = rankdata(drop) - (len(drop) + 1) / 2
+    rhos = []
+    for block in np.array_split(namings, math.ceil(len(namings) * len(drop) / 1_000_000)):
+        shift = matrix[block[:, at[:, 0]], block[:, at[:, 1]]]
+        ranks = rankdata(shift, axis=1) - (len(drop) + 1) / 2
+        scale = np.sqrt((ranks**2).sum(axis=1) * (drop_ranks**2).sum())
+        # A naming under which the shift is the same for every pair correlates with nothing.
+        rhos.append((ranks * drop_ranks).sum(axis=1) / np.where(scale > 0, scale, np.inf))
+    rho = np.concatenate(rhos)
+    return float(rho[0]), float(np.mean(np.abs(rho) >= abs(rho[0]) - 1e-12))

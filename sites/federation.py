@@ -1,0 +1,174 @@
+"""From the config to the list of sites; no pixel is read, unless labels must be asked for names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedshift import UserError
+from fedshift.sites import readers
+from fedshift.sites.labels import parse_label_values
+from fedshift.sites.manifest import Table, read_manifest
+from fedshift.sites.settings import BACKGROUND, DataSettings, nearest
+from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec
+
+PHANTOM_KEYS = (
+    "name",
+    "kind",
+    "anatomy",
+    "shift",
+    "sites",
+    "unseen",
+    "sites_per_vendor",
+    "subjects",
+    "slices",
+    "size",
+)
+
+
+def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int) -> Federation:
+    """List the sites of the config nodes ``federation`` and ``data``.
+
+    ``federation["kind"]`` is ``phantom`` or ``manifest``. ``data.sites`` selects sites and
+    ``data.unseen_sites`` adds to those that train nothing. Sites come sorted by name.
+
+    Raises:
+        UserError: an unknown key, kind or site name, an unusable manifest, or no site that trains.
+    """
+    kind = federation.get("kind")
+    if kind == "phantom":
+        sites, structures = _phantom_sites(federation, seed)
+    elif kind == "manifest":
+        table = read_manifest(data)
+        sites = [SiteSpec(name, images) for name, images in table.images.items()]
+        structures = _structures(table, data)
+    else:
+        raise UserError(f"federation.kind must be phantom or manifest, not {kind!r}.")
+    names = [site.name for site in sites]
+    for key in ("sites", "unseen_sites", "unlabelled_sites"):
+        for name in getattr(data, key):
+            if name not in names:
+                raise UserError(
+                    f"data.{key}: no site {name!r}; {nearest('nearest:', name, names)}."
+                )
+    chosen = [
+        replace(site, role="unseen") if site.name in data.unseen_sites else site
+        for site in sites
+        if not data.sites or site.name in data.sites
+    ]
+    if all(site.role == "unseen" for site in chosen):
+        raise UserError("no site trains: data.sites and data.unseen_sites leave only unseen sites.")
+    name = str(federation.get("name", kind))
+    return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
+
+
+def _phantom_sites(
+    federation: Mapping[str, Any], seed: int
+) -> tuple[list[SiteSpec], tuple[str, ...]]:
+    from fedshift.sites import phantoms
+
+    for key in federation:
+        if key not in PHANTOM_KEYS:
+            raise UserError(
+                f"federation.{key} is not a setting; {nearest('did you mean', key, PHANTOM_KEYS)}."
+            )
+    for key in set(PHANTOM_KEYS) - {"name", "unseen", "sites_per_vendor"}:
+        if key not in federation:
+            raise UserError(f"federation.{key} is missing; a phantom federation needs it.")
+    counts = {
+        key: _count(key, federation.get(key, 1))
+        for key in ("sites_per_vendor", "subjects", "slices", "size")
+    }
+    shift = federation["shift"]
+    if not isinstance(shift, int | float) or isinstance(shift, bool) or not 0 <= shift <= 1:
+        raise UserError(f"federation.shift must be a number from 0 to 1, not {shift!r}.")
+    given = federation["sites"]
+    if not isinstance(given, Mapping) or not given:
+        raise UserError(
+            "federation.sites must map each site's name to the vendors of its scanners."
+        )
+    anatomy = str(federation["anatomy"])
+    structures, known = phantoms.structures(anatomy), phantoms.vendors(anatomy)
+    unseen = [str(name) for name in federation.get("unseen") or ()]
+    for name in unseen:
+        if name not in given:
+            raise UserError(
+                f"federation.unseen: no site {name!r}; {nearest('nearest:', name, given)}."
+            )
+    sites = []
+    for site, named in given.items():
+        vendors = [named] if isinstance(named, str) else list(named)
+        for vendor in vendors:
+            if vendor not in known:
+                raise UserError(
+                    f"federation.sites.{site}: no vendor {vendor!r}; "
+                    f"{nearest('nearest:', vendor, known)}."
+                )
+        if not vendors:
+            raise UserError(f"federation.sites.{site} must name at least one vendor.")
+        copies = 1 if site in unseen else counts["sites_per_vendor"]
+        for copy in range(copies):
+            name = str(site) if copies == 1 else f"{site}_{copy + 1:03d}"
+            images = []
+            for number in range(counts["subjects"]):
+                # A site with several scanners uses them in turn.
+                vendor = vendors[number % len(vendors)]
+                subject = f"{name}-{number + 1:03d}"
+                recipe = {
+                    "anatomy": anatomy,
+                    "vendor": vendor,
+                    "subject": subject,
+                    "seed": seed,
+                    "shift": float(shift),
+                    "size": counts["size"],
+                    "slices": counts["slices"],
+                }
+                images.append(ImageSource(subject, subject, Domain(vendor), phantom=recipe))
+            sites.append(SiteSpec(name, tuple(images), "unseen" if site in unseen else "train"))
+    return sites, tuple(structures)
+
+
+def _count(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"federation.{key} must be a whole number of at least 1, not {value!r}.")
+    return value
+
+
+def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
+    """The structures' names: of ``data.labels``, the table, or ``label VALUE`` of the files."""
+    if data.labels is not None:
+        return tuple(name for name in data.labels if name != BACKGROUND)
+    labelled = [i for images in table.images.values() for i in images if i.label_path]
+    if not labelled:
+        raise UserError("no image of the manifest has a label; fill label_path or set data.labels.")
+    if table.label_values:
+        names: dict[str, None] = {}
+        for image in labelled:
+            text = table.label_values.get(image.label_path)
+            if text is None:
+                raise UserError(
+                    f"{image.label_path} has no label_values in the manifest, others have; fill "
+                    "the cell or set data.labels."
+                )
+            names |= dict.fromkeys(parse_label_values(text, image.path).values())
+        return tuple(names)
+    return tuple(f"label {value}" for value in _scan(labelled))
+
+
+def _scan(images: Sequence[ImageSource]) -> list[int]:
+    """The values above 0 in the label files; an unreadable file is left for later to name."""
+    values: set[int] = set()
+    for image in images:
+        path = Path(image.label_path)
+        try:
+            array = readers.decode(path, readers.read(path), label=True).array
+        except UserError:
+            continue
+        values |= set(np.flatnonzero(np.bincount(array.ravel())).tolist())
+    if not values - {0}:
+        raise UserError("no label file holds a value above 0; mend them or set data.labels.")
+    return sorted(values - {0})

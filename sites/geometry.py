@@ -1,0 +1,218 @@
+"""From an image's own grid to the network's, and back for predictions.
+
+Volumes are (S, R, C): slices, rows, columns. A file with an orientation is turned to the nearest
+canonical axes (x to the right, y to the front, z up); slices run along one of them, upwards, and a
+slice is laid out as radiologists look at it: of the two remaining axes the later one runs up the
+rows and the earlier one runs leftwards over the columns. An axial slice so has the front of the
+body at the top and the patient's right on the left, as in DICOM. An image without orientation
+(PNG) is taken as it is seen. Either way the voxels are only permuted: the image's own grid is
+its own matrix and spacing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The in-plane relation of one image's own grid to the network's.
+
+    The network's grid is centred on the image: the image is resampled to ``spacing_mm`` about its
+    centre, then cropped or padded to ``size`` x ``size``. ``shape`` and ``native_mm`` are the
+    image's own rows and columns and their spacing.
+    """
+
+    shape: tuple[int, int]
+    native_mm: tuple[float, float]
+    spacing_mm: tuple[float, float]
+    size: int
+
+    @cached_property
+    def axes(self) -> tuple[Axis, Axis]:
+        """The row axis and the column axis."""
+        steps = [self.spacing_mm[k] / self.native_mm[k] for k in (0, 1)]
+        # Headers round: 0.50000001 mm is 0.5 mm, and need not be resampled.
+        steps = [1.0 if abs(step - 1) < 1e-4 else step for step in steps]
+        return Axis(self.shape[0], steps[0], self.size), Axis(self.shape[1], steps[1], self.size)
+
+    @property
+    def identity(self) -> bool:
+        """Whether both grids are the same, so that nothing needs to be computed."""
+        return self.shape == (self.size, self.size) and all(axis.step == 1 for axis in self.axes)
+
+    def image(self, volume: np.ndarray) -> np.ndarray:
+        """Bring (S, R, C) to (S, size, size) float32: linear, padded with the image's minimum.
+
+        Where the image shrinks, the linear kernel is widened to the new pixel, so that noise and
+        texture finer than the new grid are averaged and not aliased.
+        """
+        if self.identity:
+            return volume.astype(np.float32, copy=False)
+        rows, columns = self.axes
+        out = np.full((len(volume), self.size, self.size), volume.min(), np.float32)
+        inside = out[:, rows.network, columns.network]
+        if rows.step == columns.step == 1:
+            inside[:] = volume[:, rows.native, columns.native]
+        else:
+            for k, image in enumerate(volume):
+                inside[k] = rows.down @ image.astype(np.float32, copy=False) @ columns.down.T
+        return out
+
+    def label(self, volume: np.ndarray) -> np.ndarray:
+        """Bring labels (S, R, C) uint8 to (S, size, size): nearest pixel, padded with 0."""
+        if self.identity:
+            return volume
+        rows, columns = self.axes
+        out = np.zeros((len(volume), self.size, self.size), np.uint8)
+        out[:, rows.network, columns.network] = volume[
+            :, rows.nearest[:, None], columns.nearest[None, :]
+        ]
+        return out
+
+    def to_native(self, probabilities: np.ndarray) -> np.ndarray:
+        """Bring class probabilities (S, C, size, size) to labels (S, *shape) uint8.
+
+        Probabilities are interpolated linearly and the most probable class is taken (the first
+        on a tie); what lies outside the network's grid is background.
+        """
+        slices, classes = probabilities.shape[:2]
+        if probabilities.shape[2:] != (self.size, self.size) or classes > 255:
+            raise ValueError(
+                f"expected probabilities (S, C <= 255, {self.size}, {self.size}), "
+                f"got {probabilities.shape}"
+            )
+        if self.identity:
+            return probabilities.argmax(axis=1).astype(np.uint8)
+        rows, columns = self.axes
+        out = np.zeros((slices, *self.shape), np.uint8)
+        inside = out[:, rows.native, columns.native]
+        covered = probabilities[:, :, rows.network, columns.network]
+        if rows.step == columns.step == 1:
+            inside[:] = covered.argmax(axis=1)
+        else:
+            for k, probability in enumerate(covered):
+                inside[k] = (rows.up @ probability @ columns.up.T).argmax(axis=0)
+        return out
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One in-plane axis: ``length`` own pixels, a network pixel being ``step`` of them.
+
+    With ``n = round(length / step)`` resampled pixels centred on the image, resampled pixel ``i``
+    lies at own coordinate ``(i - (n - 1) / 2) * step + (length - 1) / 2``; network pixel ``r`` is
+    resampled pixel ``r + first``. Without resampling both are whole numbers and nothing is
+    interpolated.
+    """
+
+    length: int
+    step: float
+    size: int
+
+    @cached_property
+    def resampled(self) -> int:
+        """How many resampled pixels cover the image."""
+        return max(1, round(self.length / self.step))
+
+    @cached_property
+    def first(self) -> int:
+        """The resampled pixel under network pixel 0; negative where the image is padded."""
+        return (self.resampled - self.size) // 2
+
+    @cached_property
+    def network(self) -> slice:
+        """The network's pixels that the image covers."""
+        return slice(max(0, -self.first), min(self.size, self.resampled - self.first))
+
+    @cached_property
+    def native(self) -> slice:
+        """The image's own pixels whose centres the network's pixels cover."""
+        position = self._network_position(np.arange(self.length))
+        # Only a cropped end loses pixels; elsewhere the last ones may lie just outside, because
+        # the number of resampled pixels was rounded.
+        low = self.network.start - 0.5 if self.first > 0 else -np.inf
+        high = self.network.stop - 0.5 if self.first + self.size < self.resampled else np.inf
+        inside = np.flatnonzero((position >= low) & (position < high))
+        return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """The own pixel nearest to each covered network pixel."""
+        position = np.floor(self._native_position() + 0.5).astype(int)
+        return position.clip(0, self.length - 1)
+
+    @cached_property
+    def down(self) -> np.ndarray:
+        """Weights (covered network pixels, own pixels) that resample an image."""
+        return _linear(self._native_position(), self.length, max(1.0, self.step))
+
+    @cached_property
+    def up(self) -> np.ndarray:
+        """Weights (covered own pixels, covered network pixels) that bring probabilities back."""
+        position = self._network_position(np.arange(self.native.start, self.native.stop))
+        covered = self.network.stop - self.network.start
+        return _linear(position - self.network.start, covered, max(1.0, 1 / self.step))
+
+    def _native_position(self) -> np.ndarray:
+        pixel = np.arange(self.network.start, self.network.stop) + self.first
+        return (pixel - (self.resampled - 1) / 2) * self.step + (self.length - 1) / 2
+
+    def _network_position(self, own: np.ndarray) -> np.ndarray:
+        centred = (own - (self.length - 1) / 2) / self.step
+        return centred + (self.resampled - 1) / 2 - self.first
+
+
+def _linear(positions: np.ndarray, length: int, width: float) -> np.ndarray:
+    """Triangle-kernel weights (len(positions), length) of half-width ``width``; rows add up to 1.
+
+    Positions beyond the ends take the end pixel's value.
+    """
+    clipped = positions.clip(0, length - 1)
+    weights = np.maximum(0, 1 - np.abs(clipped[:, None] - np.arange(length)) / width)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def orient(
+    array: np.ndarray, affine: np.ndarray | None, axis: int | None
+) -> tuple[np.ndarray, int]:
+    """Lay a file's array (i, j, k) out as (S, R, C); return it and the canonical slice axis.
+
+    ``affine`` (4 x 4, voxel to mm, x right, y front, z up) or None for an image as it is seen,
+    whose i, j, k are columns, rows, slices. ``axis`` is the canonical axis to slice along; None
+    takes the only axis of length 1, or else the axis of the largest spacing, the last on a tie.
+    """
+    if affine is None:
+        return array.transpose(2, 1, 0), 2
+    import nibabel
+
+    canonical = nibabel.as_closest_canonical(nibabel.spatialimages.SpatialImage(array, affine))
+    data = np.asanyarray(canonical.dataobj)
+    if axis is None:
+        axis = _slice_axis(data.shape, nibabel.affines.voxel_sizes(canonical.affine))
+    stack = np.moveaxis(data, axis, 0).transpose(0, 2, 1)
+    return stack[:, ::-1, ::-1], axis
+
+
+def orient_spacing(affine: np.ndarray, axis: int) -> tuple[float, float, float]:
+    """Spacing in mm along (slice, row, column) of what :func:`orient` lays out."""
+    import nibabel
+
+    order = nibabel.io_orientation(affine)[:, 0].astype(int)
+    sizes = np.empty(3)
+    sizes[order] = nibabel.affines.voxel_sizes(affine)
+    across, down = [k for k in range(3) if k != axis]
+    # An affine's column lengths carry rounding: 0.78125 comes out as 0.7812499.
+    slice_mm, row_mm, column_mm = (round(float(sizes[k]), 5) for k in (axis, down, across))
+    return slice_mm, row_mm, column_mm
+
+
+def _slice_axis(shape: tuple[int, ...], sizes: np.ndarray) -> int:
+    single = [k for k in range(3) if shape[k] == 1]
+    if len(single) == 1:
+        return single[0]
+    # Headers hold 3.0000007 where 3 is meant: within 1 % counts as a tie.
+    return max(k for k in range(3) if sizes[k] >= 0.99 * sizes.max())

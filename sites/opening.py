@@ -1,0 +1,300 @@
+"""Opening a site: its images prepared through the cache, split, as memory-mapped cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedshift import UserError
+from fedshift.sites import prepare, readers
+from fedshift.sites.cache import ARRAYS, ArrayWriter, Cache, Entry, code_hash, digest
+from fedshift.sites.geometry import Grid
+from fedshift.sites.labels import LabelMapError, class_of_value
+from fedshift.sites.manifest import read_manifest
+from fedshift.sites.settings import DataSettings
+from fedshift.sites.splits import Item, split_site
+from fedshift.sites.types import SPLITS, Case, ImageSource, SiteData, SiteSpec, Split
+
+
+def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, seed: int) -> SiteData:
+    """Open ``site``; arrays are memory-mapped from the cache, which is filled when needed.
+
+    An image that cannot be used is left out and named in the notes. ``data.unlabelled_sites``
+    hides the labels of the training and validation splits; the test split keeps its own, so that
+    the site can be scored.
+
+    Raises:
+        UserError: nothing is left to train on (or, unseen, to test on), or a label value is
+            outside the map.
+    """
+    entry = _entry(site, structures, data)
+    cases = entry.meta["cases"]
+    left_out = entry.meta["left_out"]
+    if not cases:
+        raise UserError(
+            f"the site {site.name} has no usable image out of {len(site.images)}; "
+            f"the first: {left_out[0] if left_out else 'none is listed'}"
+        )
+    items = [
+        Item(site.images[meta["image"]].subject, np.array(meta["labelled"], bool)) for meta in cases
+    ]
+    parts, notes = split_site(
+        items,
+        role=site.role,
+        fractions=data.split,
+        gap=data.split_gap,
+        seed=seed,
+        site=site.name,
+    )
+    hidden = site.name in data.unlabelled_sites and site.role == "train"
+    splits: dict[Split, list[Case]] = {split: [] for split in SPLITS}
+    for part in parts:
+        meta = cases[part.index]
+        case = _case(entry, meta, site.images[meta["image"]], part.start, part.stop)
+        if (part.start, part.stop) != (0, len(meta["labelled"])):
+            case = replace(case, id=f"{case.id}:{part.split}")
+        if hidden and part.split != "test":
+            case = replace(case, label=None, reference=None, labelled=np.zeros_like(case.labelled))
+        splits[part.split].append(case)
+    if site.role == "train" and not splits["train"]:
+        raise UserError(
+            f"the site {site.name} has no training subject; add one or list it in "
+            "data.unseen_sites."
+        )
+    if hidden:
+        notes.append("data.unlabelled_sites hides the training and validation labels")
+    notes += _notes(site, cases, data)
+    notes += [f"left out: {reason}" for reason in left_out]
+    return SiteData(
+        site.name,
+        site.role,
+        tuple(structures),
+        {split: tuple(found) for split, found in splits.items()},
+        tuple(notes),
+    )
+
+
+def pooled_site(sites: Sequence[SiteData], name: str = "all") -> SiteData:
+    """The training and validation cases of all training sites as one: the upper bound.
+
+    For simulation only: it is what a federation avoids. Its test split is empty.
+    """
+    chosen = [site for site in sites if site.role == "train"]
+    if not chosen:
+        raise UserError("no site trains, so there is nothing to pool.")
+    if len({site.structures for site in chosen}) > 1 or len({site.size for site in chosen}) > 1:
+        raise UserError("the sites differ in structures or grid size and cannot be pooled.")
+    splits: dict[Split, tuple[Case, ...]] = {
+        split: tuple(case for site in chosen for case in site.splits[split])
+        for split in ("train", "val")
+    }
+    note = f"the images of {len(chosen)} sites in one place: simulation only"
+    return SiteData(name, "train", chosen[0].structures, {**splits, "test": ()}, (note,))
+
+
+def _case(
+    entry: Entry, meta: Mapping[str, Any], source: ImageSource, start: int, stop: int
+) -> Case:
+    first = meta["first"]
+    grid = Grid(
+        tuple(meta["shape"]), tuple(meta["native_mm"]), tuple(meta["grid_mm"]), meta["size"]
+    )
+    label = reference = None
+    labelled = np.array(meta["labelled"][start:stop], bool)
+    if labelled.any():
+        label = entry.label[first + start : first + stop]
+        if grid.identity:
+            reference = label
+        else:
+            pixels = grid.shape[0] * grid.shape[1]
+            offset = meta["reference"]
+            flat = entry.reference[offset + start * pixels : offset + stop * pixels]
+            reference = flat.reshape(stop - start, *grid.shape)
+    return Case(
+        id=source.case,
+        subject=source.subject,
+        session=source.session,
+        domain=source.domain,
+        image=entry.image[first + start : first + stop],
+        label=label,
+        labelled=labelled,
+        spacing_mm=(meta["slice_mm"], *grid.spacing_mm),
+        reference=reference,
+        native_spacing_mm=(meta["slice_mm"], *grid.native_mm),
+        to_native=grid.to_native,
+    )
+
+
+def _notes(site: SiteSpec, cases: Sequence[Mapping[str, Any]], data: DataSettings) -> list[str]:
+    notes = []
+    unknown = sum(not meta["spacing_known"] for meta in cases)
+    if unknown:
+        notes.append(
+            f"pixel spacing is unknown for {unknown} of {len(cases)} images: their distances are "
+            "in pixels and they are not resampled"
+        )
+    cropped = [meta["cropped"] for meta in cases if meta["cropped"] > 0]
+    if cropped:
+        notes.append(
+            f"the {data.size} x {data.size} grid cuts off labelled pixels in {len(cropped)} of "
+            f"{len(cases)} images (up to {max(cropped):.1%}); raise data.size or data.spacing_mm"
+        )
+    empty = sum(
+        bool(site.images[meta["image"]].label_path) and not any(meta["labelled"]) for meta in cases
+    )
+    if empty:
+        notes.append(f"{empty} images have an empty mask and count as unlabelled")
+    partly = [meta["labelled"] for meta in cases if any(meta["labelled"])]
+    missing = sum(len(flags) - sum(flags) for flags in partly)
+    if missing:
+        notes.append(f"{missing} slices of labelled volumes have no label and count as unlabelled")
+    if data.site_pattern is not None and data.manifest is not None:
+        unmatched = read_manifest(data).unmatched
+        if unmatched:
+            notes.append(f"{unmatched} rows of the manifest match no site (data.site_pattern)")
+    return notes
+
+
+def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Entry:
+    """The site's arrays: opened by the state of its files, or built by reading each once."""
+    maps = value_maps(site, structures, data)
+    recipe = json.dumps(
+        {
+            "code": code_hash(),
+            "settings": [
+                data.spacing_mm,
+                data.default_spacing_mm,
+                data.size,
+                data.slice_axis,
+                data.normalise,
+            ],
+            "images": [
+                [
+                    image.path,
+                    image.label_path,
+                    image.spacing_mm,
+                    dict(image.phantom) if image.phantom is not None else None,
+                    sorted(mapping.items()),
+                ]
+                for image, mapping in zip(site.images, maps, strict=True)
+            ],
+        }
+    )
+    cache = Cache(data.cache)
+    stamp = digest(recipe, *(_stamp(image) for image in site.images))
+    return cache.find(stamp) or cache.store(
+        stamp, lambda folder: _build(folder, recipe, site, maps, data)
+    )
+
+
+def value_maps(
+    site: SiteSpec, structures: Sequence[str], data: DataSettings
+) -> list[dict[int, int]]:
+    """For each image, what its label file's values mean; empty for a phantom or without label.
+
+    Raises:
+        LabelMapError: a structure has no value in some label file.
+    """
+    table: Mapping[str, str] = {}
+    labelled = any(image.label_path for image in site.images)
+    if labelled and data.labels is None and data.manifest is not None:
+        table = read_manifest(data).label_values
+    return [
+        class_of_value(image, structures, data, table.get(image.label_path, ""))
+        if image.label_path
+        else {}
+        for image in site.images
+    ]
+
+
+def _stamp(image: ImageSource) -> str:
+    """The state of an image's files, without reading them."""
+    states = []
+    for name in (image.path, image.label_path):
+        try:
+            files = readers.file_list(Path(name)) if name else []
+            for file in files:
+                state = file.stat()
+                changed = f"{state.st_mtime_ns} {state.st_ctime_ns} {state.st_mode}"
+                states.append(f"{file} {state.st_size} {changed}")
+        except OSError as error:
+            states.append(f"{name} {error.errno}")
+    return "\n".join(states)
+
+
+def _build(
+    folder: Path,
+    recipe: str,
+    site: SiteSpec,
+    maps: Sequence[Mapping[int, int]],
+    data: DataSettings,
+) -> str:
+    """Prepare all images into ``folder``; return the key of their content."""
+    phantom = site.images[0].phantom if site.images else None
+    size = int(phantom["size"]) if phantom is not None else data.size
+    rows: dict[str, tuple[int, ...]] = {"image": (size, size), "label": (size, size)}
+    hashes: list[str] = []
+    cases: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                ArrayWriter(folder / f"{name}.npy", dtype, rows.get(name, ()))
+            )
+            for name, dtype in ARRAYS.items()
+        }
+        for number, (image, mapping) in enumerate(zip(site.images, maps, strict=True)):
+            try:
+                prepared, content = _prepare(image, mapping, data)
+            except LabelMapError:
+                raise
+            except UserError as error:
+                left_out.append(str(error))
+                hashes.append(f"left out: {error}")
+                continue
+            hashes.append(content)
+            cases.append(
+                {
+                    "image": number,
+                    "first": writers["image"].length,
+                    "reference": writers["reference"].length,
+                    "labelled": prepared.labelled.tolist(),
+                    "shape": prepared.grid.shape,
+                    "native_mm": prepared.grid.native_mm,
+                    "grid_mm": prepared.grid.spacing_mm,
+                    "size": prepared.grid.size,
+                    "slice_mm": prepared.slice_mm,
+                    "spacing_known": prepared.spacing_known,
+                    "cropped": prepared.cropped,
+                }
+            )
+            writers["image"].append(prepared.image)
+            if prepared.label is None or prepared.reference is None:
+                # Zeros keep the slices of the three arrays in step.
+                writers["label"].append(np.zeros(prepared.image.shape, np.uint8))
+            else:
+                writers["label"].append(prepared.label)
+                if not prepared.grid.identity:
+                    writers["reference"].append(prepared.reference.ravel())
+        shapes = {name: (writers[name].length, *rows.get(name, ())) for name in ARRAYS}
+    meta = {"cases": cases, "left_out": left_out, "shapes": shapes}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return digest(recipe, *hashes)
+
+
+def _prepare(
+    image: ImageSource, mapping: Mapping[int, int], data: DataSettings
+) -> tuple[prepare.Prepared, str]:
+    """Prepare one image; return it and the hash of the bytes it came from."""
+    if image.phantom is not None:
+        return prepare.prepare_phantom(image, data), ""  # the recipe is its content
+    contents = readers.read(Path(image.path))
+    label = readers.read(Path(image.label_path)) if image.label_path else None
+    content = digest(*(data for _, data in [*contents, *(label or [])]))
+    return prepare.prepare_file(image, contents, label, mapping, data), content

@@ -1,0 +1,207 @@
+"""Preparing an image: decode, orient, normalise, and bring it onto the network's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedshift import UserError
+from fedshift.sites import geometry, readers
+from fedshift.sites.geometry import Grid
+from fedshift.sites.labels import to_classes
+from fedshift.sites.settings import DataSettings
+from fedshift.sites.types import ImageSource
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image, ready for the cache; ``label`` and ``reference`` are None without a label file.
+
+    ``cropped`` is the fraction of the labelled pixels that lie outside the network's grid.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    reference: np.ndarray | None
+    labelled: np.ndarray
+    grid: Grid
+    slice_mm: float
+    spacing_known: bool
+    cropped: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image and its label values, laid out as (S, R, C) on the image's own grid.
+
+    ``spacing_mm`` (slice, row, column) is the header's or else the table's; None when neither
+    says. ``values`` (uint16) are as in the label file; None without one.
+    """
+
+    image: np.ndarray
+    values: np.ndarray | None
+    spacing_mm: tuple[float, float, float] | None
+    volume: readers.Volume
+    label_volume: readers.Volume | None
+
+
+def decode(
+    source: ImageSource,
+    contents: readers.Contents,
+    label_contents: readers.Contents | None,
+    slice_axis: int | None,
+) -> Decoded:
+    """Decode ``source`` from bytes; raise ``UserError`` when image or label cannot be used."""
+    volume = readers.decode(Path(source.path), contents)
+    image, axis = geometry.orient(volume.array, volume.affine, slice_axis)
+    values = label_volume = None
+    if label_contents is not None:
+        label_volume = readers.decode(Path(source.label_path), label_contents, label=True)
+        affine = label_volume.affine
+        if affine is None and label_volume.array.shape == volume.array.shape:
+            affine = volume.affine  # a PNG label lies as its image does
+        values, _ = geometry.orient(label_volume.array, affine, axis)
+        if values.shape != image.shape:
+            raise UserError(
+                f"{source.label_path} has the shape {values.shape} (slices, rows, columns), its "
+                f"image {source.path} has {image.shape}; export both on one grid."
+            )
+    return Decoded(image, values, _spacing(volume, axis, source), volume, label_volume)
+
+
+def _spacing(
+    volume: readers.Volume, axis: int, source: ImageSource
+) -> tuple[float, float, float] | None:
+    if volume.affine is not None:
+        return geometry.orient_spacing(volume.affine, axis)
+    header = volume.spacing_mm
+    if header is not None and all(np.isfinite(s) and s > 0 for s in header):
+        return header[2], header[1], header[0]
+    table = source.spacing_mm
+    if table is None:
+        return None
+    row, column, through = (*table, *(table[0], 1.0)[len(table) - 1 :])
+    return through, row, column
+
+
+def prepare_file(
+    source: ImageSource,
+    contents: readers.Contents,
+    label_contents: readers.Contents | None,
+    class_of_value: Mapping[int, int],
+    data: DataSettings,
+) -> Prepared:
+    """Prepare an image from the bytes of its files.
+
+    Raises:
+        UserError: the image or its label cannot be used.
+        LabelMapError: a label value outside the map.
+    """
+    decoded = decode(source, contents, label_contents, data.slice_axis)
+    reference: np.ndarray | None = None
+    labelled: np.ndarray | None = None
+    if decoded.values is not None:
+        reference = to_classes(decoded.values, class_of_value, source)
+        # By value, not by class: a slice whose only value is mapped to background was looked at.
+        labelled = np.any(decoded.values, axis=(1, 2))
+    grid, slice_mm, known = grid_of(decoded, data)
+    return _finish(
+        image=decoded.image,
+        reference=reference,
+        labelled=labelled,
+        grid=grid,
+        slice_mm=slice_mm,
+        known=known,
+        data=data,
+    )
+
+
+def grid_of(decoded: Decoded, data: DataSettings) -> tuple[Grid, float, bool]:
+    """The image's grid, its slice spacing in mm, and whether the spacing is known.
+
+    Where it is unknown a pixel counts as 1 mm and is not resampled.
+    """
+    spacing = decoded.spacing_mm
+    known = spacing is not None or data.default_spacing_mm is not None
+    if spacing is None:
+        in_plane = data.default_spacing_mm or 1.0
+        spacing = (1.0, in_plane, in_plane)
+    native = spacing[1:]
+    target = (data.spacing_mm, data.spacing_mm) if data.spacing_mm and known else native
+    shape = (decoded.image.shape[1], decoded.image.shape[2])
+    return Grid(shape, native, target, data.size), spacing[0], known
+
+
+def cropped_fraction(classes: np.ndarray, grid: Grid) -> float:
+    """The fraction of the labelled pixels (S, R, C) that lie outside the network's grid."""
+    total = np.count_nonzero(classes)
+    if grid.identity or not total:
+        return 0.0
+    rows, columns = grid.axes
+    return 1 - np.count_nonzero(classes[:, rows.native, columns.native]) / total
+
+
+def prepare_phantom(source: ImageSource, data: DataSettings) -> Prepared:
+    """Draw a phantom; its grid is the network's, and every slice is labelled: truth is known."""
+    from fedshift.sites import phantoms
+
+    recipe = dict(source.phantom or {})
+    image, label, spacing = phantoms.draw(recipe.pop("anatomy"), **recipe)
+    in_plane = (float(spacing[1]), float(spacing[2]))
+    grid = Grid((image.shape[1], image.shape[2]), in_plane, in_plane, image.shape[1])
+    return _finish(
+        image=image,
+        reference=label,
+        labelled=np.ones(len(image), bool),
+        grid=grid,
+        slice_mm=float(spacing[0]),
+        known=True,
+        data=data,
+    )
+
+
+def _finish(
+    *,
+    image: np.ndarray,
+    reference: np.ndarray | None,
+    labelled: np.ndarray | None,
+    grid: Grid,
+    slice_mm: float,
+    known: bool,
+    data: DataSettings,
+) -> Prepared:
+    if reference is None or labelled is None or not labelled.any():
+        # An empty mask cannot be told from one that nobody has drawn yet.
+        label = reference = None
+        labelled = np.zeros(len(image), bool)
+        cropped = 0.0
+    else:
+        label = grid.label(reference)
+        cropped = cropped_fraction(reference, grid)
+    prepared = grid.image(normalise(image, data.normalise))
+    return Prepared(prepared, label, reference, labelled, grid, slice_mm, known, cropped)
+
+
+def normalise(image: np.ndarray, rule: str) -> np.ndarray:
+    """Normalise one image (all slices and pixels of it together) to float32.
+
+    ``percentile``: clip to the 1st and 99th percentile and scale those to 0 and 1. ``zscore``:
+    subtract the mean and divide by the standard deviation. ``none``: values as stored. A constant
+    image becomes 0 under the first two.
+    """
+    image = image.astype(np.float32, copy=False)
+    if rule == "none":
+        return image
+    if rule == "zscore":
+        offset, scale = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
+    else:
+        # As float32: clipping against float64 bounds would double the memory.
+        low, high = np.percentile(image, (1, 99)).astype(np.float32)
+        image = image.clip(low, high)
+        offset, scale = float(low), float(high - low)
+    if scale <= 0:
+        return np.zeros_like(image)
+    return (image - np.float32(offset)) / np.float32(scale)

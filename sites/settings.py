@@ -1,0 +1,237 @@
+"""The config node ``data``: where the images are and how they are prepared."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fedshift import UserError
+from fedshift.sites.types import SPLITS, Split
+
+COLUMNS = (
+    "path",
+    "label_path",
+    "site",
+    "subject",
+    "vendor",
+    "scanner",
+    "spacing_mm",
+    "session",
+    "label_values",
+)
+REQUIRED_COLUMNS = COLUMNS[:4]
+BACKGROUND = "background"
+NORMALISATIONS = ("percentile", "zscore", "none")
+
+
+def default_cache() -> Path:
+    """The cache folder when the config names none: ``$FEDSHIFT_CACHE`` or ``~/.cache/fedshift``."""
+    return Path(os.environ.get("FEDSHIFT_CACHE") or "~/.cache/fedshift").expanduser()
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How a federation's images are found, prepared and split; one field a key of ``data``.
+
+    ``labels`` maps a structure to its values in the label files; its order is the order of the
+    classes, and the reserved name ``background`` takes values to be ignored. ``size`` is the
+    network grid's rows and columns; spacings are in-plane, in mm.
+    """
+
+    manifest: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    site_column: str | None = None
+    site_pattern: str | None = None
+    sites: tuple[str, ...] = ()
+    unseen_sites: tuple[str, ...] = ()
+    unlabelled_sites: tuple[str, ...] = ()
+    labels: Mapping[str, tuple[int, ...]] | None = None
+    spacing_mm: float | None = None
+    default_spacing_mm: float | None = None
+    size: int = 128
+    slice_axis: int | None = None
+    """An axis of the canonical orientation; None: the one with the largest spacing."""
+    normalise: str = "percentile"
+    split: Mapping[Split, float] = field(
+        default_factory=lambda: {"train": 0.6, "val": 0.2, "test": 0.2}
+    )
+    split_gap: int = 1
+    cache: Path = field(default_factory=default_cache)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DataSettings:
+        """Check the config node ``data``; absent keys take their defaults.
+
+        Raises:
+            UserError: an unknown key, or a value of the wrong type or range; it names the key.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in config:
+            if key not in known:
+                raise UserError(
+                    f"data.{key} is not a setting; {nearest('did you mean', key, known)}."
+                )
+        checked: dict[str, Any] = {
+            key: _CHECKS[key](f"data.{key}", value) for key, value in config.items()
+        }
+        return cls(**checked)
+
+
+def nearest(prefix: str, name: str, known: Iterable[str]) -> str:
+    """Say which of ``known`` is meant by ``name``: the nearest ones, or else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+    return f"{prefix} {' or '.join(close)}" if close else f"there are {', '.join(names)}"
+
+
+def _text(key: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise UserError(f"{key} must be a text or null, not {value!r}.")
+
+
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Iterable) or isinstance(names, Mapping):
+        raise UserError(f"{key} must be a list of site names, not {value!r}.")
+    # An unquoted numeric site name in YAML arrives as a number; its text is the name.
+    return tuple(str(name) for name in names)
+
+
+def _columns(key: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} must map our names to the table's columns, not {value!r}.")
+    for name, column in value.items():
+        if name not in COLUMNS:
+            raise UserError(
+                f"{key}.{name} is not a column we read; {nearest('did you mean', name, COLUMNS)}."
+            )
+        if not isinstance(column, str) or not column:
+            raise UserError(f"{key}.{name} must be the name of a column, not {column!r}.")
+    return dict(value)
+
+
+def _pattern(key: str, value: Any) -> str | None:
+    text = _text(key, value)
+    if text is None:
+        return None
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise UserError(f"{key} is not a regular expression ({error}): {text!r}.") from None
+    if groups < 1:
+        raise UserError(f"{key} must have a group in parentheses, which names the site: {text!r}.")
+    return text
+
+
+def _labels(key: str, value: Any) -> dict[str, tuple[int, ...]] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not set(value) - {BACKGROUND}:
+        raise UserError(f"{key} must map each structure to its value or values, not {value!r}.")
+    owner: dict[int, str] = {}
+    labels = {}
+    for name, given in value.items():
+        values = tuple(given) if isinstance(given, list | tuple) else (given,)
+        lowest = 0 if name == BACKGROUND else 1
+        for number in values:
+            if not _is_integer(number) or not lowest <= number <= 65535:
+                raise UserError(
+                    f"{key}.{name} must be whole numbers from {lowest} to 65535, not {given!r}."
+                )
+            if owner.setdefault(number, name) != name:
+                raise UserError(
+                    f"{key} gives the value {number} to both {owner[number]} and {name}."
+                )
+        if not values:
+            raise UserError(f"{key}.{name} must name at least one value.")
+        labels[str(name)] = values
+    if len(labels) > 254:
+        raise UserError(f"{key} has {len(labels)} structures; at most 254 fit in a label image.")
+    return labels
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _spacing(key: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise UserError(f"{key} must be a length above 0 in mm or null, not {value!r}.")
+    return float(value)
+
+
+def _size(key: str, value: Any) -> int:
+    if not _is_integer(value) or not 8 <= value <= 4096:
+        raise UserError(f"{key} must be a whole number of pixels from 8 to 4096, not {value!r}.")
+    return int(value)
+
+
+def _slice_axis(key: str, value: Any) -> int | None:
+    if value in ("auto", None):
+        return None
+    if not _is_integer(value) or value not in (0, 1, 2):
+        raise UserError(f"{key} must be auto, 0, 1 or 2, not {value!r}.")
+    return int(value)
+
+
+def _normalise(key: str, value: Any) -> str:
+    if value not in NORMALISATIONS:
+        raise UserError(f"{key} must be one of {', '.join(NORMALISATIONS)}, not {value!r}.")
+    return str(value)
+
+
+def _split(key: str, value: Any) -> dict[Split, float]:
+    if not isinstance(value, Mapping) or set(value) != set(SPLITS):
+        raise UserError(f"{key} must give the fractions train, val and test, not {value!r}.")
+    fractions: dict[Split, float] = {}
+    for name in SPLITS:
+        number = value[name]
+        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < 1:
+            raise UserError(f"{key}.{name} must be a fraction between 0 and 1, not {number!r}.")
+        fractions[name] = float(number)
+    if abs(sum(fractions.values()) - 1) > 1e-6:
+        raise UserError(f"{key} must add up to 1, not {sum(fractions.values()):g}.")
+    return fractions
+
+
+def _gap(key: str, value: Any) -> int:
+    if not _is_integer(value) or not 0 <= value <= 100:
+        raise UserError(f"{key} must be a whole number of slices from 0 to 100, not {value!r}.")
+    return int(value)
+
+
+def _cache(key: str, value: Any) -> Path:
+    if isinstance(value, Path):
+        return value
+    text = _text(key, value)
+    return default_cache() if text is None else Path(text).expanduser()
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "manifest": _text,
+    "columns": _columns,
+    "site_column": _text,
+    "site_pattern": _pattern,
+    "sites": _names,
+    "unseen_sites": _names,
+    "unlabelled_sites": _names,
+    "labels": _labels,
+    "spacing_mm": _spacing,
+    "default_spacing_mm": _spacing,
+    "size": _size,
+    "slice_axis": _slice_axis,
+    "normalise": _normalise,
+    "split": _split,
+    "split_gap": _gap,
+    "cache": _cache,
+}

@@ -1,0 +1,130 @@
+"""What a federation is made of: domains, sites, cases, and the arrays a site trains on.
+
+A :class:`SiteSpec` is cheap: names and where the images are. :func:`fedshift.sites.open_site`
+turns it into :class:`SiteData`, whose arrays are memory-mapped from the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The acquisition conditions of an image: who built the scanner, which one, which protocol."""
+
+    vendor: str
+    scanner: str = ""
+    protocol: str = ""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where one image and its label come from, before anything is read.
+
+    ``path`` and ``label_path`` are files (or, for DICOM, a folder with one series); a phantom
+    has neither and is drawn from ``phantom``, the keyword arguments of its generator.
+    """
+
+    case: str
+    subject: str
+    domain: Domain
+    session: str = ""
+    path: str = ""
+    label_path: str = ""
+    spacing_mm: tuple[float, ...] | None = None
+    phantom: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """A site: its name (its identity everywhere) and its images.
+
+    A site with ``role="unseen"`` trains nothing; every model is scored there.
+    """
+
+    name: str
+    images: tuple[ImageSource, ...]
+    role: Literal["train", "unseen"] = "train"
+
+    @property
+    def vendors(self) -> tuple[str, ...]:
+        """The site's vendors, sorted, each once."""
+        return tuple(sorted({image.domain.vendor for image in self.images}))
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A named list of sites (unique names, sorted) that label the same structures.
+
+    ``structures[k]`` is the name of class ``k + 1``; class 0 is the background.
+    """
+
+    name: str
+    sites: tuple[SiteSpec, ...]
+    structures: tuple[str, ...]
+
+    def site(self, name: str) -> SiteSpec:
+        """Return the site called ``name``; raise ``KeyError`` when there is none."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scored unit: a volume, a single image, or the block of a volume's slices in one split.
+
+    ``image`` (S, H, W) float32 and ``label`` (S, H, W) uint8 lie on the network's grid with
+    ``spacing_mm`` (slice, row, column); ``labelled`` (S,) says which slices carry a label.
+    ``reference`` (S, H0, W0) uint8 is the label on the image's own grid, with
+    ``native_spacing_mm``; ``to_native`` brings class probabilities there.
+    """
+
+    id: str
+    subject: str
+    session: str
+    domain: Domain
+    image: np.ndarray
+    label: np.ndarray | None
+    labelled: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    reference: np.ndarray | None
+    native_spacing_mm: tuple[float, float, float]
+    to_native: Callable[[np.ndarray], np.ndarray]
+    """Class probabilities (S, C, H, W) float32 -> labels (S, H0, W0) uint8 on the image's grid."""
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's opened data: cases by split, all of one network grid size.
+
+    ``notes`` are sentences a reader of the report must know (a single subject split by blocks
+    of slices, unknown pixel spacing, a case left out because it cannot be read, ...).
+    """
+
+    name: str
+    role: Literal["train", "unseen"]
+    structures: tuple[str, ...]
+    splits: Mapping[Split, tuple[Case, ...]]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the network's grid."""
+        for cases in self.splits.values():
+            if cases:
+                return cases[0].image.shape[1], cases[0].image.shape[2]
+        raise ValueError(f"site {self.name} has no case in any split")
+
+    def labelled_slices(self, split: Split) -> int:
+        """How many slices of ``split`` carry a label."""
+        return sum(int(case.labelled.sum()) for case in self.splits[split])

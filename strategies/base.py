@@ -1,0 +1,262 @@
+"""The base of every strategy: who takes part, what travels, and the guards of aggregation.
+
+It is a Flower strategy whose replies may be a stream: they are folded one at a time, so memory is
+a fixed number of models whatever the number of sites. What Flower lets through is stopped here: a
+non-finite or misshapen update is rejected and counted, a failing site is named and kept out, sites
+may report different metrics, and a round without a quorum leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from fedshift import UserError, derive_seed
+from fedshift.protocol import messages as protocol
+from fedshift.protocol.flower import (
+    ArrayRecord,
+    ConfigRecord,
+    FlowerStrategy,
+    Grid,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from fedshift.protocol.messages import (
+    Action,
+    Arrays,
+    Instruction,
+    TensorInfo,
+    content_bytes,
+    pack_arrays,
+    unpack_arrays,
+)
+from fedshift.strategies.aggregate import WeightedMean
+
+
+@dataclass
+class RoundOutcome:
+    """What happened in one round: per-site metrics, who failed or was rejected and why.
+
+    ``skipped`` says why the model was left unchanged, or is None.
+    """
+
+    sites: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+    skipped: str | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    statistics: dict[str, Arrays] = field(default_factory=dict)
+
+
+class Strategy(FlowerStrategy):
+    """Which sites train, which tensors are combined, and how."""
+
+    model: ClassVar[str] = "federated"
+    """The arm's name: what sites keep state under and what the tables call the model."""
+
+    def __init__(
+        self, *, fraction: float = 1.0, min_sites: int = 1, weighting: str = "examples"
+    ) -> None:
+        """``fraction`` of the sites (above 0, at most 1) is drawn each round, never fewer than
+        ``min_sites``, which is also the quorum of accepted updates. ``weighting`` is ``examples``
+        (a site counts by its labelled training slices) or ``uniform``.
+
+        Raises :class:`UserError` naming the key that is out of range.
+        """
+        if not 0 < fraction <= 1:
+            raise UserError(f"strategy.fraction is {fraction}; use a number above 0, at most 1")
+        if min_sites < 1:
+            raise UserError(f"strategy.min_sites is {min_sites}; use a whole number of at least 1")
+        if weighting not in ("examples", "uniform"):
+            raise UserError(f"strategy.weighting is '{weighting}'; use examples or uniform")
+        self.fraction = fraction
+        self.min_sites = min_sites
+        self.weighting = weighting
+
+    # What a strategy decides.
+
+    def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
+        """The tensors that stay at their site: those the method keeps, by default no others."""
+        return frozenset(name for name, info in tensors.items() if info.sharing == "kept")
+
+    def terms(self) -> dict[str, float]:
+        """What a site adds to its local objective; nothing by default."""
+        return {}
+
+    # A run.
+
+    def begin(
+        self,
+        sites: Mapping[str, int],
+        tensors: Mapping[str, TensorInfo],
+        instruction: Instruction,
+    ) -> None:
+        """Bind to a run: its training sites (name -> Flower node), tensors and instruction.
+
+        Raises :class:`UserError` when there are fewer sites than ``min_sites``.
+        """
+        if len(sites) < self.min_sites:
+            raise UserError(
+                f"strategy.min_sites is {self.min_sites} and the federation has {len(sites)} "
+                "sites that train; lower it or add sites"
+            )
+        self.sites = dict(sorted(sites.items()))
+        self.names = {node: name for name, node in self.sites.items()}
+        self.tensors = dict(tensors)
+        self.kept = self.keeps(tensors)
+        self.instruction = instruction.but(
+            arm=self.model, kept=tuple(sorted(self.kept)), terms=self.terms()
+        )
+        self.outcome = RoundOutcome()
+        self.bank: dict[str, Arrays] = {}
+        self._current: Arrays = {}
+
+    def shared(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """The part of ``arrays`` that travels."""
+        return {name: array for name, array in arrays.items() if name not in self.kept}
+
+    def select(self, server_round: int) -> list[str]:
+        """The names of the sites that train in this round, sorted; drawn by name and seed, since
+        Flower's node ids are random."""
+        count = max(self.min_sites, math.ceil(self.fraction * len(self.sites)))
+        names = list(self.sites)
+        if count >= len(names):
+            return names
+        seed = derive_seed(self.instruction.seed, server_round, "site sampling")
+        chosen = np.random.default_rng(seed).choice(len(names), size=count, replace=False)
+        return [names[index] for index in sorted(chosen)]
+
+    # Flower's hooks.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message a selected site, all sharing one packed model and bank."""
+        self.outcome = RoundOutcome()
+        self._current = unpack_arrays(arrays)
+        bank = protocol.pack_bank(self.bank) if self.bank else None
+        return self._messages(Action.FIT, server_round, arrays, bank, self.select(server_round))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every training site for the model's Dice on its validation split."""
+        return self._messages(Action.VALIDATE, server_round, arrays, None, list(self.sites))
+
+    def _messages(
+        self,
+        action: Action,
+        server_round: int,
+        arrays: ArrayRecord,
+        bank: ArrayRecord | None,
+        names: list[str],
+    ) -> list[Message]:
+        instruction = self.instruction.but(action=action, round=server_round)
+        content = protocol.request(instruction, arrays, bank=bank)
+        self.outcome.bytes_down += len(names) * content_bytes(content)
+        return [
+            Message(
+                content=content,
+                dst_node_id=self.sites[name],
+                message_type=action.message_type,
+                group_id=str(server_round),
+            )
+            for name in names
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies as they come; None for the arrays when the model stays as it was."""
+        mean = WeightedMean()
+        accepted = 0
+        for reply in replies:
+            name = self.names[reply.metadata.src_node_id]
+            if reply.has_error():
+                self.outcome.failed[name] = reply.error.reason or "no reason given"
+                continue
+            content = reply.content
+            self.outcome.bytes_up += content_bytes(content)
+            metrics = _metrics(content)
+            self.outcome.sites[name] = metrics
+            arrays_record = content.get(protocol.ARRAYS)
+            arrays = unpack_arrays(arrays_record) if isinstance(arrays_record, ArrayRecord) else {}
+            fault = self._fault(arrays, metrics)
+            if fault:
+                self.outcome.rejected[name] = fault
+                continue
+            published = content.get(protocol.STATISTICS)
+            if isinstance(published, ArrayRecord):
+                self.outcome.statistics[name] = unpack_arrays(published)
+            weight = metrics[protocol.EXAMPLES] if self.weighting == "examples" else 1.0
+            mean.add(arrays, weight)
+            accepted += 1
+        self.bank.update(self.outcome.statistics)
+        if accepted < self.min_sites:
+            self.outcome.skipped = (
+                f"{accepted} usable updates, {self.min_sites} needed (strategy.min_sites)"
+            )
+            return None, None
+        combined = {**self._current, **mean.result()}
+        self._current = {}
+        return pack_arrays(combined), _mean_metrics(self.outcome.sites)
+
+    def _fault(self, arrays: Arrays, metrics: Mapping[str, float]) -> str | None:
+        """Why an update cannot be used, or None."""
+        if metrics.get(protocol.EXAMPLES, 0) <= 0:
+            return "trained on no example"
+        for name, array in arrays.items():
+            info = self.tensors.get(name)
+            if info is None or name in self.kept:
+                return f"sent the tensor {name}, which does not travel"
+            if array.shape != tuple(info.shape):
+                return f"sent {name} of shape {array.shape} instead of {tuple(info.shape)}"
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                return f"non-finite update: {name}"
+        return None
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Add each site's validation metrics to its line of the round."""
+        validated: dict[str, dict[str, float]] = {}
+        for reply in replies:
+            name = self.names[reply.metadata.src_node_id]
+            if reply.has_error():
+                self.outcome.failed.setdefault(name, reply.error.reason or "no reason given")
+                continue
+            self.outcome.bytes_up += content_bytes(reply.content)
+            metrics = _metrics(reply.content)
+            if "val_dice" in metrics:
+                validated[name] = metrics
+                self.outcome.sites.setdefault(name, {})["val_dice"] = metrics["val_dice"]
+        return _mean_metrics(validated)
+
+    def summary(self) -> None:
+        """Nothing to log: ``fedshift explain`` says what a strategy does."""
+
+
+def _metrics(content: RecordDict) -> dict[str, float]:
+    record = content.get(protocol.METRICS)
+    if not isinstance(record, MetricRecord):
+        return {}
+    return {name: float(value) for name, value in record.items() if not isinstance(value, list)}
+
+
+def _mean_metrics(sites: Mapping[str, Mapping[str, float]]) -> MetricRecord | None:
+    """The mean of each metric over the sites that report it."""
+    names = sorted({name for metrics in sites.values() for name in metrics})
+    if not names:
+        return None
+    return MetricRecord(
+        {
+            name: float(np.mean([metrics[name] for metrics in sites.values() if name in metrics]))
+            for name in names
+        }
+    )

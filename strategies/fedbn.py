@@ -1,0 +1,25 @@
+"""FedBN: Li et al., FedBN: Federated Learning on Non-IID Features via Local Batch Normalization,
+ICLR 2021.
+
+    w_{t+1,l} = sum_k (n_k / n) w_{t+1,l}^k   for every layer l that does not normalise;
+    the scale, shift and running statistics of normalising layers stay at their site.
+
+The paper speaks of batch normalisation; here it is every normalising layer of the networks, so
+that it also says something of instance-normalised ones. Without such layers it is FedAvg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedshift.protocol.messages import TensorInfo
+from fedshift.strategies.base import Strategy
+
+
+class FedBN(Strategy):
+    """FedAvg of everything but the normalising layers."""
+
+    def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
+        """The normalising layers' tensors, beside what the method keeps."""
+        norms = {name for name, info in tensors.items() if info.role in ("norm", "norm_buffer")}
+        return super().keeps(tensors) | norms

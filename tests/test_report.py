@@ -1,0 +1,522 @@
+"""The report of a run folder, from hand-made folders whose numbers are known."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedshift import UserError
+from fedshift.client import examples
+from fedshift.protocol.tables import CROSS_SITE_COLUMNS
+from fedshift.server.report import build, summary
+from fedshift.server.report.figures import is_dark, shade
+from fedshift.server.report.run import format_bytes, read_run
+from fedshift.server.tables import write_cross_site, write_shift
+from fedshift.sites.geometry import Grid
+from fedshift.sites.types import Case, Domain
+
+
+def write_run(
+    folder: Path,
+    train: list[str],
+    unseen: tuple[str, ...] = (),
+    structures: tuple[str, ...] = ("cavity", "wall"),
+    rounds: int = 4,
+    metrics: tuple[str, ...] = ("dice", "hd95_mm", "volume_error_ml"),
+) -> Path:
+    """Write a whole run folder with plausible numbers."""
+    rng = np.random.default_rng(0)
+    sites = [*train, *unseen]
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        "federation:\n  name: cardiac_phantom\nmethod:\n  name: supervised\n"
+        f"strategy:\n  name: fedavg\nrounds: {rounds}\nseed: 7\n",
+        encoding="utf-8",
+    )
+    place = {site: rng.uniform(0, 1) for site in sites}
+    arms = [("local", site) for site in train] + [("personal", site) for site in train]
+    arms += [("global", "all"), ("pooled", "all")]
+    rows = []
+    for model, trained_on in arms:
+        for site in sites:
+            if model == "personal" and site != trained_on:
+                continue
+            away = abs(place.get(trained_on, place[site]) - place[site])
+            dice = {"global": 0.84, "pooled": 0.88}.get(model, 0.87 - 0.7 * away)
+            for structure in structures:
+                value = float(dice - 0.03 * structures.index(structure) + rng.normal(0, 0.01))
+                for metric in metrics:
+                    scale = {"dice": value, "nsd": value, "volume_error_ml": value - 0.8}
+                    mean = scale.get(metric, 30 * (1 - value) if metric.endswith("mm") else value)
+                    rows.append(
+                        cross_site_row(
+                            model,
+                            trained_on,
+                            site,
+                            structure,
+                            metric,
+                            mean,
+                            n_failed=2 if away > 0.5 else 0,
+                        )
+                    )
+    write_cross_site(folder / "cross_site.csv", rows)
+    write_shift(
+        folder / "shift.csv",
+        [
+            {"site_a": a, "site_b": b, "metric": metric, "value": size * noise}
+            for i, a in enumerate(sites)
+            for b in sites[i + 1 :]
+            for size in [abs(place[a] - place[b])]
+            for metric, noise in (
+                ("intensity_wasserstein", 1.0),
+                ("spectrum_distance", rng.uniform(0.5, 2)),
+                ("feature_frechet", rng.uniform(0.8, 1.2)),
+                ("label_tv", rng.uniform(0, 2)),
+                ("mmd_p", 0.01),
+            )
+        ],
+    )
+    with (folder / "rounds.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(1, rounds + 1):
+            rise = 1 - 0.6**number
+            found = {
+                site: {
+                    "examples": 40,
+                    "seconds": 1.0,
+                    "loss": 1.2 - rise,
+                    "val_dice": 0.8 * rise + 0.1 * place[site],
+                }
+                for site in train
+            }
+            alone = {
+                site: {**item, "val_dice": item["val_dice"] + 0.03} for site, item in found.items()
+            }
+            line = {
+                "round": number,
+                "seconds": 3.25,
+                "bytes_down": 1_000_000,
+                "bytes_up": 2_000_000,
+                "sites": found,
+                "failed": {train[-1]: "out of memory"} if number in (2, 3) else {},
+                "rejected": {train[0]: "non-finite update"} if number == 2 else {},
+                "skipped": None,
+                "baselines": {
+                    "local": {"seconds": 1.0, "sites": alone, "failed": {}},
+                    "pooled": {
+                        "seconds": 1.0,
+                        "sites": {"all": {**found[train[0]], "val_dice": 0.85 * rise}},
+                        "failed": {},
+                    },
+                },
+            }
+            file.write(json.dumps(line) + "\n")
+    with (folder / "egress.jsonl").open("w", encoding="utf-8") as file:
+        for site in [*sites, "all"]:
+            for number in range(1, rounds + 1):
+                for record, size, purpose in (
+                    ("segmenter.stem.weight", 5_000, "model update"),
+                    ("segmenter.head.weight", 2_500, "model update"),
+                    ("loss", 8, "train metrics"),
+                    ("dice", 8, "case metrics"),
+                ):
+                    line = {
+                        "site": site,
+                        "round": number,
+                        "record": record,
+                        "shape": [size // 4],
+                        "dtype": "float32",
+                        "bytes": size,
+                        "purpose": purpose,
+                    }
+                    if purpose != "model update" or site not in unseen:
+                        file.write(json.dumps(line) + "\n")
+    cards = [
+        {
+            "name": site,
+            "role": "unseen" if site in unseen else "train",
+            "vendors": [site.replace("vendor_", "Vendor ")],
+            "splits": {
+                "train": {"subjects": 8, "cases": 8, "slices": 96, "labelled": 90},
+                "val": {"subjects": 2, "cases": 2, "slices": 24, "labelled": 24},
+                "test": {"subjects": 4, "cases": 4, "slices": 48, "labelled": 48},
+            },
+            "structures": list(structures),
+            "spacing_mm": [[8.0, 1.5, 1.5]],
+            "notes": ["single subject split by blocks of slices"] if site == train[-1] else [],
+        }
+        for site in sites
+    ]
+    cards.append({**cards[0], "name": "all", "role": "pooled", "notes": []})
+    (folder / "checkpoints" / "sites.json").write_text(json.dumps(cards), encoding="utf-8")
+    return folder
+
+
+def cross_site_row(
+    model: str,
+    trained_on: str,
+    site: str,
+    structure: str,
+    metric: str,
+    mean: float,
+    n_failed: int = 0,
+) -> dict[str, Any]:
+    values = (
+        model, trained_on, site, site, structure, metric, 12, n_failed,
+        mean, 0.05, mean, mean - 0.02, mean + 0.02,
+    )  # fmt: skip
+    return dict(zip(CROSS_SITE_COLUMNS, values, strict=True))
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, run or show."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.cells: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self._table = ""
+        self._hidden = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.links += [values[name] or "" for name in ("src", "href", "action") if name in values]
+        if "data-table" in values:
+            self._table = values["data-table"] or ""
+        if tag == "tr":
+            self.cells.setdefault(self._table, []).append([])
+        if tag in ("td", "th"):
+            self.cells[self._table][-1].append("")
+        self._hidden = tag in ("style", "script")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._hidden:
+            return
+        self.text += data
+        rows = self.cells.get(self._table)
+        if rows and rows[-1]:
+            rows[-1][-1] += data
+
+
+def test_the_page_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",))
+    dice = {("local", "a", "a"): 0.9, ("local", "a", "b"): 0.4, ("global", "all", "b"): 0.8125}
+    rows = [cross_site_row(*key, "cavity", "dice", value) for key, value in dice.items()]
+    rows += [cross_site_row(*key, "wall", "dice", value - 0.2) for key, value in dice.items()]
+    write_cross_site(run / "cross_site.csv", rows)
+
+    page = Page(build(run))
+
+    # Tables are numbered metric|structure: mean of both structures, cavity, wall.
+    assert [row[0] for row in page.cells["0|0"][1:3]] == ["local, a", "federated (global)"]
+    assert page.cells["0|0"][1][-2:] == ["0.800", "0.300"]
+    assert page.cells["0|1"][1] == ["local, a", "0.650", "0.400", "0.500", "0.900", "0.400"]
+    assert page.cells["0|2"][2][-2:] == ["–", "0.613"]
+
+
+def test_the_headline_is_the_mean_over_sites(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",))
+    scores = {
+        ("global", "all"): {"a": 0.8, "b": 0.7, "x": 0.5},
+        ("local", "a"): {"a": 0.9, "b": 0.3, "x": 0.2},
+        ("local", "b"): {"a": 0.1, "b": 0.8, "x": 0.4},
+        ("pooled", "all"): {"a": 0.9, "b": 0.88, "x": 0.6},
+    }
+    rows = [
+        cross_site_row(*model, site, "cavity", "dice", value)
+        for model, sites in scores.items()
+        for site, value in sites.items()
+    ]
+    write_cross_site(run / "cross_site.csv", rows)
+
+    text = " ".join(Page(build(run)).text.split())
+
+    for sentence in (
+        "reaches 0.750 mean Dice over 2 training sites (worst: b, 0.700).",
+        "single site reach 0.850 at home and 0.200 at the other sites.",
+        "Pooled, the upper bound (all data in one place; simulation only), reaches 0.890.",
+        "At unseen x: federated 0.500, single-site models 0.300, pooled 0.600.",
+    ):
+        assert sentence in text
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    page = Page(build(write_run(tmp_path / "run", ["a", "b"], ("x",))))
+
+    assert page.links
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert "link" not in page.tags
+    assert "@import" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_names_from_the_run_are_text_and_never_markup(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script><img src=http://evil>'
+    run = write_run(tmp_path / "run", ["a", evil, "$x_{1}$ [bold]"], structures=(evil, "wall"))
+
+    page = Page(build(run))
+
+    assert page.tags.count("script") == 1
+    assert not any("evil" in link for link in page.links)
+    assert evil in page.text
+    assert evil.split(">", maxsplit=1)[0] in shown(run)
+
+
+def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
+    html = build(write_run(tmp_path / "run", ["a"])).read_text(encoding="utf-8")
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+    assert f"script-src 'sha256-{digest}'" in html
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("shift.csv",),
+        ("egress.jsonl", "checkpoints/sites.json"),
+        ("cross_site.csv",),
+        ("rounds.jsonl",),
+        ("shift.csv", "egress.jsonl", "checkpoints/sites.json", "cross_site.csv", "rounds.jsonl"),
+    ],
+)
+def test_a_part_that_is_missing_is_tolerated(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",))
+    for name in missing:
+        (run / name).unlink()
+
+    page = Page(build(run))
+
+    assert "Configuration" in page.text
+    assert ("No model has been scored yet" in page.text) == ("cross_site.csv" in missing)
+    assert shown(run)
+
+
+def test_one_site_and_a_run_without_local_models_are_reported(tmp_path: Path) -> None:
+    alone = write_run(tmp_path / "alone", ["a"])
+    federated = write_run(tmp_path / "federated", ["a", "b"])
+    rows = [cross_site_row("global", "all", site, "cavity", "dice", 0.5) for site in ("a", "b")]
+    write_cross_site(federated / "cross_site.csv", rows)
+
+    assert "over 1 training site " in Page(build(alone)).text
+    assert "cannot be set against a drop" in Page(build(federated)).text
+    assert not (federated / "figures" / "shift_drop.png").exists()
+
+
+def test_failures_are_counted_and_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"])
+
+    text = Page(build(run)).text
+
+    assert "3 failures during the run" in text
+    table = [row for row in Page(run / "report.html").cells[""] if row[1:2] == ["failed"]]
+    assert table == [["b", "failed", "2", "2–3", "out of memory"]]
+    assert "a rejected 1 time: non-finite update" in shown(run)
+
+
+def test_what_left_each_site_adds_up(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",), rounds=2)
+
+    rows = {row[0]: row[1:7] for row in Page(build(run)).cells[""] if row}
+
+    # Two rounds of 5,000 + 2,500 bytes at each training site; the unseen one sends numbers only.
+    assert rows["model update"] == ["15.0 kB", "15.0 kB", "–", "8", "30.0 kB",
+                                    "segmenter.head.weight, segmenter.stem.weight"]  # fmt: skip
+    assert rows["all"][:5] == ["15.0 kB", "15.0 kB", "32 B", "20", "30.1 kB"]
+
+
+def test_a_sites_notes_stand_before_the_numbers(tmp_path: Path) -> None:
+    text = Page(build(write_run(tmp_path / "run", ["a", "b"]))).text
+
+    note = text.index("single subject split by blocks of slices")
+    assert note < text.index("Every model at every site")
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
+    contents = []
+    for name in ("first", "second"):
+        run = write_run(tmp_path / name, ["a", "b"], ("x",))
+        build(run)
+        build(run)
+        files = sorted([run / "report.html", *(run / "figures").iterdir()])
+        contents.append({path.name: path.read_bytes() for path in files})
+
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {
+        "report.html", "curves.png", "egress.png", "shift_drop.png", "cross_site_dice.png",
+        "cross_site_hd95_mm.png", "cross_site_assd_mm.png", "cross_site_nsd.png",
+    }  # fmt: skip
+
+
+def test_many_sites_get_one_row_each(tmp_path: Path) -> None:
+    sites = [f"site_{number:02d}" for number in range(14)]
+    run = write_run(tmp_path / "run", sites, structures=("cavity",), rounds=2)
+
+    page = Page(build(run))
+
+    rows = page.cells["0|0"]
+    assert [row[0] for row in rows[1:]] == sites
+    assert rows[0][1:3] == ["local, the site's own", "local, mean of other sites'"]
+    dice = {
+        (row["trained_on"], row["site"]): row["mean"]
+        for row in read_run(run).cross_site
+        if (row["model"], row["metric"]) == ("local", "dice")
+    }
+    others = [dice[other, "site_07"] for other in sites if other != "site_07"]
+    assert rows[8][1:3] == [f"{dice['site_07', 'site_07']:.3f}", f"{np.mean(others):.3f}"]
+    assert "site_13" in shown(run)  # the failure
+    assert "local, site_00" not in shown(run)
+
+
+def test_examples_are_embedded_and_those_left_out_counted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a"])
+    build(run)
+    picture = (run / "figures" / "curves.png").read_bytes()
+    before = (run / "report.html").read_text(encoding="utf-8").count("data:image/png")
+    for number in range(14):
+        (run / "figures" / f"examples_s{number:02d}.png").write_bytes(picture)
+
+    html = build(run).read_text(encoding="utf-8")
+
+    assert html.count("data:image/png") == before + 12
+    assert "2 more are in" in html
+    assert "never leave the site" in html
+
+
+def test_the_best_of_a_column_is_marked_and_pooled_does_not_compete(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"])
+    scores = {"local": 0.6, "global": 0.7, "pooled": 0.9}
+    for metric, best in (("dice", "global"), ("hd95_mm", "local"), ("volume_ml", None)):
+        rows = [
+            cross_site_row(model, "a" if model == "local" else "all", "a", "wall", metric, value)
+            for model, value in scores.items()
+        ]
+        write_cross_site(run / "cross_site.csv", rows)
+        matrix = read_run(run).matrix(metric)
+        marked = [matrix.models[row][0] for row in np.flatnonzero(matrix.best[:, 0])]
+        assert marked == ([best] if best else [])
+
+
+def test_darker_cells_are_better_and_their_numbers_readable() -> None:
+    def luminance(rgba: np.ndarray) -> np.ndarray:
+        linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)
+        return linear[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
+
+    values = np.linspace(0, 1, 21)
+    dice, distance = shade(values, "dice"), shade(values, "hd95_mm")
+
+    assert (np.diff(luminance(dice)) < 0).all()
+    assert (np.diff(luminance(distance)) > 0).all()
+    for color in (*dice, *shade(values - 0.5, "volume_error_ml"), *shade(values, "volume_ml")):
+        light = float(luminance(color))
+        contrast = 1.05 / (light + 0.05) if is_dark(color) else (light + 0.05) / 0.05
+        assert contrast > 4.5
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        build(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_line_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a"])
+    with (run / "rounds.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"round": 5, "sec')
+
+    with pytest.raises(UserError, match=r"rounds\.jsonl line 5"):
+        build(run)
+
+
+def test_bytes_are_printed_in_decimal_units() -> None:
+    printed = [format_bytes(count) for count in (0, 999, 1000, 999_960, 34_500_000, 2e12)]
+    assert printed == ["0 B", "999 B", "1.0 kB", "1.0 MB", "34.5 MB", "2000.0 GB"]
+
+
+def shown(run: Path) -> str:
+    """What the terminal prints, without colours."""
+    console = Console(width=240, file=io.StringIO(), color_system=None)
+    console.print(summary(run))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class TestExamples:
+    """A disc of 2 around a disc of 1 on a grid of 1.2 mm, seen by a network at 1.5 mm."""
+
+    @pytest.fixture
+    def case(self) -> Case:
+        row, column = np.mgrid[:80, :100]
+        radius = np.hypot(row - 40, column - 55)
+        reference = np.zeros((7, 80, 100), np.uint8)
+        for index, outer in enumerate((8, 12, 20, 18, 14, 16, 10)):
+            reference[index][radius < outer] = 2
+            reference[index][radius < outer - 5] = 1
+        image = np.choose(reference, [0.4, 1.0, 0.1]).astype(np.float32)
+        grid = Grid((80, 100), (1.2, 1.2), (1.5, 1.5), 64)
+        return Case(
+            id="c",
+            subject="s",
+            session="",
+            domain=Domain("V"),
+            image=grid.image(image),
+            label=grid.label(reference),
+            labelled=np.array([True, True, True, True, True, False, True]),
+            spacing_mm=(8.0, 1.5, 1.5),
+            reference=reference,
+            native_spacing_mm=(8.0, 1.2, 1.2),
+            to_native=grid.to_native,
+        )
+
+    def test_the_image_comes_back_on_its_own_grid(self, case: Case) -> None:
+        images = examples._native_images(case, [2, 3])
+
+        assert images.shape == (2, 80, 100)
+        # Inside each region, away from its border, the grey levels keep their order and place.
+        inner = examples._native_images(case, [2])[0]
+        core, wall = case.reference[2] == 1, case.reference[2] == 2
+        outside = case.reference[2] == 0
+        assert np.median(inner[core]) == pytest.approx(1.0, abs=0.02)
+        assert np.median(inner[wall]) < 0.2
+        assert np.median(inner[outside]) == pytest.approx((0.4 - 0.1) / 0.9, abs=0.03)
+
+    def test_the_largest_labelled_slices_without_neighbours_are_drawn(self, case: Case) -> None:
+        # By size: 2, then 3 (a neighbour), 5 (unlabelled), 4, 1 (neighbour), 6, 0.
+        assert examples._representative(case.reference, case.labelled) == [2, 4, 6]
+
+    def test_dice_is_of_the_slice_and_each_structure(self, case: Case) -> None:
+        truth = np.array([[1, 1, 2, 0]])
+        found = np.array([[1, 0, 2, 2]])
+        assert examples._dice_words(truth, found, ["core", "wall"]) == "Dice core 0.67, wall 0.67"
+
+    def test_one_deterministic_picture_is_written(self, case: Case, tmp_path: Path) -> None:
+        predictions = {"local": np.roll(case.reference, 3, 2), "federated": case.reference}
+        pictures = [
+            examples.draw_examples(
+                case, predictions, ["core", "wall"], tmp_path / name / "x.png", site="$a_b$"
+            ).read_bytes()
+            for name in ("one", "two")
+        ]
+        assert pictures[0] == pictures[1]
+        assert [path.name for path in (tmp_path / "one").iterdir()] == ["x.png"]
+
+    def test_a_case_without_labels_is_refused(self, case: Case, tmp_path: Path) -> None:
+        bare = dataclasses.replace(case, labelled=np.zeros(7, bool))
+        with pytest.raises(ValueError, match="carries no label"):
+            examples.draw_examples(bare, {}, ["core"], tmp_path / "x.png", site="a")

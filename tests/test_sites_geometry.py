@@ -1,0 +1,130 @@
+"""The network's grid and back, and orientation, against hand-made grids."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+
+from fedshift.sites.geometry import Grid, orient, orient_spacing
+
+
+def disc(shape: tuple[int, int], radius: float, offset: tuple[float, float] = (0, 0)) -> np.ndarray:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    y = rows - (shape[0] - 1) / 2 - offset[0]
+    x = columns - (shape[1] - 1) / 2 - offset[1]
+    return (y**2 + x**2 <= radius**2).astype(np.uint8)[None]
+
+
+def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
+    return (label[:, None] == np.arange(classes)[None, :, None, None]).astype(np.float32)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def test_identity_is_exact_both_ways() -> None:
+    grid = Grid((16, 16), (0.5, 0.5), (0.5, 0.5), 16)
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(3, 16, 16)).astype(np.float32)
+    label = rng.integers(0, 3, (3, 16, 16)).astype(np.uint8)
+    assert grid.identity
+    assert np.array_equal(grid.image(image), image)
+    assert np.array_equal(grid.to_native(one_hot(grid.label(label), 3)), label)
+
+
+@pytest.mark.parametrize("shape", [(20, 31), (9, 16), (33, 10)])
+def test_crop_and_pad_without_resampling_move_whole_pixels(shape: tuple[int, int]) -> None:
+    grid = Grid(shape, (1.0, 1.0), (1.0, 1.0), 16)
+    image = np.arange(1, 1 + shape[0] * shape[1], dtype=np.float32).reshape(1, *shape)
+    out = grid.image(image)
+    assert out.shape == (1, 16, 16)
+    assert set(np.unique(out)) <= set(np.unique(image)), "a value was interpolated"
+    covered = min(16, shape[0]) * min(16, shape[1])
+    assert np.count_nonzero(out == 1) >= 256 - covered, "padding takes the image's minimum, 1"
+    assert len(np.unique(out[out > 1])) in (covered, covered - 1), "a pixel is lost or doubled"
+    # Back: inside the crop exact, outside it background.
+    label = (image.astype(int) % 3).astype(np.uint8)
+    back = grid.to_native(one_hot(grid.label(label), 3))
+    rows = slice((shape[0] - 16) // 2, (shape[0] - 16) // 2 + 16) if shape[0] > 16 else slice(None)
+    cols = slice((shape[1] - 16) // 2, (shape[1] - 16) // 2 + 16) if shape[1] > 16 else slice(None)
+    expected = np.zeros_like(label)
+    expected[:, rows, cols] = label[:, rows, cols]
+    assert np.array_equal(back, expected)
+
+
+@pytest.mark.parametrize(("native", "target"), [(0.5, 0.8), (0.9, 0.5), (0.4, 1.0), (0.78, 0.5)])
+def test_a_disc_survives_the_round_trip(native: float, target: float) -> None:
+    shape = (121, 90)
+    label = disc(shape, 14 / native, offset=(3, -4))
+    grid = Grid(shape, (native, native), (target, target), 96)
+    back = grid.to_native(one_hot(grid.label(label), 2))
+    assert back.shape == label.shape
+    assert dice(back, label) > 0.95
+
+
+def test_resampling_keeps_a_linear_ramp_and_the_centre() -> None:
+    grid = Grid((40, 40), (1.0, 1.0), (0.5, 0.5), 64)
+    rows = np.broadcast_to(np.arange(40, dtype=np.float32)[None, :, None], (1, 40, 40))
+    out = grid.image(rows)
+    # Network pixel r lies at own row (r - 31.5) / 2 + 19.5, by hand.
+    expected = (np.arange(64) - 31.5) / 2 + 19.5
+    assert np.allclose(out[0, :, 10], expected, atol=1e-4)
+
+
+def test_shrinking_averages_noise_instead_of_aliasing_it() -> None:
+    noise = np.random.default_rng(1).normal(size=(1, 256, 256)).astype(np.float32)
+    out = Grid((256, 256), (0.1, 0.1), (0.8, 0.8), 32).image(noise)
+    # A triangle kernel of half-width 8 has sum of squares 2/24 an axis, so std 1/12.
+    assert out[:, 4:-4, 4:-4].std() == pytest.approx(1 / 12, rel=0.15)
+
+
+def test_outside_the_network_grid_is_background() -> None:
+    grid = Grid((100, 100), (1.0, 1.0), (1.25, 1.25), 16)
+    back = grid.to_native(one_hot(np.ones((1, 16, 16), np.uint8), 2))
+    rows = np.flatnonzero(back[0].any(axis=1))
+    assert np.count_nonzero(back) == 20 * 20  # 16 pixels of 1.25 mm
+    assert (rows[0], rows[-1]) == (40, 59)
+
+
+def test_wrong_probability_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected probabilities"):
+        Grid((16, 16), (1.0, 1.0), (1.0, 1.0), 16).to_native(np.zeros((1, 2, 8, 8), np.float32))
+
+
+def test_any_axis_order_and_flip_gives_the_canonical_slices() -> None:
+    rng = np.random.default_rng(2)
+    array = rng.normal(size=(7, 9, 5))
+    affine = np.diag([0.5, 0.75, 3.0, 1.0])
+    affine[:3, 3] = (-10, 4, 20)
+    expected, axis = orient(array, affine, None)
+    assert axis == 2 and expected.shape == (5, 9, 7)
+    assert orient_spacing(affine, axis) == (3.0, 0.75, 0.5)
+    # Row 0 is the front (largest y), column 0 the right (largest x).
+    assert expected[1, 0, 0] == array[6, 8, 1]
+    for codes in ("LPS", "SAR", "AIL", "PRS", "ILA"):
+        want = nibabel.orientations.axcodes2ornt(codes)
+        have = nibabel.orientations.io_orientation(affine)
+        transform = nibabel.orientations.ornt_transform(have, want)
+        moved = nibabel.Nifti1Image(array, affine).as_reoriented(transform)
+        assert nibabel.aff2axcodes(moved.affine) == tuple(codes)
+        got, got_axis = orient(np.asarray(moved.dataobj), moved.affine, None)
+        assert got_axis == axis
+        assert np.array_equal(got, expected)
+        assert orient_spacing(moved.affine, axis) == (3.0, 0.75, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "axis"),
+    [
+        ((8, 8, 8), (1, 1, 1), 2),
+        ((8, 8, 8), (3, 1, 1), 0),
+        ((8, 8, 8), (1, 3.0000007, 3), 2),
+        ((8, 1, 8), (1, 1, 1), 1),
+    ],
+)
+def test_slices_run_along_the_thickest_or_only_axis(
+    shape: tuple[int, ...], sizes: tuple[float, ...], axis: int
+) -> None:
+    assert orient(np.zeros(shape), np.diag([*sizes, 1.0]), None)[1] == axis
