@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import medpy.metric.binary as medpy_binary
 import numpy as np
+
 from fedshift.client.metrics import score_case
 
 SHAPE = (12, 256, 256)

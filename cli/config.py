@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshift import UserError
+from fedshift.protocol.settings import suggest
 
 Config = dict[str, Any]
 
@@ -33,14 +33,14 @@ def load(overrides: Sequence[str]) -> Config:
         if key in groups:
             names = choices(key)
             if value not in names:
-                raise UserError(f"{key}={value} is unknown{nearest(value, names)}")
+                raise UserError(f"{key}={value} is unknown{suggest(value, names)}")
             selected.append(f"{key}={value}")
     with initialize_config_module("fedshift.configs", version_base="1.3"):
         defaults = compose("config", overrides=selected)
         known = _keys(OmegaConf.to_container(defaults))
         for key, _ in pairs:
             if key not in known | groups:
-                raise UserError(f"{key} is not a key of the configuration{nearest(key, known)}")
+                raise UserError(f"{key} is not a key of the configuration{suggest(key, known)}")
         composed = _compose(
             [(key, _quoted(key, value)) for key, value in pairs],
             mappings={key for key in known if OmegaConf.is_dict(OmegaConf.select(defaults, key))},
@@ -57,14 +57,6 @@ def _groups() -> set[str]:
 def choices(group: str) -> list[str]:
     """The names that the config group offers, sorted."""
     return sorted(path.stem for path in (_CONFIGS / group).glob("*.yaml"))
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown ``name``: what it may have meant."""
-    near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; use one of {', '.join(sorted(name for name in names if '.' not in name))}"
 
 
 def _split(override: str) -> tuple[str, str]:

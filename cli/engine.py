@@ -24,7 +24,7 @@ def run_engine(
     server = make_server_app(plan, progress)
     if engine.name == "ray":
         client = make_client_app(sites, engine.threads)
-        workers = devices.useful_workers(engine.workers, len(sites.names), engine.threads)
+        workers = devices.useful_workers(engine.most_workers, len(sites.names), engine.threads)
         ray.run(server, client, len(sites.names), workers, engine.threads)
         return
     with inline_grid(sites, engine, plan.instruction) as grid:
@@ -36,7 +36,7 @@ def inline_grid(sites: LocalSites, engine: EngineSettings, instruction: Instruct
     """The inline engine with a worker for each place that the machine has."""
     slots = devices.place(
         engine.devices,
-        engine.workers,
+        engine.most_workers,
         len(sites.names),
         engine.threads,
         need=partial(training_bytes, instruction.method, instruction.task, sites.data.size),

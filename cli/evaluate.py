@@ -35,7 +35,7 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
     with stored_run(run) as stored:
         seed = stored.config["seed"]
         federation, data, config = _data(stored, overrides, manifest)
-        engine = EngineSettings.from_config(stored.config["engine"])
+        engine = EngineSettings.from_config(stored.config)
         folder = run / "evaluations" / (name or _name(manifest) or federation.name)
         with tempfile.TemporaryDirectory() as scratch:
             sites = LocalSites(

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from fedshift import strategies
 from fedshift.cli.config import choices, load
-from fedshift.cli.settings import RunSettings
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
 from fedshift.sites import DataSettings, load_federation
@@ -27,14 +26,13 @@ _ROLES = {
 def explain(overrides: Sequence[str]) -> None:
     """Print what is averaged and what is kept, what travels, and which strategies are the same."""
     config = load(overrides)
-    settings = RunSettings.from_config(config)
     federation = load_federation(
-        config["federation"], DataSettings.from_config(config["data"]), settings.seed
+        config["federation"], DataSettings.from_config(config["data"]), config["seed"]
     )
     strategy = strategies.build(config["strategy"])
     task = {key: value for key, value in config["task"].items() if key != "name"}
     task["structures"] = list(federation.structures)
-    model = Model(config["method"], task, torch.device("cpu"), settings.seed)
+    model = Model(config["method"], task, torch.device("cpu"), seed=0)
     infos = model.infos()
     kept = strategy.keeps(infos)
     name = config["strategy"]["name"]

@@ -47,14 +47,15 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def build_plan(
-    config: Config, settings: RunSettings, structures: tuple[str, ...], identity: str
-) -> RunPlan:
+def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:
     """What the coordinator needs to know of the run that ``config`` describes."""
-    arms = [config["strategy"], *({"name": name} for name in settings.baselines)]
+    settings = RunSettings.from_config(config)
+    asked = config["strategy"]
+    baselines = [name for name in settings.baselines if name != asked["name"]]
+    arms = [asked, *({"name": name} for name in baselines)]
     task = {key: value for key, value in config["task"].items() if key != "name"}
     return RunPlan(
-        out=settings.out,
+        out=out,
         identity=identity,
         seed=settings.seed,
         rounds=settings.rounds,
@@ -75,7 +76,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     Raises :class:`UserError` when ``run`` is no run folder or its training is not finished.
     """
     config = read_config(run / "config.yaml")
-    settings = RunSettings.from_config({**config, "out": str(run)})
+    settings = RunSettings.from_config(config)
     cards_path = run / "checkpoints" / "sites.json"
     done = checkpoint.last_round(run / "checkpoints")
     if done < settings.rounds or not cards_path.exists():
@@ -88,7 +89,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     specs = tuple(
         SiteSpec(card["name"], (), card["role"]) for card in cards if card["name"] != POOLED
     )
-    plan = build_plan(config, settings, structures, checkpoint.fingerprint(config))
+    plan = build_plan(run, config, structures, checkpoint.fingerprint(config))
     sites = LocalSites(
         federation=Federation(config["federation"]["name"], specs, structures),
         data=DataSettings.from_config(config["data"]),
@@ -97,7 +98,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
         seed=settings.seed,
         pooled=any(card["name"] == POOLED for card in cards),
     )
-    threads = EngineSettings.from_config(config["engine"]).threads
+    threads = EngineSettings.from_config(config).threads
     with InlineGrid(sites, ["cpu"], threads) as grid:
         training = prepare(meet(grid, plan), plan)
         yield StoredRun(

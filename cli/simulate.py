@@ -17,7 +17,7 @@ from fedshift.cli.config import Config, load
 from fedshift.cli.engine import run_engine
 from fedshift.cli.progress import Screen
 from fedshift.cli.runs import build_plan, read_config
-from fedshift.cli.settings import EngineSettings, RunSettings
+from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
@@ -32,29 +32,30 @@ def simulate(overrides: Sequence[str]) -> None:
     """Train, score and report; prints the summary."""
     config = load(overrides)
     settings = RunSettings.from_config(config)
+    out = output_folder(config)
     data = DataSettings.from_config(config["data"])
     federation = load_federation(config["federation"], data, settings.seed)
     console = Console()
     if settings.protocol == "leave_one_site_out":
-        _leave_one_out(config, settings, federation, data, console)
+        _leave_one_out(out, config, federation, data, console)
     else:
-        run_folder(config, settings, federation, data, console)
-    console.print(report.summary(settings.out))
+        run_folder(out, config, federation, data, console)
+    console.print(report.summary(out))
 
 
 def run_folder(
+    out: Path,
     config: Config,
-    settings: RunSettings,
     federation: Federation,
     data: DataSettings,
     console: Console,
 ) -> None:
     """Fill one run folder, or what is left of it."""
-    out = settings.out
-    engine = EngineSettings.from_config(config["engine"])
+    settings = RunSettings.from_config(config)
+    engine = EngineSettings.from_config(config)
     policy = Policy.from_config(config["policy"])
     identity = checkpoint.fingerprint(config)
-    plan = build_plan(config, settings, federation.structures, identity)
+    plan = build_plan(out, config, federation.structures, identity)
     done = _open_folder(out, config, identity, resume=settings.resume)
     if (out / "cross_site.csv").exists():
         console.print(f"{out} is finished; drawing its report again", highlight=False)
@@ -137,8 +138,8 @@ def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
 
 
 def _leave_one_out(
+    out: Path,
     config: Config,
-    settings: RunSettings,
     federation: Federation,
     data: DataSettings,
     console: Console,
@@ -148,14 +149,13 @@ def _leave_one_out(
     Each fold is a run folder of its own under ``folds/``. The tables of ``out`` hold, for every
     site, the models that never saw it.
     """
-    out = settings.out
     training = [site.name for site in federation.sites if site.role == "train"]
     if len(training) < 2:
         raise UserError(
             "protocol=leave_one_site_out needs at least two training sites; "
             f"the federation has {len(training)}"
         )
-    _open_folder(out, config, checkpoint.fingerprint(config), resume=settings.resume)
+    _open_folder(out, config, checkpoint.fingerprint(config), resume=config["resume"])
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     for number, name in enumerate(training, start=1):
@@ -169,7 +169,7 @@ def _leave_one_out(
             ),
         )
         fold_config = {**config, "out": str(fold), "protocol": "together", "left_out": name}
-        run_folder(fold_config, replace(settings, out=fold), left, data, console)
+        run_folder(fold, fold_config, left, data, console)
         cases += [row for row in tables.read_cases(fold / "cases.csv") if row["site"] == name]
         found = tables.read_cross_site(fold / "cross_site.csv")
         summary += [row for row in found if row["site"] == name]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from fedshift.client.settings import setting
+from fedshift.protocol.settings import setting
 
 ROTATION = math.radians(15)
 SCALE = 0.1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from fedshift import UserError
 from fedshift.protocol.messages import Purpose
+from fedshift.protocol.settings import from_mapping, setting, suggest
 
 
 class Refused(Exception):
@@ -25,35 +26,19 @@ class Policy:
 
     methods: tuple[str, ...] = ("*",)
     release: tuple[str, ...] = tuple(purpose.value for purpose in Purpose)
-    max_message_mb: float = 1000.0
-    min_count: int = 4
+    max_message_mb: float = setting(1000.0, at_least=0)
+    min_count: int = setting(4, at_least=1)
+
+    def __post_init__(self) -> None:
+        known = [purpose.value for purpose in Purpose]
+        for purpose in self.release:
+            if purpose not in known:
+                raise UserError(f"policy.release holds {purpose!r}{suggest(purpose, known)}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Policy:
         """Build from the config node ``policy``; raises :class:`UserError` naming the key."""
-        known = {item.name for item in fields(cls)}
-        for key in config:
-            if key not in known | {"name"}:
-                raise UserError(f"policy.{key} is not a policy; use one of {sorted(known)}")
-        purposes = {purpose.value for purpose in Purpose}
-        release = tuple(config.get("release", cls.release))
-        for purpose in release:
-            if purpose not in purposes:
-                raise UserError(f"policy.release holds '{purpose}'; use some of {sorted(purposes)}")
-        min_count = config.get("min_count", cls.min_count)
-        if not isinstance(min_count, int) or min_count < 1:
-            raise UserError(f"policy.min_count is {min_count!r}; use a whole number of at least 1")
-        max_message_mb = config.get("max_message_mb", cls.max_message_mb)
-        if not isinstance(max_message_mb, int | float) or max_message_mb <= 0:
-            raise UserError(
-                f"policy.max_message_mb is {max_message_mb!r}; use a number of megabytes above 0"
-            )
-        return cls(
-            methods=tuple(config.get("methods", cls.methods)),
-            release=release,
-            max_message_mb=float(max_message_mb),
-            min_count=min_count,
-        )
+        return from_mapping(cls, {k: v for k, v in config.items() if k != "name"}, "policy")
 
     def check_method(self, name: str) -> None:
         """Raise :class:`Refused` when the method called ``name`` may not run here."""

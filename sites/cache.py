@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,11 +97,25 @@ class ArrayWriter:
             self._write_header()
 
 
+@lru_cache(maxsize=1)
+def allow_many_files() -> None:
+    """Let this process hold as many files as the system grants it: three for each open site.
+
+    The usual default, 1,024, is used up by some 400 sites.
+    """
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class Cache:
     """The cache in ``folder``, made when first written to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        allow_many_files()
 
     def find(self, stamp: str) -> Entry | None:
         """The entry last stored under ``stamp``; None when there is none or it is damaged."""

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +18,12 @@ from fedshift.sites.cache import digest
 from fedshift.sites.labels import LabelMapError, parse_label_values, to_classes
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.opening import value_maps
-from fedshift.sites.orientation import NAMES, BandSums, band_sums
+from fedshift.sites.orientation import NAMES, BandSums, Placement, band_sums, odd_ones_out
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.splits import Item, split_site
 from fedshift.sites.types import SPLITS, Federation, ImageSource, SiteSpec
 
+Severity = Literal["error", "warning"]
 SUBJECT_FLOOR, SITE_FLOOR = 0.5, 0.15
 """The smallest effect (see :mod:`.orientation`) that counts for a subject and for a whole site."""
 OUTLIER = 4.0
@@ -35,7 +37,7 @@ class Finding:
     ``file`` is empty when the finding concerns a whole site, and ``site`` when the federation.
     """
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     site: str
     file: str
     problem: str
@@ -286,7 +288,7 @@ def _check_splits(
 
 
 def _check_orientation(site: str, images: Sequence[_Image]) -> list[Finding]:
-    """Judge the site as a whole, and if it is sound each subject."""
+    """Judge the site as a whole; if it is sound, each subject; if all are, each image."""
     by_subject: dict[str, list[_Image]] = defaultdict(list)
     for image in images:
         if image.bands is not None:
@@ -295,21 +297,25 @@ def _check_orientation(site: str, images: Sequence[_Image]) -> list[Finding]:
     everything = [image for group in groups for image in group]
     if len(groups) > 1 and (finding := _misplaced(site, everything, SITE_FLOOR)):
         return [finding]
-    judged = (_misplaced(site, group, SUBJECT_FLOOR) for group in groups)
-    return [finding for finding in judged if finding]
+    judged = [_misplaced(site, group, SUBJECT_FLOOR) for group in groups]
+    if any(judged):
+        return [finding for finding in judged if finding]
+    odd = odd_ones_out([image.bands for image in everything if image.bands is not None])
+    return [_placed(site, [everything[k]], key, "warning") for k, key in odd.items()]
 
 
 def _misplaced(site: str, images: Sequence[_Image], floor: float) -> Finding | None:
     found = [image.bands for image in images if image.bands is not None]
-    total = found[0]
-    for bands in found[1:]:
-        total = total + bands
-    placement = total.suspect(floor)
-    if placement is None:
-        return None
+    placement = reduce(BandSums.__add__, found).suspect(floor)
+    return _placed(site, images, placement, "error") if placement else None
+
+
+def _placed(
+    site: str, images: Sequence[_Image], placement: Placement, severity: Severity
+) -> Finding:
     more = f" (and {len(images) - 1} more of the same)" if len(images) > 1 else ""
     return Finding(
-        "error",
+        severity,
         site,
         images[0].source.label_path,
         f"the label fits its image{more} far better {NAMES[placement]}",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedshift import UserError
+from fedshift.protocol.settings import from_mapping, suggest
 
 if TYPE_CHECKING:
     from fedshift.strategies.base import Strategy
@@ -28,21 +27,10 @@ def build(settings: Mapping[str, Any]) -> Strategy:
 
     Raises :class:`UserError` for an unknown name or key, with the nearest known ones.
     """
-    arguments = dict(settings)
-    name = str(arguments.pop("name", ""))
+    values = dict(settings)
+    name = str(values.pop("name", ""))
     if name not in STRATEGIES:
-        nearest = difflib.get_close_matches(name, STRATEGIES) or sorted(STRATEGIES)
-        raise UserError(f"strategy '{name}' is unknown; did you mean {' or '.join(nearest)}?")
+        raise UserError(f"strategy={name} is not known{suggest(name, STRATEGIES)}")
     module = importlib.import_module(f"{__name__}.{name}")
-    strategy = getattr(module, STRATEGIES[name])
-    known = {
-        parameter
-        for base in strategy.__mro__
-        if "__init__" in vars(base)
-        for parameter in inspect.signature(base.__init__).parameters
-    } - {"self", "settings", "args", "kwargs"}
-    for key in arguments:
-        if key not in known:
-            raise UserError(f"strategy.{key} is unknown to {name}; it takes {sorted(known)}")
-    built: Strategy = strategy(**arguments)
-    return built
+    strategy: type[Strategy] = getattr(module, STRATEGIES[name])
+    return from_mapping(strategy, values, "strategy")

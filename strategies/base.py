@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from fedshift.protocol.messages import (
     pack_arrays,
     unpack_arrays,
 )
+from fedshift.protocol.settings import setting
 from fedshift.strategies.aggregate import WeightedMean
 
 
@@ -54,30 +55,19 @@ class RoundOutcome:
     statistics: dict[str, Arrays] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Strategy(FlowerStrategy):
-    """Which sites train, which tensors are combined, and how."""
+    """Which sites train, which tensors are combined, and how. Its fields are its settings."""
 
     model: ClassVar[str] = "federated"
-    """The arm's name: what sites keep state under and what the tables call the model."""
+    """The arm's name: what sites keep state under and what ``rounds.jsonl`` calls it."""
 
-    def __init__(
-        self, *, fraction: float = 1.0, min_sites: int = 1, weighting: str = "examples"
-    ) -> None:
-        """``fraction`` of the sites (above 0, at most 1) is drawn each round, never fewer than
-        ``min_sites``, which is also the quorum of accepted updates. ``weighting`` is ``examples``
-        (a site counts by its labelled training slices) or ``uniform``.
-
-        Raises :class:`UserError` naming the key that is out of range.
-        """
-        if not 0 < fraction <= 1:
-            raise UserError(f"strategy.fraction is {fraction}; use a number above 0, at most 1")
-        if min_sites < 1:
-            raise UserError(f"strategy.min_sites is {min_sites}; use a whole number of at least 1")
-        if weighting not in ("examples", "uniform"):
-            raise UserError(f"strategy.weighting is '{weighting}'; use examples or uniform")
-        self.fraction = fraction
-        self.min_sites = min_sites
-        self.weighting = weighting
+    fraction: float = setting(1.0, at_least=0, at_most=1)
+    """The share of the sites drawn each round; never fewer than ``min_sites``."""
+    min_sites: int = setting(1, at_least=1)
+    """The quorum: with fewer usable updates a round leaves the model as it was."""
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Whether a site counts by its labelled training slices, or all alike."""
 
     # What a strategy decides.
 

@@ -6,24 +6,18 @@ FedAvg does. With mu = 0 it is FedAvg.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from fedshift import UserError
+from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Strategy
 
 
+@dataclass(eq=False)
 class FedProx(Strategy):
     """FedAvg with a proximal term in every site's objective."""
 
-    def __init__(self, *, mu: float = 0.01, **settings: Any) -> None:
-        """``mu``, at least 0, weighs the squared distance from the model received.
-
-        Raises :class:`UserError` for a negative ``mu``.
-        """
-        super().__init__(**settings)
-        if not mu >= 0:
-            raise UserError(f"strategy.mu is {mu}; use a number of at least 0")
-        self.mu = mu
+    mu: float = setting(0.01, at_least=0)
+    """The weight of the squared distance from the model received."""
 
     def terms(self) -> dict[str, float]:
         """The proximal term's weight."""

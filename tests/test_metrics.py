@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from fedshift import UserError
 from fedshift.client.metrics import border, score_case, surface_distances
 

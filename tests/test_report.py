@@ -215,6 +215,19 @@ class Page(HTMLParser):
             rows[-1][-1] += data
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built run of two sites and an unseen one, three rounds; tests only read it."""
+    folder = write_run(tmp_path_factory.mktemp("built") / "run", ["a", "b"], ("x",), rounds=3)
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page(run / "report.html")
+
+
 def test_the_page_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["a", "b"], ("x",))
     dice = {("local", "a", "a"): 0.9, ("local", "a", "b"): 0.4, ("global", "all", "b"): 0.8125}
@@ -257,13 +270,11 @@ def test_the_headline_is_the_mean_over_sites(tmp_path: Path) -> None:
         assert sentence in text
 
 
-def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
-    page = Page(build(write_run(tmp_path / "run", ["a", "b"], ("x",))))
-
+def test_the_page_asks_for_nothing_from_outside(run: Path, page: Page) -> None:
     assert page.links
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
     assert "link" not in page.tags
-    assert "@import" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_names_from_the_run_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -278,8 +289,8 @@ def test_names_from_the_run_are_text_and_never_markup(tmp_path: Path) -> None:
     assert evil.split(">", maxsplit=1)[0] in shown(run)
 
 
-def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
-    html = build(write_run(tmp_path / "run", ["a"])).read_text(encoding="utf-8")
+def test_only_the_pages_own_script_may_run(run: Path) -> None:
+    html = (run / "report.html").read_text(encoding="utf-8")
     script = html.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -320,49 +331,60 @@ def test_one_site_and_a_run_without_local_models_are_reported(tmp_path: Path) ->
     assert not (federated / "figures" / "shift_drop.png").exists()
 
 
-def test_failures_are_counted_and_named(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", ["a", "b"])
+def test_sites_that_trained_no_model_are_unseen_in_an_evaluation(tmp_path: Path) -> None:
+    scores = {("local", "a", "a"): 0.9, ("local", "a", "new"): 0.25, ("global", "all", "new"): 0.5}
+    rows = [cross_site_row(*key, "cavity", "dice", value) for key, value in scores.items()]
+    (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    write_cross_site(tmp_path / "cross_site.csv", rows)
 
-    text = Page(build(run)).text
+    assert "At unseen new: federated 0.500, single-site models 0.250." in shown(tmp_path)
 
-    assert "3 failures during the run" in text
-    table = [row for row in Page(run / "report.html").cells[""] if row[1:2] == ["failed"]]
+    # Every site is left out in turn: none of these numbers is of a site that was trained at.
+    (tmp_path / "config.yaml").write_text("protocol: leave_one_site_out\n", encoding="utf-8")
+    assert read_run(tmp_path).unseen == {"a", "new"}
+    assert "training site" not in shown(tmp_path)
+
+
+def test_failures_are_counted_and_named(run: Path, page: Page) -> None:
+    assert "3 failures during the run" in page.text
+    table = [row for row in page.cells[""] if row[1:2] == ["failed"]]
     assert table == [["b", "failed", "2", "2–3", "out of memory"]]
     assert "a rejected 1 time: non-finite update" in shown(run)
 
 
-def test_what_left_each_site_adds_up(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", ["a", "b"], ("x",), rounds=2)
+def test_what_left_each_real_site_adds_up(page: Page) -> None:
+    rows = {row[0]: row[1:] for row in page.cells[""] if row}
 
-    rows = {row[0]: row[1:7] for row in Page(build(run)).cells[""] if row}
-
-    # Two rounds of 5,000 + 2,500 bytes at each training site; the unseen one sends numbers only.
-    assert rows["model update"] == ["15.0 kB", "15.0 kB", "–", "8", "30.0 kB",
-                                    "segmenter.head.weight, segmenter.stem.weight"]  # fmt: skip
-    assert rows["all"][:5] == ["15.0 kB", "15.0 kB", "32 B", "20", "30.1 kB"]
-
-
-def test_a_sites_notes_stand_before_the_numbers(tmp_path: Path) -> None:
-    text = Page(build(write_run(tmp_path / "run", ["a", "b"]))).text
-
-    note = text.index("single subject split by blocks of slices")
-    assert note < text.index("Every model at every site")
+    # Three rounds of 5,000 + 2,500 bytes at each training site, and two numbers of 8 bytes; the
+    # unseen site sends the numbers only, and the simulated pooled site does not count.
+    names = "segmenter.head.weight, segmenter.stem.weight"
+    assert rows["model update"] == ["22.5 kB", "22.5 kB", "–", "12", "45.0 kB", names]
+    assert rows["all"][:5] == ["22.5 kB", "22.5 kB", "48 B", "30", "45.1 kB"]
 
 
-def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
-    contents = []
-    for name in ("first", "second"):
-        run = write_run(tmp_path / name, ["a", "b"], ("x",))
-        build(run)
-        build(run)
-        files = sorted([run / "report.html", *(run / "figures").iterdir()])
-        contents.append({path.name: path.read_bytes() for path in files})
+def test_a_sites_notes_stand_before_the_numbers(page: Page) -> None:
+    note = page.text.index("single subject split by blocks of slices")
+    assert note < page.text.index("Every model at every site")
+
+
+def test_the_same_contents_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    twin = write_run(tmp_path / "twin", ["a", "b"], ("x",), rounds=3)
+    build(twin)
+    contents = [
+        {path.name: path.read_bytes() for path in [folder / "report.html", *figures]}
+        for folder in (run, twin)
+        for figures in [sorted((folder / "figures").iterdir())]
+    ]
 
     assert contents[0] == contents[1]
     assert set(contents[0]) == {
-        "report.html", "curves.png", "egress.png", "shift_drop.png", "cross_site_dice.png",
-        "cross_site_hd95_mm.png", "cross_site_assd_mm.png", "cross_site_nsd.png",
-    }  # fmt: skip
+        "report.html",
+        "curves.png",
+        "egress.png",
+        "shift_drop.png",
+        "cross_site_dice.png",
+        "cross_site_hd95_mm.png",
+    }
 
 
 def test_many_sites_get_one_row_each(tmp_path: Path) -> None:

@@ -9,16 +9,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from fedshift import UserError
-from fedshift.client import summaries
-from fedshift.protocol import statistics as names
-from fedshift.server import shift
-from fedshift.sites.types import Case, Domain, SiteData
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 from torch import nn
+
+from fedshift import UserError
+from fedshift.client import summaries
+from fedshift.protocol import statistics as names
+from fedshift.server import shift
+from fedshift.sites.types import Case, Domain, SiteData
 
 SEED = 7
 MIN = 5

@@ -102,6 +102,21 @@ def test_a_turned_label_is_found_for_a_subject_and_for_a_site(planter: Planter, 
     assert turn in finding.problem and "2 more" in finding.problem
 
 
+def test_one_turned_image_among_many_of_its_subject_is_found(planter: Planter) -> None:
+    for k in range(3, 12):
+        name = f"A{k}"
+        image, label = scan(100 + k)
+        planter.write(name, image, np.ascontiguousarray(label[::-1]) if k == 7 else label)
+        planter.rows[name] = {
+            **planter.rows["A0"],
+            "path": f"{name}.nii.gz",
+            "label_path": f"{name}_mask.nii.gz",
+        }
+    (finding,) = planter.check()
+    assert finding.severity == "warning" and finding.file.endswith("A7_mask.nii.gz")
+    assert "flipped left to right" in finding.problem
+
+
 @pytest.mark.parametrize("degrees", [90, 270])
 def test_a_quarter_turn_is_named_by_its_direction(planter: Planter, degrees: int) -> None:
     image, label = scan(0)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
+
 from fedshift import UserError
 from fedshift.client.metrics import score_case
 from fedshift.protocol.tables import CASE_COLUMNS, CROSS_SITE_COLUMNS, METRICS, SHIFT_COLUMNS
@@ -25,7 +27,6 @@ from fedshift.server.tables import (
     write_cross_site,
     write_shift,
 )
-from scipy.stats import spearmanr
 
 
 def case_row(subject: str, case: str, dice: float, **other: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedshift import UserError
 from fedshift.client.methods.base import Method
-from fedshift.client.settings import from_mapping, suggest
+from fedshift.protocol.settings import from_mapping, suggest
 
 METHODS = {
     "supervised": "fedshift.client.methods.supervised:Supervised",

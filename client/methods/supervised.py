@@ -24,9 +24,9 @@ from fedshift.client.methods.base import (
     StatisticsBank,
 )
 from fedshift.client.networks.lv_unet import LVUNet, Norm
-from fedshift.client.settings import setting
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation
+from fedshift.protocol.settings import setting
 from fedshift.sites.types import SiteData
 
 

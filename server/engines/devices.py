@@ -60,9 +60,7 @@ def _devices(devices: str) -> list[str]:
     names = [name.strip() for name in devices.split(",")]
     for name in names:
         if name not in known:
-            raise UserError(
-                f"engine.devices holds '{name}'; this machine has {', '.join(known)}"
-            )
+            raise UserError(f"engine.devices holds '{name}'; this machine has {', '.join(known)}")
     return names
 
 

@@ -17,6 +17,7 @@ from string import Template
 
 import numpy as np
 
+from fedshift.protocol.storage import write_atomic
 from fedshift.server.report.answer import UPPER_BOUND, Answer, answer
 from fedshift.server.report.figures import (
     MANY_SITES,
@@ -97,6 +98,8 @@ def _facts(run: Run) -> str:
         count(len(trained), "training site")
         + (f" and {len(run.unseen)} unseen" if run.unseen else ""),
     ]
+    if run.config.get("protocol") == "leave_one_site_out":
+        facts.append("each site left out in turn")
     if "seed" in run.config:
         facts.append(f"seed {run.config['seed']}")
     return escape(" · ".join(facts))

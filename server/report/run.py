@@ -127,13 +127,17 @@ class Run:
 
     @cached_property
     def unseen(self) -> frozenset[str]:
-        """The sites that train nothing: by their cards, or else those that no round names."""
+        """The sites that the models never saw: those whose card says so; without cards (as in
+        the folder of an evaluation) those that trained no model; all, where each is left out in
+        turn."""
+        scored = {row["site"] for row in self.cross_site}
+        if self.config.get("protocol") == "leave_one_site_out":
+            return frozenset(scored)
         if self.cards:
             return frozenset(name for name, card in self.cards.items() if card["role"] == "unseen")
-        trained: set[str] = set()
+        trained = {row["trained_on"] for row in self.cross_site} - {POOLED}
         for line in self.rounds:
             trained.update(line["sites"], line["failed"], line["rejected"])
-        scored = {row["site"] for row in self.cross_site}
         return frozenset(scored - trained) if trained else frozenset()
 
     @cached_property
@@ -212,6 +216,8 @@ class Run:
             return {}
         matrix = self.matrix(metric, structure)
         trained = np.array([site not in self.unseen for site in matrix.sites])
+        if not trained.any():
+            return {}
         whole = ~np.isnan(matrix.mean[:, trained]).any(axis=1)
         compared = {model for model, kept in zip(matrix.models, whole, strict=True) if kept}
         return {

@@ -62,7 +62,8 @@ def _dice(run: Run) -> Table:
         site = matrix.sites[column]
         # Text, since a site's name may hold what rich would read as markup.
         table.add_column(Text(f"{site}\n(unseen)" if site in run.unseen else site), justify="right")
-    for name in ("mean", "worst", "gap", *(["unseen"] if unseen else [])):
+    ends = ("mean", "worst", "gap", *(["unseen"] if unseen else [])) if found else ()
+    for name in ends:
         table.add_column(name, justify="right")
     models = matrix.models
     if not shown:
@@ -76,10 +77,10 @@ def _dice(run: Run) -> Table:
             )
             for column in shown
         ]
-        ends = ["–"] * (len(table.columns) - 1 - len(shown))
+        summaries = ["–"] * len(ends)
         if item := found.get(model):
             worst = f"{item.worst:.3f} {item.worst_site}"
-            ends = [f"{item.macro_mean:.3f}", worst, f"{item.gap:.3f}"]
-            ends += [format_value("dice", item.unseen)] if unseen else []
-        table.add_row(Text(model_label(model)), *cells, *(Text(end) for end in ends))
+            summaries = [f"{item.macro_mean:.3f}", worst, f"{item.gap:.3f}"]
+            summaries += [format_value("dice", item.unseen)] if unseen else []
+        table.add_row(Text(model_label(model)), *cells, *(Text(end) for end in summaries))
     return table
