@@ -57,7 +57,8 @@ def draw_examples(
     """Draw one PNG of ``case``: a row a slice; the image, the truth, and each model's contours.
 
     ``predictions`` maps a model's name to labels (S, H0, W0) uint8 on the image's own grid, like
-    ``case.reference``; each of its panels states the slice's Dice. Up to three labelled slices
+    ``case.reference``; each of its panels states the slice's Dice in the
+    legend's order. Up to three labelled slices
     are shown: those with the largest structures of which no two are neighbours. The view is
     cropped to the true structures with a margin, and pixels that are not square keep their shape.
     Raises ``ValueError`` when no slice carries a label.
@@ -90,7 +91,7 @@ def draw_examples(
             labels: list[np.ndarray | None] = [None, truth]
             for name, prediction in predictions.items():
                 found = prediction[index]
-                titles.append(f"{name}\n{_dice_words(truth, found, structures)}")
+                titles.append(f"{name}\n{_dice_words(truth, found, len(structures))}")
                 labels.append(found)
             for axes, title, drawn in zip(line, titles, labels, strict=True):
                 axes.imshow(image[rows, columns], cmap="gray", vmin=0, vmax=1, aspect=aspect)
@@ -161,12 +162,11 @@ def _window(masks: np.ndarray) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-def _dice_words(truth: np.ndarray, label: np.ndarray, structures: Sequence[str]) -> str:
-    """``Dice cord 0.91, grey 0.80`` of one slice; a structure absent from both scores 1."""
-    words = []
-    for number, name in enumerate(structures, 1):
+def _dice_words(truth: np.ndarray, label: np.ndarray, structures: int) -> str:
+    """``Dice 0.91, 0.80``: each structure's in one slice; one that is absent from both scores 1."""
+    values = []
+    for number in range(1, structures + 1):
         first, second = truth == number, label == number
         size = int(first.sum() + second.sum())
-        dice = 2 * int((first & second).sum()) / size if size else 1.0
-        words.append(f"{dice:.2f}" if len(structures) == 1 else f"{name} {dice:.2f}")
-    return f"Dice {', '.join(words)}"
+        values.append(2 * int((first & second).sum()) / size if size else 1.0)
+    return "Dice " + ", ".join(f"{value:.2f}" for value in values)

@@ -210,7 +210,7 @@ class SiteWorker:
                     for name, column in columns.items():
                         column.append(float(row[name]))
                     failed.append(int(row["failed"]))
-        metrics = {EXAMPLES: len(keys), "failed": failed, **columns}
+        metrics: dict[str, Any] = {EXAMPLES: len(keys), "failed": failed, **columns}
         return Purpose.CASES, answer(self.name, metrics=metrics, details={"rows": keys})
 
     def _score_case(self, model: Model, case: Case) -> list[dict[str, Any]]:
@@ -313,15 +313,7 @@ def describe(data: SiteData) -> SiteCard:
         vendors=tuple(sorted({case.domain.vendor for case in cases})),
         structures=data.structures,
         labelled=tuple(data.structures[index - 1] for index in sorted(shown - {0})),
-        splits={
-            split: {
-                "subjects": len({case.subject for case in members}),
-                "cases": len(members),
-                "slices": sum(case.image.shape[0] for case in members),
-                "labelled": data.labelled_slices(split),
-            }
-            for split, members in data.splits.items()
-        },
+        splits={split: data.counts(split) for split in data.splits},
         spacing_mm=tuple(sorted({case.native_spacing_mm for case in cases})),
         size=data.size,
         notes=data.notes,

@@ -173,7 +173,7 @@ def answer(
     site: str,
     *,
     arrays: ArrayRecord | None = None,
-    metrics: Mapping[str, float | int] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     statistics: Mapping[str, np.ndarray] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> RecordDict:

@@ -33,15 +33,7 @@ def fingerprint(site: SiteData) -> dict[str, Any]:
         "role": site.role,
         "vendors": dict(sorted(Counter(case.domain.vendor for case in cases).items())),
         "scanners": sorted({case.domain.scanner for case in cases if case.domain.scanner}),
-        "splits": {
-            split: {
-                "subjects": len({case.subject for case in site.splits[split]}),
-                "cases": len(site.splits[split]),
-                "slices": sum(len(case.image) for case in site.splits[split]),
-                "labelled": site.labelled_slices(split),
-            }
-            for split in SPLITS
-        },
+        "splits": {split: site.counts(split) for split in SPLITS},
         "structures": list(site.structures),
         "spacing_mm": {
             name: [float(value) for value in function(spacings, axis=0)]

@@ -214,7 +214,7 @@ def _dicom(path: Path, contents: Contents) -> Volume:
     row_column = _pixel_spacing(first)
     between = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0
     ordered, affine, step = _stack(path, [dataset for _, dataset in files], row_column)
-    frames = [_frame(file, dataset) for file, dataset in _in_order(files, ordered)]
+    frames = [_frame(*files[k]) for k in ordered]
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise UserError(f"{path} mixes slices of different shapes {sorted(shapes)}; separate them.")
@@ -226,15 +226,18 @@ def _dicom(path: Path, contents: Contents) -> Volume:
     return Volume(array, affine, spacing)
 
 
-def _in_order(files: list[tuple[Path, Any]], order: Sequence[int]) -> list[tuple[Path, Any]]:
-    return [files[k] for k in order]
-
-
 def _frame(file: Path, dataset: Any) -> np.ndarray:
     """The pixels of one DICOM file as (S, R, C) float32 in the units of its rescale tags."""
     try:
         pixels = dataset.pixel_array
-    except (RuntimeError, NotImplementedError, AttributeError, ValueError, KeyError) as error:
+    except (
+        RuntimeError,
+        NotImplementedError,
+        AttributeError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         if syntax is not None and syntax.is_compressed:
             raise UserError(

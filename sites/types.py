@@ -125,6 +125,12 @@ class SiteData:
                 return cases[0].image.shape[1], cases[0].image.shape[2]
         raise ValueError(f"site {self.name} has no case in any split")
 
-    def labelled_slices(self, split: Split) -> int:
-        """How many slices of ``split`` carry a label."""
-        return sum(int(case.labelled.sum()) for case in self.splits[split])
+    def counts(self, split: Split) -> dict[str, int]:
+        """How many subjects, cases, slices and labelled slices ``split`` holds."""
+        cases = self.splits[split]
+        return {
+            "subjects": len({case.subject for case in cases}),
+            "cases": len(cases),
+            "slices": sum(len(case.image) for case in cases),
+            "labelled": sum(int(case.labelled.sum()) for case in cases),
+        }

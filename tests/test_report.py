@@ -124,10 +124,10 @@ def write_run(
         for site in [*sites, "all"]:
             for number in range(1, rounds + 1):
                 for record, size, purpose in (
-                    ("segmenter.stem.weight", 5_000, "model update"),
-                    ("segmenter.head.weight", 2_500, "model update"),
-                    ("loss", 8, "train metrics"),
-                    ("dice", 8, "case metrics"),
+                    ("arrays/segmenter.stem.weight", 5_000, "model update"),
+                    ("arrays/segmenter.head.weight", 2_500, "model update"),
+                    ("metrics/loss", 8, "train metrics"),
+                    ("metrics/dice", 8, "case metrics"),
                 ):
                     line = {
                         "site": site,
@@ -156,7 +156,7 @@ def write_run(
         }
         for site in sites
     ]
-    cards.append({**cards[0], "name": "all", "role": "pooled", "notes": []})
+    cards.append({**cards[0], "name": "all", "role": "train", "notes": ["in one place"]})
     (folder / "checkpoints" / "sites.json").write_text(json.dumps(cards), encoding="utf-8")
     return folder
 
@@ -357,12 +357,14 @@ def test_what_left_each_real_site_adds_up(page: Page) -> None:
 
     # Three rounds of 5,000 + 2,500 bytes at each training site, and two numbers of 8 bytes; the
     # unseen site sends the numbers only, and the simulated pooled site does not count.
-    names = "segmenter.head.weight, segmenter.stem.weight"
+    names = "arrays: segmenter.head.weight, segmenter.stem.weight"
     assert rows["model update"] == ["22.5 kB", "22.5 kB", "–", "12", "45.0 kB", names]
     assert rows["all"][:5] == ["22.5 kB", "22.5 kB", "48 B", "30", "45.1 kB"]
 
 
 def test_a_sites_notes_stand_before_the_numbers(page: Page) -> None:
+    assert "in one place;" in page.text
+    assert page.text.count("in one place") == page.text.count("all data in one place")
     note = page.text.index("single subject split by blocks of slices")
     assert note < page.text.index("Every model at every site")
 
@@ -525,7 +527,7 @@ class TestExamples:
     def test_dice_is_of_the_slice_and_each_structure(self, case: Case) -> None:
         truth = np.array([[1, 1, 2, 0]])
         found = np.array([[1, 0, 2, 2]])
-        assert examples._dice_words(truth, found, ["core", "wall"]) == "Dice core 0.67, wall 0.67"
+        assert examples._dice_words(truth, found, 3) == "Dice 0.67, 0.67, 1.00"
 
     def test_one_deterministic_picture_is_written(self, case: Case, tmp_path: Path) -> None:
         predictions = {"local": np.roll(case.reference, 3, 2), "federated": case.reference}

@@ -159,9 +159,9 @@ def test_roles_and_hidden_labels(maker: Maker) -> None:
     unseen = open_site(federation.site("B"), ("box",), data, 0)
     assert [len(unseen.splits[split]) for split in ("train", "val", "test")] == [0, 0, 4]
     hidden = open_site(federation.site("A"), ("box",), data, 0)
-    assert hidden.labelled_slices("train") == hidden.labelled_slices("val") == 0
+    assert hidden.counts("train")["labelled"] == hidden.counts("val")["labelled"] == 0
     assert all(case.label is None is case.reference for case in hidden.splits["train"])
-    assert hidden.labelled_slices("test") == 5
+    assert hidden.counts("test")["labelled"] == 5
 
 
 def test_slices_without_a_label_are_unlabelled_and_an_empty_mask_too(maker: Maker) -> None:
@@ -459,7 +459,7 @@ def test_phantom_sites_have_their_own_subjects_and_vendors(tmp_path: Path) -> No
     assert len(set(subjects)) == 25
     site = open_site(federation.sites[2], federation.structures, data, 3)
     assert site.size == (64, 64), "the phantom's own grid is the network's"
-    assert site.labelled_slices("train") == 6
+    assert site.counts("train")["labelled"] == 6
     case = site.splits["test"][0]
     from fedshift.sites import phantoms
 

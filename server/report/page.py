@@ -400,7 +400,7 @@ def _examples(run: Run) -> str:
     if not paths:
         return ""
     shown = "".join(
-        _figure(path.read_bytes(), path.name, f"Examples at {path.stem.removeprefix('examples_')}")
+        _figure(path.read_bytes(), f"examples at {path.stem.removeprefix('examples_')}")
         for path in paths[:MAX_EXAMPLES]
     )
     left_out = len(paths) - MAX_EXAMPLES
@@ -456,9 +456,16 @@ def _egress(run: Run, figures: Mapping[str, bytes]) -> str:
 
 
 def _record_names(sent: Iterable[Sent]) -> str:
-    names = sorted(set().union(*(item.names for item in sent)))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"<small>{escape(', '.join(names[:3]))}{more}</small>"
+    """``answer: details, site; arrays: 64 names``: the records, by what they belong to."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(set().union(*(item.names for item in sent))):
+        kind, _, rest = name.partition("/")
+        kinds.setdefault(kind, []).append(rest)
+    parts = [
+        kind + ": " + (", ".join(names) if len(names) <= 3 else f"{len(names)} names")
+        for kind, names in kinds.items()
+    ]
+    return f"<small>{escape('; '.join(parts))}</small>"
 
 
 def _sites(run: Run) -> str:
@@ -549,11 +556,12 @@ def _section(title: str, body: str, anchor: str = "") -> str:
     return f"<section{mark}><h2>{escape(title)}</h2>{body}</section>"
 
 
-def _figure(png: bytes, name: str, caption: str) -> str:
+def _figure(png: bytes, name: str, caption: str = "") -> str:
     data = base64.b64encode(png).decode()
+    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     # Drawn at 1.5 device pixels for each pixel of the page; a PNG holds its width at byte 16.
     width = round(int.from_bytes(png[16:20], "big") / 1.5)
     return (
         f'<figure><img alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"{said}</figure>"
     )

@@ -371,7 +371,7 @@ def read_run(folder: Path) -> Run:
         config_text=config_text,
         config=config,
         # The simulated site that holds all data trains the pooled reference; it is no real site.
-        cards={card["name"]: card for card in cards if card["role"] != "pooled"},
+        cards={card["name"]: card for card in cards if card["name"] != POOLED},
         rounds=list(_json_lines(folder / "rounds.jsonl")),
         cross_site=read_cross_site(cross_site_path) if cross_site_path.is_file() else [],
         shift=read_shift(shift_path) if shift_path.is_file() else [],

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fedshift.server.report.answer import answer
-from fedshift.server.report.run import Run, count, format_value, model_label, read_run
+from fedshift.server.report.run import Run, count, format_value, read_run
 
 MAX_COLUMNS = 6
 """With more sites than this the table shows only the shared models and the summary columns; the
 sentences below it give the means of the single-site models."""
 MAX_PROBLEMS = 8
+SHORT = {"global": "federated"}
 
 
 def summary(run: Path) -> RenderableType:
@@ -55,21 +57,31 @@ def _dice(run: Run) -> Table:
     matrix = run.matrix("dice")
     found = run.overviews("dice")
     shown = range(len(matrix.sites)) if len(matrix.sites) <= MAX_COLUMNS else range(0)
-    unseen = any(site in run.unseen for site in matrix.sites)
-    table = Table(title="Dice on the test split", title_justify="left", title_style="bold")
-    table.add_column("model")
+    # With a column of its own, a single unseen site needs no mean.
+    unseen = sum(site in run.unseen for site in matrix.sites) > (1 if shown else 0)
+    table = Table(
+        title="Dice on the test split",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("model", overflow="fold")
     for column in shown:
         site = matrix.sites[column]
         # Text, since a site's name may hold what rich would read as markup.
-        table.add_column(Text(f"{site}\n(unseen)" if site in run.unseen else site), justify="right")
+        header = Text(f"{site}\n(unseen)" if site in run.unseen else site)
+        table.add_column(header, justify="right", overflow="fold")
     ends = ("mean", "worst", "gap", *(["unseen"] if unseen else [])) if found else ()
     for name in ends:
-        table.add_column(name, justify="right")
-    models = matrix.models
-    if not shown:
-        models = tuple(model for model in models if model[1] == "all")
-    for model in models:
-        row = matrix.models.index(model)
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, model in enumerate(matrix.models):
+        if not shown and model[1] != "all":
+            continue
+        summaries = [""] * len(ends)
+        if item := found.get(model):
+            values = [item.macro_mean, item.worst, item.gap, *([item.unseen] if unseen else [])]
+            summaries = [format_value("dice", value) for value in values]
         cells = [
             Text(
                 format_value("dice", matrix.mean[row, column]),
@@ -77,10 +89,7 @@ def _dice(run: Run) -> Table:
             )
             for column in shown
         ]
-        summaries = ["–"] * len(ends)
-        if item := found.get(model):
-            worst = f"{item.worst:.3f} {item.worst_site}"
-            summaries = [f"{item.macro_mean:.3f}", worst, f"{item.gap:.3f}"]
-            summaries += [format_value("dice", item.unseen)] if unseen else []
-        table.add_row(Text(model_label(model)), *cells, *(Text(end) for end in summaries))
+        name, trained_on = model
+        label = SHORT.get(name, name) if trained_on == "all" else f"{name} {trained_on}"
+        table.add_row(Text(label), *cells, *summaries)
     return table

@@ -1,0 +1,104 @@
+"""``fedshift sites``: what a federation's sites hold, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedshift.cli.config import Config, load
+from fedshift.sites import DataSettings, check, fingerprint, load_federation, open_site
+from fedshift.sites.types import SPLITS, Federation
+
+
+def _federation(overrides: Sequence[str]) -> tuple[Config, DataSettings, Federation]:
+    config = load(overrides)
+    data = DataSettings.from_config(config["data"])
+    return config, data, load_federation(config["federation"], data, config["seed"])
+
+
+def list_sites(overrides: Sequence[str]) -> None:
+    """Print a line a site; no image is read."""
+    _, _, federation = _federation(overrides)
+    table = _table(f"{federation.name}: {', '.join(federation.structures)}")
+    for column in ("site", "role", "vendors", "scanners", "subjects", "images"):
+        table.add_column(column, justify="right" if column in ("subjects", "images") else "left")
+    for site in federation.sites:
+        table.add_row(
+            escape(site.name),
+            site.role,
+            escape(", ".join(vendor or "?" for vendor in site.vendors)),
+            escape(", ".join(sorted({image.domain.scanner for image in site.images} - {""}))),
+            str(len({image.subject for image in site.images})),
+            str(len(site.images)),
+        )
+    Console().print(table)
+
+
+def inspect_sites(overrides: Sequence[str]) -> None:
+    """Print each site's fingerprint, from its prepared images."""
+    config, data, federation = _federation(overrides)
+    console = Console()
+    for site in federation.sites:
+        found = fingerprint(open_site(site, federation.structures, data, config["seed"]))
+        table = _table(f"{site.name} ({site.role})")
+        table.add_column(style="dim")
+        table.add_column()
+        table.show_header = False
+        vendors = [f"{vendor or 'unknown'} ({n} cases)" for vendor, n in found["vendors"].items()]
+        table.add_row("vendors", escape(", ".join(vendors)))
+        table.add_row("scanners", escape(", ".join(found["scanners"]) or "not given"))
+        for split in SPLITS:
+            counts = found["splits"][split]
+            table.add_row(
+                split,
+                f"{counts['subjects']} subjects, {counts['cases']} cases, {counts['slices']} "
+                f"slices, {counts['labelled']} labelled",
+            )
+        spacing = found["spacing_mm"]
+        table.add_row(
+            "spacing",
+            " x ".join(f"{value:.3g}" for value in spacing["median"])
+            + " mm (slice, row, column; median)",
+        )
+        table.add_row(
+            "intensity",
+            ", ".join(f"{name} {value:.3g}" for name, value in found["intensity"].items()),
+        )
+        for name, volume in found["volume_ml"].items():
+            table.add_row(escape(name), "no label" if volume is None else f"{volume:.3g} mL a case")
+        for note in found["notes"]:
+            table.add_row("note", escape(note))
+        console.print(table)
+
+
+def check_sites(overrides: Sequence[str]) -> None:
+    """Print what the doctor finds; exit with 2 when results would be wrong."""
+    config, data, federation = _federation(overrides)
+    findings = check(federation, data, config["seed"])
+    console = Console()
+    for finding in findings:
+        color = "red" if finding.severity == "error" else "yellow"
+        where = ": ".join(part for part in (finding.site, finding.file) if part)
+        console.print(
+            f"[{color}]{finding.severity}[/{color}] {escape(where or federation.name)}: "
+            f"{escape(finding.problem)}; {escape(finding.way_out)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    images = sum(len(site.images) for site in federation.sites)
+    errors = sum(finding.severity == "error" for finding in findings)
+    console.print(
+        f"{images} images of {len(federation.sites)} sites checked: {errors} errors, "
+        f"{len(findings) - errors} warnings",
+        highlight=False,
+    )
+    if errors:
+        raise typer.Exit(2)
+
+
+def _table(title: str) -> Table:
+    return Table(title=escape(title), title_justify="left", title_style="bold")
