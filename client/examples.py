@@ -57,10 +57,10 @@ def draw_examples(
     """Draw one PNG of ``case``: a row a slice; the image, the truth, and each model's contours.
 
     ``predictions`` maps a model's name to labels (S, H0, W0) uint8 on the image's own grid, like
-    ``case.reference``; each of its panels states the slice's Dice in the
-    legend's order. Up to three labelled slices
-    are shown: those with the largest structures of which no two are neighbours. The view is
-    cropped to the true structures with a margin, and pixels that are not square keep their shape.
+    ``case.reference``; each of its panels states the slice's Dice, structures in the legend's
+    order. Up to three labelled slices are shown: those with the largest structures of which no
+    two are neighbours. The view is cropped to the true structures with a margin, and pixels that
+    are not square keep their shape.
     Raises ``ValueError`` when no slice carries a label.
     """
     from matplotlib import rc_context, rcParamsDefault

@@ -477,9 +477,7 @@ def _sites(run: Run) -> str:
         splits = "".join(
             f"<td>{_split(card['splits'].get(split))}</td>" for split in ("train", "val", "test")
         )
-        spacing = "; ".join(_spacing(item) for item in card["spacing_mm"][:3])
-        if len(card["spacing_mm"]) > 3:
-            spacing += f"; {len(card['spacing_mm']) - 3} more"
+        spacing = " × ".join(_range(axis) for axis in zip(*card["spacing_mm"], strict=True))
         role = "<small>unseen: trains nothing</small>" if card["role"] == "unseen" else ""
         notes = "<br>".join(escape(note) for note in card["notes"])
         lines.append(
@@ -498,8 +496,9 @@ def _sites(run: Run) -> str:
     )
 
 
-def _spacing(item: Sequence[float]) -> str:
-    return " × ".join(f"{value:.3g}" for value in item)
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low}–{high}"
 
 
 def _split(counts: Mapping[str, int] | None) -> str:

@@ -250,12 +250,13 @@ class Run:
         """What failed, was rejected or was skipped, each once with its rounds."""
         seen: dict[tuple[str, str, str], list[int]] = {}
         for line in self.rounds:
-            found = [("failed", *item) for item in line["failed"].items()]
-            found += [("rejected", *item) for item in line["rejected"].items()]
-            if line["skipped"]:
-                found.append(("round skipped", "all sites", line["skipped"]))
-            for arm, baseline in line.get("baselines", {}).items():
-                found += [(f"{arm} failed", *item) for item in baseline["failed"].items()]
+            found = []
+            for arm, part in ((self.main_arm, line), *line.get("baselines", {}).items()):
+                of = "" if arm == self.main_arm else f"{arm} model: "
+                found += [(f"{of}failed", *item) for item in part["failed"].items()]
+                found += [(f"{of}rejected", *item) for item in part.get("rejected", {}).items()]
+                if part.get("skipped"):
+                    found.append((f"{of}round skipped", "all sites", part["skipped"]))
             for key in found:
                 seen.setdefault(key, []).append(line["round"])
         return tuple(Problem(*key, tuple(rounds)) for key, rounds in sorted(seen.items()))
