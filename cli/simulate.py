@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +39,11 @@ def simulate(overrides: Sequence[str]) -> None:
     data = DataSettings.from_config(config["data"])
     federation = load_federation(config["federation"], data, settings.seed)
     console = Console()
-    if settings.protocol == "leave_one_site_out":
-        _leave_one_out(out, config, federation, data, console)
-    else:
-        run_folder(out, config, federation, data, console)
+    with _alone_in(out):
+        if settings.protocol == "leave_one_site_out":
+            _leave_one_out(out, config, federation, data, console)
+        else:
+            run_folder(out, config, federation, data, console)
     console.print(report.summary(out))
 
 
@@ -96,13 +100,29 @@ class _Egress:
             file.write(self._sites.egress(self._positions))
 
 
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold ``out`` against a second run; the lock goes with the process, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another run is writing to {out}; choose another out=DIR") from error
+    finally:
+        os.close(folder)
+
+
 def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> int:
     """Make ``out`` ready; return how many rounds of this run it already holds.
 
-    Raises :class:`UserError` when it holds something else, which is left as it is.
+    A run that never finished a round is begun again. Raises :class:`UserError` when ``out`` holds
+    something else, which is left as it is.
     """
     stored = out / "config.yaml"
-    if stored.exists():
+    done = checkpoint.last_round(out / "checkpoints")
+    if done or (out / "folds").exists():
         if not resume:
             raise UserError(
                 f"{out} already holds a run; add resume=true to go on with it or choose another "
@@ -112,19 +132,17 @@ def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> i
         if checkpoint.fingerprint(earlier) != identity:
             changed = sorted(_differing(earlier, config))
             raise UserError(
-                f"{out} holds a run with another config ({', '.join(changed[:5])} differ); repeat "
-                "that run's options or choose another out=DIR"
+                f"{out} holds a run with another config ({', '.join(changed[:5])}); repeat that "
+                "run's options or choose another out=DIR"
             )
-    elif out.exists() and any(out.iterdir()):
+        return done
+    if out.exists() and not stored.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run; choose another out=DIR")
-    done = checkpoint.last_round(out / "checkpoints")
-    if done == 0:
-        # Nothing counts before the first checkpoint: start clean.
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        for name in ("rounds.jsonl", "egress.jsonl"):
-            (out / name).unlink(missing_ok=True)
-        write_atomic(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return done
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    for name in ("rounds.jsonl", "egress.jsonl"):
+        (out / name).unlink(missing_ok=True)
+    write_atomic(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return 0
 
 
 def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:

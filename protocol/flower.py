@@ -72,4 +72,6 @@ def shallow_copy(message: Message) -> Message:
 
     Built-in strategies put one RecordDict into all their messages.
     """
-    return Message(content=RecordDict(dict(message.content)), metadata=message.metadata)
+    content = RecordDict(dict(message.content))
+    # Flower's constructor takes metadata; its overloads do not say so.
+    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]

@@ -352,6 +352,22 @@ def test_failures_are_counted_and_named(run: Path, page: Page) -> None:
     assert "a rejected 1 time: non-finite update" in shown(run)
 
 
+def test_problems_of_every_arm_are_gathered_over_the_rounds(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], rounds=1)
+    line = json.loads((run / "rounds.jsonl").read_text(encoding="utf-8"))
+    line["baselines"]["local"]["failed"] = {"b": "timeout"}
+    line["sites"]["a"]["nonfinite_steps"] = 2.0
+    lines = [{**line, "round": 1}, {**line, "round": 2, "skipped": "too few"}]
+    text = "".join(json.dumps(item) + "\n" for item in lines)
+    (run / "rounds.jsonl").write_text(text, encoding="utf-8")
+
+    assert [dataclasses.astuple(problem) for problem in read_run(run).problems] == [
+        ("local model: failed", "b", "timeout", (1, 2)),
+        ("non-finite gradient", "a", "some of its training steps", (1, 2)),
+        ("round skipped", "all sites", "too few", (2,)),
+    ]
+
+
 def test_what_left_each_real_site_adds_up(page: Page) -> None:
     rows = {row[0]: row[1:] for row in page.cells[""] if row}
 

@@ -255,6 +255,11 @@ class Run:
                 of = "" if arm == self.main_arm else f"{arm} model: "
                 found += [(f"{of}failed", *item) for item in part["failed"].items()]
                 found += [(f"{of}rejected", *item) for item in part.get("rejected", {}).items()]
+                found += [
+                    (f"{of}non-finite gradient", site, "some of its training steps")
+                    for site, metrics in part["sites"].items()
+                    if metrics.get("nonfinite_steps")
+                ]
                 if part.get("skipped"):
                     found.append((f"{of}round skipped", "all sites", part["skipped"]))
             for key in found:
