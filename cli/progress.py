@@ -14,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 _LINE_EVERY_S = 10.0
 
@@ -25,23 +26,25 @@ class Screen:
         self.console = console
         self.title = title
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
+            expand=True,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=None)
+        self._task = self._bar.add_task("opening the sites", total=None)
         self._total = 0
         self._done = 0
         self._start = time.monotonic()
         self._last = self._start
 
     def __enter__(self) -> Screen:
+        self.say(self.title)
         self._bar.start()
         return self
 
@@ -62,7 +65,7 @@ class Screen:
     def advance(self, what: str) -> None:
         """Say that one unit is done, and what it was."""
         self._done += 1
-        self._bar.update(self._task, advance=1, description=f"{self.title}  {what}")
+        self._bar.update(self._task, advance=1, description=what)
         now = time.monotonic()
         if not self.console.is_terminal and (
             now - self._last > _LINE_EVERY_S or self._done == self._total

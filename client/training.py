@@ -132,7 +132,8 @@ def predict_probabilities(
     found: np.ndarray | None = None
     with torch.inference_mode():
         for start in range(0, len(images), PREDICT_BATCH):
-            part = np.ascontiguousarray(images[start : start + PREDICT_BATCH], dtype=np.float32)
+            # A copy: torch warns of arrays it may not write to, as memory maps are.
+            part = np.array(images[start : start + PREDICT_BATCH], dtype=np.float32)
             logits = net(torch.from_numpy(part).unsqueeze(1).to(device))
             probabilities = torch.softmax(logits.float(), dim=1).cpu().numpy()
             if found is None:

@@ -58,7 +58,6 @@ class Purpose(StrEnum):
     CARD = "site card"
     INITIAL = "initial model"
     UPDATE = "model update"
-    TRAIN_METRICS = "train metrics"
     VALIDATION = "validation metrics"
     CASES = "case metrics"
     MODEL = "model for cross-site evaluation"
@@ -127,7 +126,7 @@ class TensorInfo:
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Pack named arrays; the bytes are copied once."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
 def unpack_arrays(record: ArrayRecord) -> Arrays:

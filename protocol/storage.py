@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,34 @@ from fedshift import UserError
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` to ``path`` so that a reader or a crash sees the old file or the new one.
 
-    Raises :class:`UserError` when the disk is full; the old file is untouched then.
+    Raises :class:`UserError` when the file cannot be written, as when the disk is full; the old
+    file is untouched then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # The folder itself may be what cannot be used.
+            temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"the disk that holds {path} is full; free some space and run the same command "
                 "again with resume=true"
             ) from error
-        raise
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); make its folder writable or choose "
+            "another out=DIR"
+        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as safetensors, atomically; equal arrays give equal bytes."""
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     write_atomic(path, save_tensors(ordered))
 
 

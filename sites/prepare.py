@@ -181,26 +181,28 @@ def _finish(
     else:
         label = grid.label(reference)
         cropped = cropped_fraction(reference, grid)
-    prepared = grid.image(normalise(image, data.normalise))
+    prepared = grid.image(normalise(image, data.normalise, grid))
     return Prepared(prepared, label, reference, labelled, grid, slice_mm, known, cropped)
 
 
-def normalise(image: np.ndarray, rule: str) -> np.ndarray:
-    """Normalise one image (all slices and pixels of it together) to float32.
+def normalise(image: np.ndarray, rule: str, grid: Grid) -> np.ndarray:
+    """Normalise one image (S, H, W), all its slices together, to float32.
 
-    ``percentile``: clip to the 1st and 99th percentile and scale those to 0 and 1. ``zscore``:
-    subtract the mean and divide by the standard deviation. ``none``: values as stored. A constant
-    image becomes 0 under the first two.
+    ``percentile``: the 1st and the 99th percentile become 0 and 1; nothing is clipped, because
+    what is to be segmented may be the brightest hundredth of the image. ``zscore``: subtract the
+    mean and divide by the standard deviation. ``none``: values as stored. The statistics are those
+    of the pixels that the network's grid covers: a large dark background beside it changes
+    nothing. A constant image becomes 0 under the first two.
     """
     image = image.astype(np.float32, copy=False)
     if rule == "none":
         return image
+    rows, columns = grid.axes
+    inside = image[:, rows.native, columns.native]
     if rule == "zscore":
-        offset, scale = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
+        offset, scale = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
     else:
-        # As float32: clipping against float64 bounds would double the memory.
-        low, high = np.percentile(image, (1, 99)).astype(np.float32)
-        image = image.clip(low, high)
+        low, high = np.percentile(inside, (1, 99))
         offset, scale = float(low), float(high - low)
     if scale <= 0:
         return np.zeros_like(image)

@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from fedshift.sites import prepare
 from fedshift.sites.geometry import Grid, orient, orient_spacing
 
 
@@ -128,3 +129,20 @@ def test_slices_run_along_the_thickest_or_only_axis(
     shape: tuple[int, ...], sizes: tuple[float, ...], axis: int
 ) -> None:
     assert orient(np.zeros(shape), np.diag([*sizes, 1.0]), None)[1] == axis
+
+
+def test_normalising_keeps_a_bright_structure_in_a_large_dark_background() -> None:
+    """A cord is less than a hundredth of its image, and the brightest part of it."""
+    image = np.zeros((2, 200, 200), np.float32)
+    image[:, 90:110, 90:110] = np.linspace(500, 1000, 400, dtype=np.float32).reshape(20, 20)
+    whole = Grid((200, 200), (1.0, 1.0), (1.0, 1.0), 200)
+    around = Grid((200, 200), (1.0, 1.0), (1.0, 1.0), 24)
+    bright = prepare.normalise(image, "percentile", around)[:, 90:110, 90:110]
+    assert len(np.unique(bright)) == 400, "no two grey levels fall together"
+    # Inside the grid 500 is the lowest structure and the percentiles span it, wherever the
+    # darkness around it ends.
+    inside = image[:, 88:112, 88:112]
+    low, high = np.percentile(inside, (1, 99))
+    assert np.allclose(bright, (image[:, 90:110, 90:110] - low) / (high - low), atol=1e-6)
+    scaled = prepare.normalise(image, "zscore", whole)
+    assert scaled.mean() == pytest.approx(0, abs=1e-4) and scaled.std() == pytest.approx(1)
