@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fedshift.cli.config import load
@@ -51,14 +52,14 @@ def simulation(out: Path, cache: Path, sites: int, *overrides: str) -> Simulatio
     plan = build_plan(out, config, federation.structures, identity="benchmark")
     policy = Policy.from_config(config["policy"])
     local = LocalSites(federation, data, policy, plan.checkpoints / "sites", plan.seed)
-    positions: dict[str, int] = {}
-
-    def collect_ledgers() -> None:
-        with (out / "egress.jsonl").open("a", encoding="utf-8") as file:
-            file.write(local.egress(positions))
-
     out.mkdir(parents=True, exist_ok=True)
-    return Simulation(replace(plan, after_round=collect_ledgers), local)
+    return Simulation(replace(plan, after_round=partial(_collect_ledgers, local, out, {})), local)
+
+
+def _collect_ledgers(sites: LocalSites, out: Path, positions: dict[str, int]) -> None:
+    """What ``fedshift simulate`` does after a round."""
+    with (out / "egress.jsonl").open("a", encoding="utf-8") as file:
+        file.write(sites.egress(positions))
 
 
 def train_and_score(grid: Grid, plan: RunPlan) -> list[Row]:

@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed: ``fedshift --help`` must feel ins
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,8 @@ def demo(overrides: Overrides = None) -> None:
     """Run a small federation of phantom vendors and write its report to ./demo."""
     from fedshift.cli.simulate import simulate
 
-    simulate(["federation=cardiac_phantom", "rounds=5", "out=demo", *(overrides or [])])
+    ours = ["federation=cardiac_phantom", "rounds=5", "out=demo", "resume=true"]
+    simulate([*ours, *(overrides or [])])
 
 
 @app.command()
@@ -116,12 +118,22 @@ def sites_check(overrides: Overrides = None) -> None:
     check_sites(overrides or [])
 
 
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a disk or its rights may refuse; the user can mend it."""
+
+
 def main() -> None:
     """Run the command; a mistake the user can mend is one sentence and exit code 2."""
     try:
         app()
     except UserError as error:
         typer.echo(f"fedshift: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"fedshift: {where}{error.strerror}; mend that and run again", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("fedshift: interrupted; add resume=true to go on from the last round", err=True)

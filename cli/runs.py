@@ -97,6 +97,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
         folder=run / "checkpoints" / "sites",
         seed=settings.seed,
         pooled=any(card["name"] == POOLED for card in cards),
+        audited=False,
     )
     threads = EngineSettings.from_config(config).threads
     with InlineGrid(sites, ["cpu"], threads) as grid:

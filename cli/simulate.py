@@ -61,10 +61,6 @@ def run_folder(
     identity = checkpoint.fingerprint(config)
     plan = build_plan(out, config, federation.structures, identity)
     done = _open_folder(out, config, identity, resume=settings.resume)
-    if (out / "cross_site.csv").exists():
-        console.print(f"{out} is finished; drawing its report again", highlight=False)
-        report.build(out)
-        return
     sites = LocalSites(
         federation=federation,
         data=data,
@@ -74,11 +70,14 @@ def run_folder(
         pooled=any(isinstance(strategy, Pooled) for strategy in plan.strategies),
         amp=engine.amp,
     )
-    egress = _Egress(sites, out / "egress.jsonl", done)
-    plan = replace(plan, after_round=egress.collect)
-    title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"
-    with Screen(console, title) as screen:
-        run_engine(plan, sites, engine, screen)
+    if (out / "cross_site.csv").exists():
+        console.print(f"{out} is finished; drawing its report again", highlight=False)
+    else:
+        egress = _Egress(sites, out / "egress.jsonl", done)
+        plan = replace(plan, after_round=egress.collect)
+        title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"
+        with Screen(console, title) as screen:
+            run_engine(plan, sites, engine, screen)
     examples.draw(out, sites)
     report.build(out)
 
@@ -103,8 +102,13 @@ class _Egress:
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Hold ``out`` against a second run; the lock goes with the process, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be used as a folder ({error.strerror}); choose another out=DIR"
+        ) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -112,6 +116,10 @@ def _alone_in(out: Path) -> Iterator[None]:
         raise UserError(f"another run is writing to {out}; choose another out=DIR") from error
     finally:
         os.close(folder)
+
+
+_BEGUN = {"config.yaml", "checkpoints", "rounds.jsonl", "egress.jsonl"}
+"""All that a run's folder holds before its first round is finished."""
 
 
 def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> int:
@@ -135,9 +143,15 @@ def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> i
                 f"{out} holds a run with another config ({', '.join(changed[:5])}); repeat that "
                 "run's options or choose another out=DIR"
             )
+        for leftover in out.rglob(".*.tmp"):  # A kill came between writing and renaming.
+            leftover.unlink()
         return done
-    if out.exists() and not stored.exists() and any(out.iterdir()):
+    out.mkdir(parents=True, exist_ok=True)
+    held = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
+    if held and (stored.name not in held or held - _BEGUN):
         raise UserError(f"{out} is not empty and holds no run; choose another out=DIR")
+    if held:
+        read_config(stored)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     for name in ("rounds.jsonl", "egress.jsonl"):
         (out / name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes
 
 from fedshift.client.model import shared_model
 from fedshift.protocol.messages import Arrays
@@ -17,6 +18,9 @@ from fedshift.sites.types import Case, SiteData
 
 COLORS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 """A colour a structure, from Okabe and Ito's palette, all bright on a grey image."""
+
+MODEL_NAMES = {"global": "federated"}
+"""What readers call a model, where that is not its name in the tables."""
 
 MAX_SLICES = 3
 GREY_LEVELS = 64
@@ -41,7 +45,7 @@ def draw_site(
     for name, arrays in models.items():
         model.load(arrays)
         probabilities = model.method.predict(model.nets, case.image, device)
-        predictions[name] = case.to_native(probabilities)
+        predictions[MODEL_NAMES.get(name, name)] = case.to_native(probabilities)
     draw_examples(case, predictions, model.task.structures, path, site=data.name)
     return True
 
@@ -66,6 +70,7 @@ def draw_examples(
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
 
     if case.reference is None or not case.labelled.any():
         raise ValueError(f"case {case.id} carries no label to draw")
@@ -76,6 +81,8 @@ def draw_examples(
     height, width = rows.stop - rows.start, columns.stop - columns.start
     _, row_mm, column_mm = case.native_spacing_mm
     aspect = row_mm / column_mm
+    # A dark edge, without which a bright line is lost on bright tissue.
+    edge = [withStroke(linewidth=2.4, foreground="black", alpha=0.55)]
     panels = 2 + len(predictions)
     panel = 2.3
     tall = panel * height * aspect / width
@@ -99,20 +106,21 @@ def draw_examples(
                 axes.set_axis_off()
                 if drawn is None:
                     continue
-                # The first structure last: where two share a border, the inner one shows.
-                for number in range(len(structures), 0, -1):
-                    mask = drawn[rows, columns] == number
-                    if mask.any() and not mask.all():
-                        color = COLORS[(number - 1) % len(COLORS)]
-                        axes.contour(mask, levels=[0.5], colors=color, linewidths=1.3)
+                masks = [drawn[rows, columns] == 1 + number for number in range(len(structures))]
+                for number in _outer_first(masks):
+                    color = COLORS[number % len(COLORS)]
+                    mask = masks[number]
+                    lines = axes.contour(mask, levels=[0.5], colors=color, linewidths=1.4)
+                    lines.set_path_effects(edge)
+        vendor = case.domain.vendor or "vendor unknown"
         figure.suptitle(
-            f"{site} ({case.domain.vendor or 'vendor unknown'}), case {case.id}",
+            f"{site}{'' if vendor == site else f' ({vendor})'}, case {case.id}",
             x=0.01,
             ha="left",
             fontsize=10,
         )
         handles = [
-            Line2D([], [], color=COLORS[index % len(COLORS)], label=name)
+            Line2D([], [], color=COLORS[index % len(COLORS)], label=name, path_effects=edge)
             for index, name in enumerate(structures)
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False)
@@ -160,6 +168,13 @@ def _window(masks: np.ndarray) -> tuple[slice, slice]:
         margin = max(8, (used[-1] - used[0]) // 2)
         spans.append(slice(int(max(0, used[0] - margin)), int(min(length, used[-1] + margin + 1))))
     return spans[0], spans[1]
+
+
+def _outer_first(masks: Sequence[np.ndarray]) -> list[int]:
+    """The indices of masks that have a border, from the largest outline to the smallest: where a
+    structure lies inside another, both have that border, and the inner one must show."""
+    drawn = [index for index, mask in enumerate(masks) if mask.any() and not mask.all()]
+    return sorted(drawn, key=lambda index: -int(binary_fill_holes(masks[index]).sum()))
 
 
 def _dice_words(truth: np.ndarray, label: np.ndarray, structures: int) -> str:

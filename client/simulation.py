@@ -37,6 +37,8 @@ class LocalSites:
     seed: int
     pooled: bool = False
     amp: bool = False
+    audited: bool = True
+    """Whether sites note what leaves them; not when a finished run's own models are read again."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ class LocalSites:
             folder=self.folder / name,
             device=device,
             amp=self.amp and device.type == "cuda",
-            audited=name != POOLED,
+            audited=self.audited and name != POOLED,
         )
 
     def open(self, name: str) -> SiteData:

@@ -74,4 +74,4 @@ def shallow_copy(message: Message) -> Message:
     """
     content = RecordDict(dict(message.content))
     # Flower's constructor takes metadata; its overloads do not say so.
-    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload]

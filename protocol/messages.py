@@ -126,7 +126,8 @@ class TensorInfo:
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Pack named arrays; the bytes are copied once."""
-    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return ArrayRecord({name: Array(array) for name, array in contiguous.items()})
 
 
 def unpack_arrays(record: ArrayRecord) -> Arrays:

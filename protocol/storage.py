@@ -37,8 +37,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"the disk that holds {path} is full; free some space and run the same command "
-                "again with resume=true"
+                f"the disk that holds {path} is full ({error.strerror}); free some space and run "
+                "the same command again with resume=true"
             ) from error
         raise UserError(
             f"cannot write {path} ({error.strerror or error}); make its folder writable or choose "
@@ -53,9 +53,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read what :func:`write_tensors` wrote; raises :class:`UserError` when the file is damaged."""
+    """Read what :func:`write_tensors` wrote, by name; raises :class:`UserError` when the file is
+    damaged."""
     try:
-        return dict(load_tensors(path.read_bytes()))
+        # The library's own order is that of a hash table, another one in every process.
+        return dict(sorted(load_tensors(path.read_bytes()).items()))
     except (SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable safetensors file ({error}); restore it from a copy or "

@@ -181,7 +181,9 @@ def measure_shift(
     answers = gather(Action.SHIFT_ANSWER, sorted(questions), questions) if questions else {}
     rows, missing = shift.pairwise(statistics, answers, instruction.seed)
     advice = shift.advice(rows, statistics)
-    encoder = f"the {ref.model} model of {ref.trained_on}"
+    encoder = {"global": "the federated model", "pooled": "the pooled model"}.get(
+        ref.model, f"the {ref.model} model of {ref.trained_on}"
+    )
     return rows, problems + missing, f"{advice} (Features: {encoder}.)"
 
 

@@ -14,17 +14,21 @@ _POLL_S = 0.05
 def exchange(
     grid: Grid, messages: Iterable[Message], names: Mapping[int, str], deadline_s: float | None
 ) -> Iterator[Message]:
-    """Yield one reply a message; a site silent or late after ``deadline_s`` yields an error.
+    """Yield one reply a message; a site that had not answered after ``deadline_s`` yields an error.
 
     The order is that of the site names, whichever site is ready first, so that sums have the same
     bits for any number of workers; only one reply is held at a time.
     """
     ordered = sorted(messages, key=lambda message: names[message.metadata.dst_node_id])
-    end = None if deadline_s is None else time.monotonic() + deadline_s
+    end = None if deadline_s is None else time.time() + deadline_s
+    if deadline_s is not None:
+        for message in ordered:
+            message.metadata.ttl = deadline_s
     ids = list(grid.push_messages(ordered))
     for message, message_id in zip(ordered, ids, strict=True):
         reply = _wait(grid, message_id, end)
-        if reply is None or (end is not None and time.monotonic() > end):
+        # A reply counts by when it was made: waiting for a late site makes no other one late.
+        if reply is None or (end is not None and reply.metadata.created_at > end):
             reason = f"no reply within {deadline_s:g} s (deadline_s)"
             reply = Message(Error(ERROR_LATE, reason), reply_to=message)
         correct_source(reply, message.metadata.dst_node_id)
@@ -35,6 +39,6 @@ def _wait(grid: Grid, message_id: str, end: float | None) -> Message | None:
     while True:
         for reply in grid.pull_messages([message_id]):
             return reply
-        if end is not None and time.monotonic() > end:
+        if end is not None and time.time() > end:
             return None
         time.sleep(_POLL_S)

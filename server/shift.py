@@ -260,8 +260,10 @@ _NEEDS = {distance.metric: distance.needs for distance in _DISTANCES} | {
 }
 
 METRICS = tuple(_NEEDS)
-"""The metrics of ``shift.csv``. ``mmd_p`` and ``proxy_a_null95`` say what chance would give;
-they are not distances."""
+"""The metrics of ``shift.csv``."""
+
+NO_DISTANCES = frozenset({"mmd_p", "proxy_a_null95"})
+"""Those that say what chance would give."""
 
 
 def _mmd(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, float]:

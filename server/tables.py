@@ -8,6 +8,7 @@ the overview of each model and the rank correlation of shift with loss.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 from collections import defaultdict
@@ -20,10 +21,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fedshift import UserError, derive_seed
+from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.tables import (
     CASE_COLUMNS,
     CROSS_SITE_COLUMNS,
     HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
     METRICS,
     SHIFT_COLUMNS,
 )
@@ -35,7 +38,6 @@ CaseRow = dict[str, Any]
 BOOTSTRAP_DRAWS = 1000
 PERMUTATIONS = 2000
 
-_LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm"})
 _INTEGERS = frozenset({"failed", "n", "n_failed"})
 _FLOATS = frozenset(
     {*METRICS, "reference_volume_ml", "mean", "std", "median", "ci_low", "ci_high", "value"}
@@ -77,27 +79,17 @@ def read_shift(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table beside ``path`` and move it there, so that a reader never sees half of it.
-
-    Raises ``UserError`` when the file cannot be written; an earlier table is then untouched.
-    """
+    """Raises ``UserError`` when the file cannot be written; an earlier table is then untouched."""
     text_columns = [i for i, name in enumerate(columns) if name not in _INTEGERS | _FLOATS]
     lines = sorted(
         ([_to_text(column, row[column]) for column in columns] for row in rows),
         key=lambda line: [line[index] for index in text_columns],
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(lines)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); free some space there or set another folder"
-        ) from error
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    write_atomic(path, text.getvalue())
 
 
 def _to_text(column: str, value: Any) -> str:
@@ -285,7 +277,7 @@ def overview(
 
 def _sign(metric: str) -> int:
     """1 where more is better, -1 where less is."""
-    if metric not in HIGHER_IS_BETTER | _LOWER_IS_BETTER:
+    if metric not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
         raise ValueError(f"of {metric} neither more nor less is better")
     return 1 if metric in HIGHER_IS_BETTER else -1
 
@@ -399,10 +391,16 @@ def _mantel(
         drawn = rng.permuted(np.tile(sites, (PERMUTATIONS - 1, 1)), axis=1)
         namings = np.vstack([sites, drawn])
     drop_ranks = rankdata(drop) - (len(drop) + 1) / 2
+    # Where every pair takes part, a renaming only moves the values about, and their ranks along.
+    closed = len(at) == len(sites) * (len(sites) - 1)
+    if closed:
+        ranked = np.zeros(matrix.shape)
+        ranked[at[:, 0], at[:, 1]] = rankdata(matrix[at[:, 0], at[:, 1]])
+        matrix = ranked
     rhos = []
     for block in np.array_split(namings, math.ceil(len(namings) * len(drop) / 1_000_000)):
         shift = matrix[block[:, at[:, 0]], block[:, at[:, 1]]]
-        ranks = rankdata(shift, axis=1) - (len(drop) + 1) / 2
+        ranks = (shift if closed else rankdata(shift, axis=1)) - (len(drop) + 1) / 2
         scale = np.sqrt((ranks**2).sum(axis=1) * (drop_ranks**2).sum())
         # A naming under which the shift is the same for every pair correlates with nothing.
         rhos.append((ranks * drop_ranks).sum(axis=1) / np.where(scale > 0, scale, np.inf))

@@ -42,5 +42,6 @@ class WeightedMean:
             mean = self._sums.pop(name) / self._weights[name]
             if np.issubdtype(self._dtypes[name], np.integer):
                 mean = np.rint(mean)
-            means[name] = mean.astype(self._dtypes[name])
+            # A sum of 0-d arrays is a scalar.
+            means[name] = np.asarray(mean, self._dtypes[name])
         return means

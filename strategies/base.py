@@ -175,15 +175,18 @@ class Strategy(FlowerStrategy):
             self.outcome.bytes_up += content_bytes(content)
             metrics = _metrics(content)
             self.outcome.sites[name] = metrics
-            arrays_record = content.get(protocol.ARRAYS)
-            arrays = unpack_arrays(arrays_record) if isinstance(arrays_record, ArrayRecord) else {}
-            fault = self._fault(arrays, metrics)
+            try:
+                arrays = _arrays(content, protocol.ARRAYS)
+                published = _arrays(content, protocol.STATISTICS)
+            except (EOFError, OSError, TypeError, ValueError) as error:
+                self.outcome.rejected[name] = f"sent an array that cannot be read: {error}"
+                continue
+            fault = self._fault(arrays, metrics) or _non_finite(published)
             if fault:
                 self.outcome.rejected[name] = fault
                 continue
-            published = content.get(protocol.STATISTICS)
-            if isinstance(published, ArrayRecord):
-                self.outcome.statistics[name] = unpack_arrays(published)
+            if published:
+                self.outcome.statistics[name] = published
             weight = metrics[protocol.EXAMPLES] if self.weighting == "examples" else 1.0
             mean.add(arrays, weight)
             accepted += 1
@@ -199,7 +202,7 @@ class Strategy(FlowerStrategy):
 
     def _fault(self, arrays: Arrays, metrics: Mapping[str, float]) -> str | None:
         """Why an update cannot be used, or None."""
-        if metrics.get(protocol.EXAMPLES, 0) <= 0:
+        if not 0 < metrics.get(protocol.EXAMPLES, 0) < math.inf:
             return "trained on no example"
         for name, array in arrays.items():
             info = self.tensors.get(name)
@@ -207,9 +210,9 @@ class Strategy(FlowerStrategy):
                 return f"sent the tensor {name}, which does not travel"
             if array.shape != tuple(info.shape):
                 return f"sent {name} of shape {array.shape} instead of {tuple(info.shape)}"
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                return f"non-finite update: {name}"
-        return None
+            if array.dtype.name != info.dtype:
+                return f"sent {name} of type {array.dtype.name} instead of {info.dtype}"
+        return _non_finite(arrays)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -230,6 +233,18 @@ class Strategy(FlowerStrategy):
 
     def summary(self) -> None:
         """Nothing to log: ``fedshift explain`` says what a strategy does."""
+
+
+def _arrays(content: RecordDict, key: str) -> Arrays:
+    record = content.get(key)
+    return unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+
+
+def _non_finite(arrays: Arrays) -> str | None:
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            return f"non-finite update: {name}"
+    return None
 
 
 def _metrics(content: RecordDict) -> dict[str, float]:

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 
 from fedshift import UserError
 from fedshift.client import examples
+from fedshift.client.model import shared_model
 from fedshift.protocol.tables import CROSS_SITE_COLUMNS
 from fedshift.server.report import build, summary
 from fedshift.server.report.figures import is_dark, shade
 from fedshift.server.report.run import format_bytes, read_run
 from fedshift.server.tables import write_cross_site, write_shift
 from fedshift.sites.geometry import Grid
-from fedshift.sites.types import Case, Domain
+from fedshift.sites.types import Case, Domain, SiteData
 
 
 def write_run(
@@ -33,8 +36,10 @@ def write_run(
     structures: tuple[str, ...] = ("cavity", "wall"),
     rounds: int = 4,
     metrics: tuple[str, ...] = ("dice", "hd95_mm", "volume_error_ml"),
+    scores_only: bool = False,
 ) -> Path:
-    """Write a whole run folder with plausible numbers."""
+    """Write a whole run folder with plausible numbers; with ``scores_only`` without training,
+    shift and ledger, whose figures take time to draw."""
     rng = np.random.default_rng(0)
     sites = [*train, *unseen]
     (folder / "checkpoints").mkdir(parents=True)
@@ -126,7 +131,7 @@ def write_run(
                 for record, size, purpose in (
                     ("arrays/segmenter.stem.weight", 5_000, "model update"),
                     ("arrays/segmenter.head.weight", 2_500, "model update"),
-                    ("metrics/loss", 8, "train metrics"),
+                    ("metrics/val_dice", 8, "validation metrics"),
                     ("metrics/dice", 8, "case metrics"),
                 ):
                     line = {
@@ -158,6 +163,9 @@ def write_run(
     ]
     cards.append({**cards[0], "name": "all", "role": "train", "notes": ["in one place"]})
     (folder / "checkpoints" / "sites.json").write_text(json.dumps(cards), encoding="utf-8")
+    if scores_only:
+        for name in ("rounds.jsonl", "shift.csv", "egress.jsonl"):
+            (folder / name).unlink()
     return folder
 
 
@@ -169,10 +177,11 @@ def cross_site_row(
     metric: str,
     mean: float,
     n_failed: int = 0,
+    vendor: str | None = None,
 ) -> dict[str, Any]:
     values = (
-        model, trained_on, site, site, structure, metric, 12, n_failed,
-        mean, 0.05, mean, mean - 0.02, mean + 0.02,
+        model, trained_on, site, site if vendor is None else vendor, structure, metric,
+        12, n_failed, mean, 0.05, mean, mean - 0.02, mean + 0.02,
     )  # fmt: skip
     return dict(zip(CROSS_SITE_COLUMNS, values, strict=True))
 
@@ -229,7 +238,7 @@ def page(run: Path) -> Page:
 
 
 def test_the_page_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", ["a", "b"], ("x",))
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",), scores_only=True)
     dice = {("local", "a", "a"): 0.9, ("local", "a", "b"): 0.4, ("global", "all", "b"): 0.8125}
     rows = [cross_site_row(*key, "cavity", "dice", value) for key, value in dice.items()]
     rows += [cross_site_row(*key, "wall", "dice", value - 0.2) for key, value in dice.items()]
@@ -238,14 +247,14 @@ def test_the_page_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
     page = Page(build(run))
 
     # Tables are numbered metric|structure: mean of both structures, cavity, wall.
-    assert [row[0] for row in page.cells["0|0"][1:3]] == ["local, a", "federated (global)"]
+    assert [row[0] for row in page.cells["0|0"][1:3]] == ["local, a", "federated"]
     assert page.cells["0|0"][1][-2:] == ["0.800", "0.300"]
     assert page.cells["0|1"][1] == ["local, a", "0.650", "0.400", "0.500", "0.900", "0.400"]
     assert page.cells["0|2"][2][-2:] == ["–", "0.613"]
 
 
 def test_the_headline_is_the_mean_over_sites(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", ["a", "b"], ("x",))
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",), scores_only=True)
     scores = {
         ("global", "all"): {"a": 0.8, "b": 0.7, "x": 0.5},
         ("local", "a"): {"a": 0.9, "b": 0.3, "x": 0.2},
@@ -326,7 +335,7 @@ def test_one_site_and_a_run_without_local_models_are_reported(tmp_path: Path) ->
     rows = [cross_site_row("global", "all", site, "cavity", "dice", 0.5) for site in ("a", "b")]
     write_cross_site(federated / "cross_site.csv", rows)
 
-    assert "over 1 training site " in Page(build(alone)).text
+    assert "over 1 training site." in Page(build(alone)).text
     assert "cannot be set against a drop" in Page(build(federated)).text
     assert not (federated / "figures" / "shift_drop.png").exists()
 
@@ -339,10 +348,190 @@ def test_sites_that_trained_no_model_are_unseen_in_an_evaluation(tmp_path: Path)
 
     assert "At unseen new: federated 0.500, single-site models 0.250." in shown(tmp_path)
 
-    # Every site is left out in turn: none of these numbers is of a site that was trained at.
-    (tmp_path / "config.yaml").write_text("protocol: leave_one_site_out\n", encoding="utf-8")
-    assert read_run(tmp_path).unseen == {"a", "new"}
-    assert "training site" not in shown(tmp_path)
+
+def test_an_evaluation_takes_who_trained_from_its_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",), scores_only=True)
+    folder = run / "evaluations" / "other"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("data: {manifest: other.tsv}\n", encoding="utf-8")
+    # Site b has no model of its own here, yet it took part in training.
+    scores = {("local", "a"): 0.6, ("global", "all"): 0.7}
+    rows = [
+        cross_site_row(*model, site, "wall", "dice", value - 0.1 * (site == "new"))
+        for model, value in scores.items()
+        for site in ("a", "b", "x", "new")
+    ]
+    write_cross_site(folder / "cross_site.csv", rows)
+
+    assert read_run(folder).unseen == {"x", "new"}
+    assert "over 2 training sites" in shown(folder)
+
+    page = Page(build(run))
+
+    assert "Dice on every image of other.tsv" in page.text
+    table = page.cells["evaluation other"]
+    assert [row[0] for row in table] == ["model", "local, a", "federated"]
+    assert table[2][1:] == ["0.700", "0.700", "0.000", "0.700", "0.700", "0.600", "0.700"]
+    # The unseen sites come last, by name.
+    assert table[0][4:] == ["a", "b", "newunseen", "xunseen"]
+
+
+def test_a_site_left_out_in_turn_is_scored_by_models_that_never_saw_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for site in ("a", "b/c"):
+        fold = write_run(run / "folds" / site.replace("/", " "), ["d"], ("x",), rounds=2)
+        notes = {"problems": [f"model at {site}: refused"], "advice": "none"}
+        (fold / "checkpoints" / "evaluation.json").write_text(json.dumps(notes))
+    (run / "config.yaml").write_text("protocol: leave_one_site_out\nrounds: 2\n")
+    scores = {
+        ("local", "a"): {"b/c": 0.3},
+        ("local", "b/c"): {"a": 0.5},
+        ("global", "all"): {"a": 0.8, "b/c": 0.6},
+        ("pooled", "all"): {"a": 0.9, "b/c": 0.7},
+    }
+    rows = [
+        cross_site_row(*model, site, "wall", "dice", value)
+        for model, sites in scores.items()
+        for site, value in sites.items()
+    ]
+    write_cross_site(run / "cross_site.csv", rows)
+
+    page = Page(build(run))
+    text = " ".join(page.text.split())
+    printed = " ".join(shown(run).split())
+
+    for sentence in (
+        "At a site that it never saw, the federated model reaches 0.700 mean Dice (2 sites, "
+        "each left out in turn; worst: b/c, 0.600).",
+        "Models trained at a single other site reach 0.400 there.",
+        "Pooled without the site, the upper bound (all data in one place; simulation only), "
+        "reaches 0.800.",
+    ):
+        assert sentence in text
+        assert sentence in printed
+    assert "Each column shows models that never saw that site" in text
+    assert "each site by models that never saw it" in printed
+    table = {row[0]: row[1:] for row in page.cells["0|0"]}
+    assert table["federated, without the site"] == ["0.700", "0.600", "0.200", "0.800", "0.600"]
+    assert table["local, a"][3:] == ["–", "0.300"]
+    links = [link for link in page.links if not link.startswith("data:")]
+    assert links[-2:] == ["folds/a/report.html", "folds/b%20c/report.html"]
+    # What went wrong in the folds is not lost: site d failed in round 2 of each, and was rejected.
+    assert "without a: model at a: refused" in text
+    assert ["d", "without b c: failed", "1", "2", "out of memory"] in page.cells[""]
+    assert "4 failures during the run" in text
+    assert "training site" not in text
+
+
+def test_the_vendors_have_a_table_where_some_have_several_sites(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b", "c"], structures=("wall",), scores_only=True)
+
+    def rows(vendors: dict[str, str]) -> list[dict[str, Any]]:
+        scores = {
+            ("local", "a"): {"a": 0.9, "b": 0.5, "c": 0.1},
+            ("global", "all"): {"a": 0.8, "b": 0.7, "c": 0.6},
+        }
+        return [
+            cross_site_row(*model, site, "wall", "dice", value, vendor=vendors[site])
+            for model, sites in scores.items()
+            for site, value in sites.items()
+        ]
+
+    write_cross_site(run / "cross_site.csv", rows({"a": "Philips", "b": "Philips", "c": "GE+X"}))
+    page = Page(build(run))
+    assert page.cells["vendors"] == [
+        ["model", "GE+X1 site", "Philips2 sites"],
+        ["local, a", "0.100", "0.700"],
+        ["federated", "0.600", "0.750"],
+    ]
+    assert "several vendors counts as a vendor of its own" in page.text
+    assert page.cells["0|0"][0][4:] == ["aPhilips", "bPhilips", "cGE+X"]
+
+    # One vendor each: the columns say it all; a vendor that is the site's name is not repeated.
+    write_cross_site(run / "cross_site.csv", rows({"a": "a", "b": "GE", "c": ""}))
+    page = Page(build(run))
+    assert "vendors" not in page.cells
+    assert page.cells["0|0"][0][4:] == ["a", "bGE", "c"]
+
+
+def test_advice_and_gaps_of_the_evaluation_are_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",), rounds=1)
+    gaps = [f"local model of a at b: <reason> {number}" for number in range(22)]
+    notes = {"problems": gaps, "advice": "Harmonise & check."}
+    (run / "checkpoints" / "evaluation.json").write_text(json.dumps(notes), encoding="utf-8")
+
+    page = Page(build(run))
+
+    assert "22 gaps in the evaluation" in page.text
+    assert page.text.index("label shares") < page.text.index("Harmonise & check.")
+    assert all(gap in page.text for gap in gaps[:20])
+    assert "and 2 more, in checkpoints/evaluation.json" in page.text
+    printed = shown(run)
+    assert "Harmonise & check." in printed
+    assert f"not evaluated: {gaps[0]}" in printed
+
+    (run / "checkpoints" / "evaluation.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"evaluation\.json is not JSON"):
+        build(run)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a"])
+    (run / "figures").write_text("a file where the folder should be")
+
+    with pytest.raises(UserError, match=r"cannot write .*figures.*cross_site_dice\.png"):
+        build(run)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "unseen"),
+    [
+        (["vendor_a", "vendor_b", "vendor_c"], ("vendor_d",)),
+        (["UCL", "CHUM", "NWU", "Juntendo", "Milan", "CEITEC"], ()),
+        (["university hospital", "clinic", "heart centre of the north"], ("x",)),
+    ],
+)
+def test_in_80_columns_no_models_name_wraps(
+    tmp_path: Path, train: list[str], unseen: tuple[str, ...]
+) -> None:
+    run = write_run(tmp_path / "run", train, unseen)
+    rows = read_run(run).cross_site
+    extra = [
+        cross_site_row("personal", home, site, "wall", "dice", 0.5)
+        for home in train
+        for site in [*train, *unseen]
+        if site != home
+    ]
+    write_cross_site(run / "cross_site.csv", rows + extra)
+
+    lines = shown(run, width=80).splitlines()
+
+    assert max(map(len, lines)) <= 80
+    for name in (
+        "federated",
+        "pooled",
+        *(f"{kind} {s}" for kind in ("local", "personal") for s in train),
+    ):
+        assert sum(line.startswith(f" {name} ") for line in lines) == 1
+    for line in lines:
+        if line.startswith(" federated"):
+            assert len(line.split()) == 1 + len(train) + len(unseen) + 2
+
+
+def test_the_strongest_correlations_come_first(run: Path) -> None:
+    found = read_run(run).correlations
+    strength = [abs(item.rho) for item in found]
+
+    assert len(found) == 4
+    assert strength == sorted(strength, reverse=True)
+    lines = shown(run).splitlines()
+    start = next(index for index, line in enumerate(lines) if "Spearman" in line)
+    named = [
+        line for line in lines[start:] if line.startswith((" amplitude", " int", " fe", " la"))
+    ]
+    assert [line.split()[-3] for line in named] == [f"{item.rho:.3f}" for item in found[:3]]
+    assert "and 1 more in the report" in shown(run)
 
 
 def test_failures_are_counted_and_named(run: Path, page: Page) -> None:
@@ -383,6 +572,20 @@ def test_a_sites_notes_stand_before_the_numbers(page: Page) -> None:
     assert page.text.count("in one place") == page.text.count("all data in one place")
     note = page.text.index("single subject split by blocks of slices")
     assert note < page.text.index("Every model at every site")
+
+
+def test_a_note_of_several_sites_is_said_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b", "c"], scores_only=True)
+    path = run / "checkpoints" / "sites.json"
+    cards = json.loads(path.read_text(encoding="utf-8"))
+    for card in cards[:2]:
+        card["notes"] = ["spacing unknown"]
+    path.write_text(json.dumps(cards), encoding="utf-8")
+
+    text = Page(build(run)).text
+
+    assert "a, b: spacing unknown" in text
+    assert "c: single subject" in text
 
 
 def test_the_same_contents_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
@@ -426,7 +629,7 @@ def test_many_sites_get_one_row_each(tmp_path: Path) -> None:
 
 
 def test_examples_are_embedded_and_those_left_out_counted(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", ["a"])
+    run = write_run(tmp_path / "run", ["a"], metrics=("dice",))
     build(run)
     picture = (run / "figures" / "curves.png").read_bytes()
     before = (run / "report.html").read_text(encoding="utf-8").count("data:image/png")
@@ -490,9 +693,9 @@ def test_bytes_are_printed_in_decimal_units() -> None:
     assert printed == ["0 B", "999 B", "1.0 kB", "1.0 MB", "34.5 MB", "2000.0 GB"]
 
 
-def shown(run: Path) -> str:
+def shown(run: Path, width: int = 240) -> str:
     """What the terminal prints, without colours."""
-    console = Console(width=240, file=io.StringIO(), color_system=None)
+    console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(summary(run))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -555,6 +758,42 @@ class TestExamples:
         ]
         assert pictures[0] == pictures[1]
         assert [path.name for path in (tmp_path / "one").iterdir()] == ["x.png"]
+
+    def test_contours_have_a_dark_edge_on_bright_tissue(self, case: Case, tmp_path: Path) -> None:
+        white = dataclasses.replace(case, image=np.ones_like(case.image))
+        white.image[:, :8, :8] = 0  # Outside the view, where the percentiles find their black.
+        path = examples.draw_examples(white, {}, ["core", "wall"], tmp_path / "x.png", site="a")
+        grey = np.asarray(Image.open(path).convert("L"))
+        body = grey[grey.shape[0] // 8 : -grey.shape[0] // 8]  # Between title and legend.
+        plain, truth = (half < 100 for half in np.array_split(body, 2, axis=1))
+        assert truth.sum() > plain.sum() + 500
+
+    def test_the_inner_of_two_structures_is_drawn_last(self, case: Case) -> None:
+        core, wall = case.reference[2] == 1, case.reference[2] == 2
+        speck = np.zeros_like(core)
+        speck[0, 0] = True
+        # The wall's outline holds the core, whatever their numbers; an absent one is not drawn.
+        assert examples._outer_first([core, wall]) == [1, 0]
+        assert examples._outer_first([wall, core]) == [0, 1]
+        assert examples._outer_first([speck, core & ~core, wall]) == [2, 0]
+
+    def test_the_global_model_is_called_federated(
+        self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        method = {"name": "supervised", "width": 2, "depth": 2}
+        task = {"structures": ["core", "wall"]}
+        weights = shared_model(method, task, torch.device("cpu")).read()
+        drawn: list[Any] = []
+        monkeypatch.setattr(examples, "draw_examples", lambda *given, **_: drawn.append(given))
+        data = SiteData("a", "train", ("core", "wall"), {"train": (), "val": (), "test": (case,)})
+        models = {"local": weights, "global": weights}
+
+        done = examples.draw_site(
+            data, models, method, task, torch.device("cpu"), tmp_path / "x.png"
+        )
+
+        assert done
+        assert [list(predictions) for _, predictions, *_ in drawn] == [["local", "federated"]]
 
     def test_a_case_without_labels_is_refused(self, case: Case, tmp_path: Path) -> None:
         bare = dataclasses.replace(case, labelled=np.zeros(7, bool))

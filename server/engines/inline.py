@@ -6,7 +6,9 @@ two a worker are in flight, so memory does not grow with the federation.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -31,6 +33,7 @@ from fedshift.protocol.flower import (
 ERROR_DIED = 104
 _RUN_ID = 1
 _FIRST_NODE = 2
+_LATE_IMPORT = "torch._dynamo"
 
 
 class InlineGrid(Grid):
@@ -43,10 +46,10 @@ class InlineGrid(Grid):
         different number may change the last bits.
         """
         self.sites = sites
+        self._names = sites.names  # made anew at every access
         identify_server(_RUN_ID)
         torch.set_num_threads(threads)
         self._pending: dict[str, Message] = {}
-        self._replies: dict[str, Message] = {}
         self._pool = _Pool(sites, slots, threads) if len(slots) > 1 else None
         self._open = OpenSites(sites, torch.device(slots[0])) if len(slots) == 1 else None
 
@@ -84,11 +87,13 @@ class InlineGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """One node a site."""
-        return range(_FIRST_NODE, _FIRST_NODE + len(self.sites.names))
+        return range(_FIRST_NODE, _FIRST_NODE + len(self._names))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue ``messages``; nothing runs until a reply is pulled or a worker is free."""
         ids = []
+        if self._pool is not None:
+            self._pool.drop_expired()
         for message in messages:
             copy = shallow_copy(message)
             message_id = uuid.uuid4().hex
@@ -110,7 +115,9 @@ class InlineGrid(Grid):
             else:
                 message = self._pending.pop(message_id, None)
                 assert self._open is not None
-                reply = self._open[self._site(message)].handle(message) if message else None
+                reply = None
+                if message is not None and not _expired(message):
+                    reply = self._open[self._site(message)].handle(message)
             if reply is not None:
                 replies.append(reply)
         return replies
@@ -118,10 +125,12 @@ class InlineGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push and pull all, as Flower's own strategies do."""
+        """Push and pull all, as Flower's own strategies do; after ``timeout`` seconds what is
+        there is returned."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
         waiting = list(self.push_messages(messages))
         replies: list[Message] = []
-        while waiting:
+        while waiting and time.monotonic() < end:
             for message_id in list(waiting):
                 found = list(self.pull_messages([message_id]))
                 if found:
@@ -130,7 +139,7 @@ class InlineGrid(Grid):
         return replies
 
     def _site(self, message: Message) -> str:
-        return self.sites.names[message.metadata.dst_node_id - _FIRST_NODE]
+        return self._names[message.metadata.dst_node_id - _FIRST_NODE]
 
 
 @dataclass
@@ -139,7 +148,6 @@ class _Slot:
     process: BaseProcess
     pipe: Connection
     message_id: str | None = None
-    site: str = ""
     message: Message | None = None
 
 
@@ -148,9 +156,10 @@ class _Pool:
 
     def __init__(self, sites: LocalSites, devices: Sequence[str], threads: int) -> None:
         # A fork server imports torch once and forks from there: quick, and CUDA is never
-        # initialised before the fork.
+        # initialised before the fork. An optimiser's first use would import torch._dynamo in
+        # every worker: a second and 100 MB each.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload([__name__, _LATE_IMPORT])
         self._sites = sites
         self._threads = threads
         self._queue: deque[tuple[str, str, Message]] = deque()
@@ -167,14 +176,27 @@ class _Pool:
         theirs.close()
         return _Slot(device, process, ours)
 
+    def drop_expired(self) -> None:
+        """Forget what nobody waits for any more: a deadline passed."""
+        self._queue = deque(entry for entry in self._queue if not _expired(entry[2]))
+        self._replies = {key: reply for key, reply in self._replies.items() if not _expired(reply)}
+
+    def _restart(self, slot: _Slot) -> None:
+        """Put a new process in the place of a dead one."""
+        slot.pipe.close()
+        fresh = self._start(slot.device)
+        slot.process, slot.pipe = fresh.process, fresh.pipe
+
     def submit(self, message_id: str, site: str, message: Message) -> None:
         self._queue.append((message_id, site, message))
         self._fill()
 
     def take(self, message_id: str) -> Message | None:
-        """The reply to ``message_id``; waits for some worker when it is not there yet."""
-        if message_id not in self._replies:
-            self._collect(timeout=1.0)
+        """The reply to ``message_id``; waits a second for it when it is not there yet."""
+        end = time.monotonic() + 1.0
+        while message_id not in self._replies and (left := end - time.monotonic()) > 0:
+            self._collect(left)
+            self._fill()
         reply = self._replies.pop(message_id, None)
         self._fill()
         return reply
@@ -182,9 +204,16 @@ class _Pool:
     def _fill(self) -> None:
         """Give work to idle workers, unless enough replies wait to be taken."""
         for slot in self._slots:
-            if slot.message_id is None and self._queue and len(self._replies) < self._limit:
-                slot.message_id, slot.site, slot.message = self._queue.popleft()
-                slot.pipe.send((slot.site, slot.message))
+            while slot.message_id is None and self._queue and len(self._replies) < self._limit:
+                message_id, site, message = self._queue.popleft()
+                if _expired(message):
+                    continue
+                try:
+                    slot.pipe.send((site, message))
+                except OSError:  # It died idle, which costs no site anything.
+                    self._restart(slot)
+                    slot.pipe.send((site, message))
+                slot.message_id, slot.message = message_id, message
 
     def _collect(self, timeout: float) -> None:
         busy = {slot.pipe: slot for slot in self._slots if slot.message_id is not None}
@@ -198,7 +227,7 @@ class _Pool:
                 slot.process.join()
                 reason = f"the worker process ended with code {slot.process.exitcode}"
                 reply = Message(Error(ERROR_DIED, reason), reply_to=slot.message)
-                self._slots[self._slots.index(slot)] = self._start(slot.device)
+                self._restart(slot)
             self._replies[slot.message_id] = reply
             slot.message_id = slot.message = None
 
@@ -209,6 +238,11 @@ class _Pool:
             slot.process.join(timeout=5)
             if slot.process.is_alive():
                 slot.process.terminate()
+
+
+def _expired(message: Message) -> bool:
+    """Whether the message's time to live, which a reply inherits, is over."""
+    return time.time() > message.metadata.created_at + message.metadata.ttl
 
 
 def _serve(pipe: Connection, sites: LocalSites, device: str, threads: int) -> None:

@@ -6,11 +6,12 @@ Ray listens on all interfaces without authentication; it is never the default.
 from __future__ import annotations
 
 import importlib.util
+import time
 
 import torch
 
 from fedshift import UserError
-from fedshift.protocol.flower import ClientApp, ServerApp
+from fedshift.protocol.flower import ClientApp, Context, Grid, ServerApp
 
 
 def run(server: ServerApp, client: ClientApp, nodes: int, workers: int, threads: int) -> None:
@@ -22,9 +23,18 @@ def run(server: ServerApp, client: ClientApp, nodes: int, workers: int, threads:
         raise UserError("engine=ray needs Ray; install it with `pip install fedshift[ray]`")
     from flwr.simulation import run_simulation
 
+    complete = ServerApp()
+
+    @complete.main()
+    def main(grid: Grid, context: Context) -> None:
+        # Flower starts the server while it still registers the nodes.
+        while len(list(grid.get_node_ids())) < nodes:
+            time.sleep(0.05)
+        server(grid, context)
+
     gpus = torch.cuda.device_count()
     run_simulation(
-        server,
+        complete,
         client,
         num_supernodes=nodes,
         backend_config={

@@ -16,10 +16,14 @@ UPPER_BOUND = "all data in one place; simulation only"
 class Answer:
     """Mean Dice over sites, nan where the run has no such model or site.
 
+    ``in_turn`` says that each site was left out in turn: all values are then of models that never
+    saw the site, and ``away`` those of the other sites' own models.
+
     ``home`` and ``away`` are means over the single-site models: where each was trained, and at the
     other training sites. The ``unseen_*`` values are means over the sites that train nothing.
     """
 
+    in_turn: bool
     sites: int
     federated: float
     worst_site: str
@@ -35,12 +39,14 @@ class Answer:
 
     def sentences(self) -> list[str]:
         """Return the result in plain sentences, without what was not measured."""
+        if self.in_turn:
+            return self._sentences_in_turn()
         said = []
         if _known(self.federated):
-            where = f"over {count(self.sites, 'training site')}"
+            worst = f" (worst: {self.worst_site}, {self.worst:.3f})" if self.sites > 1 else ""
             said.append(
-                f"The federated model reaches {self.federated:.3f} mean Dice {where} "
-                f"(worst: {self.worst_site}, {self.worst:.3f})."
+                f"The federated model reaches {self.federated:.3f} mean Dice "
+                f"over {count(self.sites, 'training site')}{worst}."
             )
         if _known(self.home) and _known(self.away):
             said.append(
@@ -69,6 +75,23 @@ class Answer:
             said.append(f"At {which}: {', '.join(parts)}.")
         return said
 
+    def _sentences_in_turn(self) -> list[str]:
+        said = []
+        if _known(self.federated):
+            said.append(
+                f"At a site that it never saw, the federated model reaches {self.federated:.3f} "
+                f"mean Dice ({count(self.sites, 'site')}, each left out in turn; "
+                f"worst: {self.worst_site}, {self.worst:.3f})."
+            )
+        if _known(self.away):
+            said.append(f"Models trained at a single other site reach {self.away:.3f} there.")
+        if _known(self.pooled):
+            said.append(
+                f"Pooled without the site, the upper bound ({UPPER_BOUND}), "
+                f"reaches {self.pooled:.3f}."
+            )
+        return said
+
 
 def answer(run: Run) -> Answer:
     """Gather the headline values of ``run`` from its cross-site Dice."""
@@ -78,6 +101,7 @@ def answer(run: Run) -> Answer:
     pooled = next((item for item in found if item.model == "pooled"), None)
     scored = {row["site"] for row in run.cross_site}
     return Answer(
+        in_turn=run.in_turn,
         sites=len(scored - run.unseen),
         federated=federated.macro_mean if federated else np.nan,
         worst_site=federated.worst_site if federated else "",

@@ -18,15 +18,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedshift.protocol.tables import HIGHER_IS_BETTER
-from fedshift.server.report.run import (
-    LOWER_IS_BETTER,
-    Run,
-    count,
-    format_bytes,
-    format_value,
-    model_label,
-)
+from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from fedshift.server.report.run import Run, count, format_bytes, format_value, shift_label
 
 MANY_SITES = 12
 HEAT_MAP_METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
@@ -127,7 +120,7 @@ def heat_map(run: Run, metric: str) -> Figure:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     names = [f"{site}\n(unseen)" if site in run.unseen else site for site in matrix.sites]
-    labels = [model_label(model) for model in matrix.models]
+    labels = [run.label(model) for model in matrix.models]
     if many:
         axes.set_xticks(*_thinned(names), rotation=90)
         axes.set_yticks(*_thinned(labels))
@@ -148,7 +141,8 @@ def heat_map(run: Run, metric: str) -> Figure:
             )
     figure.suptitle(
         f"{metric_title(metric)}: each model (row) at each site (column)\n"
-        f"test split, {_structure_words(run)}",
+        f"test split, {_structure_words(run)}"
+        + ("; every model trained without the column's site" if run.in_turn else ""),
         x=0.01,
         ha="left",
         fontsize=10,
@@ -186,7 +180,7 @@ def curves(run: Run) -> Figure:
                     rounds, low, high, where=shown, color=color, alpha=0.15, linewidth=0
                 )
     for axes, site in zip(grid[2:], panels, strict=False):
-        axes.set_title(site)
+        axes.set_title(f"{site}: validation Dice")
         for arm, (color, dash, _) in ARMS.items():
             if site in dice[arm]:
                 axes.plot(rounds, dice[arm][site], dash, color=color, **_marker(rounds))
@@ -194,7 +188,7 @@ def curves(run: Run) -> Figure:
         axes.set_ylim(0, 1)
     for index, axes in enumerate(grid):
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if index >= len(grid) - columns:
+        if index + columns >= 2 + len(panels):  # Nothing is drawn below.
             axes.set_xlabel("round")
     for axes in grid[2 + len(panels) :]:
         axes.set_visible(False)
@@ -220,7 +214,7 @@ def shift_drop(run: Run) -> Figure:
     for axes, found in zip(grid, run.correlations, strict=False):
         points = pairs[found.metric]
         axes.set_title(
-            f"{found.metric.replace('_', ' ')}\n"
+            f"{shift_label(found.metric)}\n"
             f"ρ = {found.rho:.2f}, p = {found.p_value:.3f}, {found.n_pairs} pairs"
         )
         axes.axhline(0, color="#999999", linewidth=0.8)
@@ -234,6 +228,7 @@ def shift_drop(run: Run) -> Figure:
             linewidths=0.6,
         )
         axes.set_xlabel("shift between the two sites")
+        axes.locator_params(axis="x", nbins=4)
     for axes in grid[::columns]:
         axes.set_ylabel("drop in Dice")
     for axes in grid[len(run.correlations) :]:

@@ -14,9 +14,11 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from urllib.parse import quote
 
 import numpy as np
 
+from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import write_atomic
 from fedshift.server.report.answer import UPPER_BOUND, Answer, answer
 from fedshift.server.report.figures import (
@@ -34,11 +36,14 @@ from fedshift.server.report.run import (
     count,
     format_bytes,
     format_value,
-    model_label,
+    model_key,
     read_run,
+    shift_label,
 )
+from fedshift.server.tables import overview
 
 MAX_EXAMPLES = 12
+MAX_MISSING = 20
 
 
 def build(run: Path) -> Path:
@@ -64,8 +69,10 @@ def _page(run: Run, figures: Mapping[str, bytes]) -> str:
     sections = (
         _notes(run),
         _cross_site(run, figures),
+        _folds(run),
         _training(run, figures),
         _shift(run, figures),
+        _evaluations(run),
         _examples(run),
         _egress(run, figures),
         _sites(run),
@@ -88,18 +95,18 @@ def _title(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
-    trained = [site for site in run.sites if site not in run.unseen]
-    facts = [
-        f"method {run.setting('method')}",
-        f"strategy {run.setting('strategy')}",
-        f"{len(run.rounds)} of {count(run.config['rounds'], 'round')}"
-        if "rounds" in run.config
-        else count(len(run.rounds), "round"),
-        count(len(trained), "training site")
-        + (f" and {len(run.unseen)} unseen" if run.unseen else ""),
-    ]
-    if run.config.get("protocol") == "leave_one_site_out":
-        facts.append("each site left out in turn")
+    facts = [f"method {run.setting('method')}", f"strategy {run.setting('strategy')}"]
+    if run.in_turn:
+        facts.append(f"{count(len(run.sites), 'site')}, each left out in turn")
+    else:
+        trained = len(run.sites) - len(run.unseen)
+        facts += [
+            f"{len(run.rounds)} of {count(run.config['rounds'], 'round')}"
+            if "rounds" in run.config
+            else count(len(run.rounds), "round"),
+            count(trained, "training site")
+            + (f" and {len(run.unseen)} unseen" if run.unseen else ""),
+        ]
     if "seed" in run.config:
         facts.append(f"seed {run.config['seed']}")
     return escape(" · ".join(facts))
@@ -109,11 +116,14 @@ def _headline(run: Run) -> str:
     if "dice" not in run.metrics:
         return '<p class="answer">No model has been scored yet.</p>'
     found = answer(run)
+    worst = f" (worst: {found.worst_site} {found.worst:.3f})" if found.sites > 1 else ""
+    where = ", at the site left out" if found.in_turn else ""
     tiles = [
-        (found.federated, f"federated, mean Dice (worst: {found.worst_site} {found.worst:.3f})"),
+        (found.federated, f"federated, mean Dice{where}{worst}"),
         (found.home, "single-site models at home"),
         (found.away, "single-site models at other sites"),
-        (found.pooled, f"pooled, upper bound ({UPPER_BOUND})"),
+        (found.personal, "personalised models at home"),
+        (found.pooled, "pooled: upper bound, simulation only"),
         (found.unseen_federated, f"federated at {_unseen_words(found)}"),
     ]
     shown = "".join(
@@ -121,7 +131,10 @@ def _headline(run: Run) -> str:
         for value, label in tiles
         if not np.isnan(value)
     )
-    first, *rest = (escape(sentence) for sentence in found.sentences())
+    said = [escape(sentence) for sentence in found.sentences()]
+    if not said:
+        return '<p class="answer">Every model at every site is below.</p>'
+    first, *rest = said
     return f'<p class="answer">{first}</p><p>{" ".join(rest)}</p>\n<div class="tiles">{shown}</div>'
 
 
@@ -131,10 +144,13 @@ def _unseen_words(found: Answer) -> str:
 
 def _notes(run: Run) -> str:
     """What a reader must know before the numbers: the sites' notes and what went wrong."""
+    sites_of: dict[str, list[str]] = {}
+    for name, card in sorted(run.cards.items()):
+        for note in card["notes"]:
+            sites_of.setdefault(note, []).append(name)
     said = [
-        f"<li><b>{escape(name)}</b>: {escape(note)}</li>"
-        for name, card in sorted(run.cards.items())
-        for note in card["notes"]
+        f"<li><b>{escape(_names(sites))}</b>: {escape(note)}</li>"
+        for note, sites in sites_of.items()
     ]
     events = sum(len(problem.rounds) for problem in run.problems)
     if events:
@@ -142,10 +158,19 @@ def _notes(run: Run) -> str:
             f'<li>{count(events, "failure")} during the run, <a href="#problems">listed below</a>.'
             "</li>"
         )
+    if run.missing:
+        said.append(
+            f"<li>{count(len(run.missing), 'gap')} in the evaluation, "
+            '<a href="#problems">listed below</a>.</li>'
+        )
     if not said:
         return ""
     items = "".join(said)
     return f'<div class="note"><p>Before reading the numbers</p><ul>{items}</ul></div>'
+
+
+def _names(sites: Sequence[str]) -> str:
+    return ", ".join(sites) if len(sites) <= MANY_SITES else count(len(sites), "site")
 
 
 def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
@@ -154,13 +179,12 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
         return _section("Every model at every site", "<p>No cross-site evaluation yet.</p>")
     whole: tuple[str | None, ...] = (None,) if len(run.structures) > 1 else ()
     structures = (*whole, *run.structures)
-    many = len(run.matrix(run.metrics[0]).sites) > MANY_SITES
-    draw = _site_table if many else _matrix_table
+    many = len(run.vendors) > MANY_SITES
     tables: list[str] = []
     for i, metric in enumerate(run.metrics):
         for j, structure in enumerate(structures):
             hidden = " hidden" if tables else ""
-            body = draw(run, run.matrix(metric, structure))
+            body = _table(run, run.matrix(metric, structure))
             tables.append(f'<div class="scroll" data-table="{i}|{j}"{hidden}>{body}</div>')
     metric_list = _options("metric", [metric_title(metric) for metric in run.metrics])
     structure_list = _options(
@@ -179,11 +203,16 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
         )
     else:
         lead = (
-            "A row is a model, a column the site whose test split it is scored on; "
-            "framed: the site that the model was trained at. "
-            "Underlined: the best of a column, the pooled upper bound aside. "
+            "A row is a model, a column the site whose test split it is scored on. "
+            + (
+                "Each column shows models that never saw that site: it was left out, and the "
+                "models come from the other sites. "
+                if run.in_turn
+                else "Framed: the site that the model was trained at. "
+            )
+            + "Underlined: the best of a column, the pooled upper bound aside. "
             "Point at a cell for its number of masks and its interval. Mean, worst and gap (best "
-            "minus worst) are over the training sites."
+            f"minus worst) are over the {'' if run.in_turn else 'training '}sites."
         )
         picture = ""
     return _section(
@@ -192,8 +221,96 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
         f'<div class="matrices"><div class="choose" hidden>{metric_list}{structure_list}</div>'
         f"{''.join(tables)}</div>{picture}"
         f'<p class="lead">Pooled: {UPPER_BOUND}. A mask counts as failed, with the worst score, '
-        "when exactly one of truth and prediction is empty.</p>",
+        f"when exactly one of truth and prediction is empty.</p>{_by_vendor(run)}",
     )
+
+
+def _by_vendor(run: Run) -> str:
+    """Models x vendors, where that says more than the columns of the sites."""
+    vendors = sorted(set(run.vendors.values()))
+    if "dice" not in run.metrics or not 1 < len(vendors) < len(run.vendors):
+        return ""
+    found = overview(run.scores, run.unseen)
+    # As in the matrix of many sites, one row for each site's model would be too long.
+    if len(run.vendors) > MANY_SITES:
+        found = [item for item in found if item.trained_on == POOLED]
+    found.sort(key=lambda item: model_key((item.model, item.trained_on)))
+    values = np.array([[item.vendors.get(vendor, np.nan) for vendor in vendors] for item in found])
+    sites = [sum(vendor == of for of in run.vendors.values()) for vendor in vendors]
+    head = "".join(
+        f'<th scope="col" class="site">{escape(vendor) or "unknown"}'
+        f"<small>{count(number, 'site')}</small></th>"
+        for vendor, number in zip(vendors, sites, strict=True)
+    )
+    body = ""
+    for item, line, colors in zip(found, values, shade(values, "dice"), strict=True):
+        cells = "".join(
+            f"<td {_shaded(color)}>{format_value('dice', value)}</td>"
+            for value, color in zip(line, colors, strict=True)
+        )
+        label = escape(run.label((item.model, item.trained_on)))
+        body += f'<tr><th scope="row">{label}</th>{cells}</tr>'
+    several = " A site with several vendors counts as a vendor of its own, A+B."
+    return (
+        '<h3>By vendor</h3><p class="lead">Mean Dice over the sites of each vendor, unseen sites '
+        f"included.{several if any('+' in vendor for vendor in vendors) else ''}</p>"
+        '<div class="scroll" data-table="vendors"><table class="heat"><thead><tr>'
+        f'<th scope="col" class="text">model</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def _shaded(color: np.ndarray) -> str:
+    """The attributes of a cell of this colour."""
+    return f'class="cell{" dark" if is_dark(color) else ""}" style="background:{hex_color(color)}"'
+
+
+def _folds(run: Run) -> str:
+    """Where the run of each left-out site is."""
+    if not run.folds:
+        return ""
+    items = "".join(
+        f'<li><a href="folds/{escape(quote(fold.folder.name))}/report.html">'
+        f"without {escape(fold.folder.name)}</a></li>"
+        for fold in run.folds
+    )
+    return _section(
+        "The folds",
+        '<p class="lead">Each fold is a run of its own, with its training curves, shift, examples '
+        f"and what left each site on its own page.</p><ul>{items}</ul>",
+    )
+
+
+def _evaluations(run: Run) -> str:
+    """The Dice matrix of everything that the finished models were scored on later."""
+    shown = ""
+    for found in run.evaluations:
+        if "dice" not in found.metrics:
+            continue
+        own = found.config.get("data") == run.config.get("data")
+        data = "this run's own test split" if own else f"every image of {_manifest(found)}"
+        name = escape(found.folder.name)
+        shown += (
+            f'<h3>{name}</h3><p class="lead">Dice on {escape(data)}.</p>'
+            f'<div class="scroll" data-table="evaluation {name}">'
+            f"{_table(found, found.matrix('dice'))}</div>"
+        )
+    if not shown:
+        return ""
+    return _section(
+        "Evaluated later",
+        '<p class="lead">The same models on other data, without further training. All metrics are '
+        f"in <code>evaluations/</code>.</p>{shown}",
+    )
+
+
+def _manifest(run: Run) -> str:
+    return str((run.config.get("data") or {}).get("manifest") or "other data")
+
+
+def _table(run: Run, matrix: Matrix) -> str:
+    """Models x sites, or a row a site where the sites are too many for that."""
+    return (_site_table if len(matrix.sites) > MANY_SITES else _matrix_table)(run, matrix)
 
 
 def _options(label: str, names: Sequence[str]) -> str:
@@ -208,8 +325,7 @@ def _matrix_table(run: Run, matrix: Matrix) -> str:
     colors = shade(matrix.mean, matrix.metric)
     summaries = run.overviews(matrix.metric, matrix.structure)
     head = "".join(
-        f'<th scope="col" class="site">{escape(site)}'
-        f"{'<small>unseen</small>' if site in run.unseen else ''}</th>"
+        f'<th scope="col" class="site">{escape(site)}{_about(run, site)}</th>'
         for site in matrix.sites
     )
     if summaries:
@@ -224,13 +340,21 @@ def _matrix_table(run: Run, matrix: Matrix) -> str:
             item = summaries.get(model)
             values = (item.macro_mean, item.worst, item.gap) if item else (np.nan,) * 3
             ends = "".join(f"<td>{format_value(matrix.metric, value)}</td>" for value in values)
-        line = f'<tr><th scope="row">{escape(model_label(model))}</th>{ends}{cells}</tr>'
+        line = f'<tr><th scope="row">{escape(run.label(model))}</th>{ends}{cells}</tr>'
         groups[model[0]] = groups.get(model[0], "") + line
     body = "".join(f"<tbody>{lines}</tbody>" for lines in groups.values())
     return (
         '<table class="heat"><thead><tr><th scope="col" class="text">model</th>'
         f"{head}</tr></thead>{body}</table>"
     )
+
+
+def _about(run: Run, site: str) -> str:
+    """The vendor of a site, unless it gave the site its name, and whether the site is unseen."""
+    vendor = run.vendors[site]
+    said = [escape(vendor)] if vendor not in ("", site) else []
+    said += ["unseen"] if site in run.unseen else []
+    return "".join(f"<small>{text}</small>" for text in said)
 
 
 def _cell(matrix: Matrix, row: int, column: int, color: np.ndarray) -> str:
@@ -269,21 +393,20 @@ def _site_table(run: Run, matrix: Matrix) -> str:
                 kinds[f"{kind}, mean of other sites'"] = _column_mean(np.where(home, np.nan, mean))
     for row, model in enumerate(matrix.models):
         if model[0] not in ("local", "personal"):
-            kinds[model_label(model)] = matrix.mean[row]
+            kinds[run.label(model)] = matrix.mean[row]
     columns = np.stack(list(kinds.values()), axis=1)
     colors = shade(columns, matrix.metric)
     head = "".join(f'<th scope="col" class="site">{escape(kind)}</th>' for kind in kinds)
     lines = []
     for row, site in enumerate(matrix.sites):
         cells = "".join(
-            f'<td class="cell{" dark" if is_dark(color) else ""}" '
-            f'style="background:{hex_color(color)}">{format_value(matrix.metric, value)}</td>'
+            f"<td {_shaded(color)}>{format_value(matrix.metric, value)}</td>"
             for value, color in zip(columns[row], colors[row], strict=True)
         )
-        unseen = "<small>unseen</small>" if site in run.unseen else ""
         failed = f"{matrix.failed[:, row].sum()} of {matrix.masks[:, row].sum()}"
         lines.append(
-            f'<tr><th scope="row">{escape(site)}{unseen}</th>{cells}<td>{failed}</td></tr>'
+            f'<tr><th scope="row">{escape(site)}{_about(run, site)}</th>{cells}'
+            f"<td>{failed}</td></tr>"
         )
     return (
         f'<table class="heat"><thead><tr><th scope="col" class="text">site</th>{head}'
@@ -304,6 +427,8 @@ def _column_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _training(run: Run, figures: Mapping[str, bytes]) -> str:
+    if run.in_turn:
+        return ""  # Each fold trains for itself, and its page says how.
     if not run.rounds:
         return _section("Training", "<p>No round has finished yet.</p>")
     seconds = sum(line["seconds"] for line in run.rounds)
@@ -322,23 +447,23 @@ def _training(run: Run, figures: Mapping[str, bytes]) -> str:
 
 
 def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
+    if run.in_turn:
+        return ""
     title = "How far apart the sites are, and what it costs"
     if not run.shift:
         return _section(title, "<p>No shift between sites was measured.</p>")
+    advice = f"<p>{escape(run.advice)}</p>" if run.advice else ""
     if not run.correlations:
         return _section(
             title,
             "<p>Shift was measured but cannot be set against a drop in Dice: that takes local "
-            "models scored at home and at other sites.</p>",
+            f"models scored at home and at other sites.</p>{advice}{_pair_table(run)}",
         )
-    ranked = sorted(
-        run.correlations, key=lambda found: (-np.nan_to_num(found.rho, nan=-2), found.metric)
-    )
     body = "".join(
-        f'<tr><th scope="row">{escape(found.metric.replace("_", " "))}</th>'
+        f'<tr><th scope="row">{escape(shift_label(found.metric))}</th>'
         f"<td>{_dash(found.rho, 2)}</td><td>{_dash(found.p_value, 3)}</td>"
         f"<td>{found.n_pairs}</td></tr>"
-        for found in ranked
+        for found in run.correlations
     )
     picture = _figure(
         figures["shift_drop.png"],
@@ -360,7 +485,7 @@ def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
         title,
         f'{picture}<div class="scroll"><table><thead><tr><th scope="col" class="text">shift metric'
         '</th><th scope="col">Spearman ρ</th><th scope="col">p</th><th scope="col">pairs</th></tr>'
-        f"</thead><tbody>{body}</tbody></table></div>{caution}"
+        f"</thead><tbody>{body}</tbody></table></div>{advice}{caution}"
         '<p class="lead">ρ is positive where more shift goes with more loss. p is by permuting '
         "the sites' names, since pairs that share a site are not independent.</p>"
         f"{_pair_table(run)}",
@@ -373,17 +498,14 @@ def _pair_table(run: Run) -> str:
         return ""
     metrics = sorted({row["metric"] for row in run.shift})
     value = {(row["site_a"], row["site_b"], row["metric"]): row["value"] for row in run.shift}
-    drop = {
-        (pair.home, pair.site): pair.drop for name in run.shift_metrics for pair in run.pairs(name)
-    }
-    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in metrics)
+    head = "".join(f'<th scope="col">{escape(shift_label(name))}</th>' for name in metrics)
     body = ""
     for first, second in sorted({pair[:2] for pair in value}):
         cells = "".join(
             f"<td>{_dash(value.get((first, second, name), np.nan), 3)}</td>" for name in metrics
         )
         drops = "".join(
-            f"<td>{_dash(drop.get(way, np.nan), 3)}</td>"
+            f"<td>{_dash(run.drops.get(way, np.nan), 3)}</td>"
             for way in ((first, second), (second, first))
         )
         body += f'<tr><th scope="row">{escape(first)} – {escape(second)}</th>{cells}{drops}</tr>'
@@ -414,6 +536,8 @@ def _examples(run: Run) -> str:
 
 
 def _egress(run: Run, figures: Mapping[str, bytes]) -> str:
+    if run.in_turn:
+        return ""
     if not run.egress:
         return _section("What left each site", "<p>The ledger is empty.</p>")
     purposes = sorted({purpose for sent in run.egress.values() for purpose in sent})
@@ -511,10 +635,11 @@ def _split(counts: Mapping[str, int] | None) -> str:
 
 
 def _problems(run: Run) -> str:
-    if not run.rounds:
+    if not (run.rounds or run.folds):
         return ""
+    body = ""
     if not run.problems:
-        body = "<p>Nothing failed: every site asked answered, and every update was used.</p>"
+        body = "<p>Training: every site asked answered, and every update was used.</p>"
     else:
         lines = "".join(
             f'<tr><th scope="row">{escape(problem.site)}</th><td class="text">{problem.kind}</td>'
@@ -528,6 +653,16 @@ def _problems(run: Run) -> str:
             '<th scope="col" class="text">rounds</th><th scope="col" class="text">reason</th>'
             f"</tr></thead><tbody>{lines}</tbody></table></div>"
         )
+    if run.missing:
+        items = "".join(f"<li>{escape(note)}</li>" for note in run.missing[:MAX_MISSING])
+        left_out = len(run.missing) - MAX_MISSING
+        more = f"<li>and {left_out} more, in <code>checkpoints/evaluation.json</code></li>"
+        body += (
+            "<p>Missing from the evaluation after the last round:</p>"
+            f"<ul>{items}{more if left_out > 0 else ''}</ul>"
+        )
+    elif run.cross_site:
+        body += "<p>Evaluation: nothing is missing.</p>"
     return _section("Failures and rejected updates", body, "problems")
 
 

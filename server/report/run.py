@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from yaml import YAMLError
 
 from fedshift import UserError
 from fedshift.protocol.messages import POOLED
-from fedshift.protocol.tables import HIGHER_IS_BETTER, METRICS
+from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
+from fedshift.server.shift import NO_DISTANCES
 from fedshift.server.tables import (
     Overview,
     RankCorrelation,
@@ -30,15 +31,22 @@ Row = dict[str, Any]
 Model = tuple[str, str]
 """(``model``, ``trained_on``), as in ``cross_site.csv``."""
 
-LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm"})
-"""The distances; the volumes have no better direction."""
-
-NO_DISTANCES = frozenset({"mmd_p", "proxy_a_null95"})
-"""Rows of ``shift.csv`` that say what chance would give."""
-
 EACH_OWN: Model = ("personal", "all")
 
 MODEL_ORDER = ("local", "personal", "global", "pooled")
+
+SHIFT_LABELS = {
+    "intensity_wasserstein": "intensity, Wasserstein-1",
+    "intensity_js": "intensity, Jensen-Shannon",
+    "spectrum_distance": "amplitude spectrum (dB)",
+    "feature_frechet": "feature Fréchet distance",
+    "norm_kl": "normalisation statistics, KL",
+    "label_tv": "label shares, total variation",
+    "mmd": "MMD in features",
+    "mmd_p": "MMD, p",
+    "proxy_a_distance": "proxy A-distance",
+    "proxy_a_null95": "proxy A-distance by chance",
+}
 
 
 @dataclass
@@ -113,8 +121,9 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of a run folder. ``cards`` holds the site cards by name, ``egress`` the sums
-    of the ledger by site and purpose; a part that the folder does not hold is empty."""
+    """The contents of a run folder; a part that the folder does not hold is empty. ``cards``
+    holds the site cards by name, ``notes`` a sentence for everything missing from the evaluation,
+    and ``advice`` what the shift suggests."""
 
     folder: Path
     config_text: str
@@ -123,28 +132,64 @@ class Run:
     rounds: list[dict[str, Any]]
     cross_site: list[dict[str, Any]]
     shift: list[dict[str, Any]]
-    egress: dict[str, dict[str, Sent]]
+    notes: tuple[str, ...]
+    advice: str
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether each site was left out in turn: a column of the matrix then holds models that
+        never saw its site."""
+        return self.config.get("protocol") == "leave_one_site_out"
+
+    @cached_property
+    def folds(self) -> tuple[Run, ...]:
+        """The runs that leave one site out each, by that site's name (``folder.name``)."""
+        return tuple(map(read_run, _parents(self.folder.glob("folds/*/config.yaml"))))
+
+    @cached_property
+    def evaluations(self) -> tuple[Run, ...]:
+        """What ``fedshift evaluate`` added to this run, by name (``folder.name``)."""
+        return tuple(map(read_run, _parents(self.folder.glob("evaluations/*/cross_site.csv"))))
+
+    @cached_property
+    def egress(self) -> dict[str, dict[str, Sent]]:
+        """The sums of the ledger by site and purpose; of the real sites, not the pooled one."""
+        found: dict[str, dict[str, Sent]] = {}
+        for record in _json_lines(self.folder / "egress.jsonl"):
+            if record["site"] == POOLED:
+                continue
+            sent = found.setdefault(record["site"], {}).setdefault(record["purpose"], Sent())
+            sent.bytes += record["bytes"]
+            sent.records += 1
+            sent.names.add(record["record"])
+        return found
 
     @cached_property
     def unseen(self) -> frozenset[str]:
-        """The sites that the models never saw: those whose card says so; without cards (as in
-        the folder of an evaluation) those that trained no model; all, where each is left out in
-        turn."""
-        scored = {row["site"] for row in self.cross_site}
-        if self.config.get("protocol") == "leave_one_site_out":
-            return frozenset(scored)
+        """The sites that take no part in training: those without a card that says so or, without
+        any card, without a model. None where each site is left out in turn: there every site
+        trains, in the other folds."""
+        if self.in_turn:
+            return frozenset()
+        names = {row["site"] for row in self.cross_site} | set(self.cards)
         if self.cards:
-            return frozenset(name for name, card in self.cards.items() if card["role"] == "unseen")
-        trained = {row["trained_on"] for row in self.cross_site} - {POOLED}
-        for line in self.rounds:
-            trained.update(line["sites"], line["failed"], line["rejected"])
-        return frozenset(scored - trained) if trained else frozenset()
+            trained = {name for name, card in self.cards.items() if card["role"] == "train"}
+        else:
+            trained = {row["trained_on"] for row in self.cross_site} - {POOLED}
+            for line in self.rounds:
+                trained.update(line["sites"], line["failed"], line["rejected"])
+        return frozenset(names - trained) if trained else frozenset()
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """Every site's name: the training sites sorted, then the unseen ones."""
-        names = set(self.cards) | {row["site"] for row in self.cross_site} | set(self.egress)
+        names = set(self.cards) | {row["site"] for row in self.cross_site}
         return tuple(sorted(names, key=lambda name: (name in self.unseen, name)))
+
+    @cached_property
+    def vendors(self) -> dict[str, str]:
+        """The vendor of each scored site, "A+B" where it has several, empty where unknown."""
+        return {row["site"]: row["vendor"] for row in self.cross_site}
 
     @cached_property
     def structures(self) -> tuple[str, ...]:
@@ -181,6 +226,11 @@ class Run:
     def rows(self, metric: str, structure: str | None) -> list[Row]:
         """The rows of ``cross_site.csv`` for one metric; ``structure=None`` keeps them all."""
         return [row for row in self._rows[metric] if structure in (None, row["structure"])]
+
+    def label(self, model: Model) -> str:
+        """A model's name as the figures and the page print it."""
+        label = model_label(model)
+        return f"{label}, without the site" if self.in_turn and model[1] == POOLED else label
 
     def setting(self, group: str) -> str:
         """The name chosen for a group of the configuration, such as ``strategy``."""
@@ -247,7 +297,8 @@ class Run:
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """What failed, was rejected or was skipped, each once with its rounds."""
+        """What failed, was rejected or was skipped, each once with its rounds; then the same of
+        every fold."""
         seen: dict[tuple[str, str, str], list[int]] = {}
         for line in self.rounds:
             found = []
@@ -264,12 +315,42 @@ class Run:
                     found.append((f"{of}round skipped", "all sites", part["skipped"]))
             for key in found:
                 seen.setdefault(key, []).append(line["round"])
-        return tuple(Problem(*key, tuple(rounds)) for key, rounds in sorted(seen.items()))
+        own = [Problem(*key, tuple(rounds)) for key, rounds in sorted(seen.items())]
+        return (
+            *own,
+            *(
+                replace(problem, kind=f"without {fold.folder.name}: {problem.kind}")
+                for fold in self.folds
+                for problem in fold.problems
+            ),
+        )
 
     @cached_property
-    def shift_metrics(self) -> tuple[str, ...]:
-        """The distances of ``shift.csv``; p-values and nulls are no distances."""
-        return tuple(sorted({row["metric"] for row in self.shift} - NO_DISTANCES))
+    def missing(self) -> tuple[str, ...]:
+        """A sentence for every model, site or statistic that the evaluation lacks, of every fold
+        too."""
+        folds = [
+            f"without {fold.folder.name}: {note}" for fold in self.folds for note in fold.notes
+        ]
+        return (*self.notes, *folds)
+
+    @cached_property
+    def drops(self) -> dict[tuple[str, str], float]:
+        """What each site's own model loses at each other site, in Dice, sorted by name."""
+        if "dice" not in self.metrics:
+            return {}
+        dice = self.matrix("dice")
+        found: dict[tuple[str, str], float] = {}
+        for row, (model, home) in enumerate(dice.models):
+            if model != "local" or home not in dice.sites:
+                continue
+            drops = dice.mean[row, dice.sites.index(home)] - dice.mean[row]
+            found |= {
+                (home, site): float(drop)
+                for site, drop in zip(dice.sites, drops, strict=True)
+                if site != home and np.isfinite(drop)
+            }
+        return dict(sorted(found.items()))
 
     def pairs(self, shift_metric: str) -> list[Pair]:
         """The ordered pairs of sites with both a shift and a drop, sorted by name."""
@@ -278,26 +359,24 @@ class Run:
             for row in self.shift
             if row["metric"] == shift_metric
         }
-        dice = self.matrix("dice")
         found = []
-        for row, (model, home) in enumerate(dice.models):
-            if model != "local" or home not in dice.sites:
-                continue
-            at_home = dice.mean[row, dice.sites.index(home)]
-            for column, site in enumerate(dice.sites):
-                value = shift.get((home, site), shift.get((site, home), np.nan))
-                drop = at_home - dice.mean[row, column]
-                if site != home and np.isfinite(value) and np.isfinite(drop):
-                    found.append(Pair(home, site, value, float(drop)))
-        return sorted(found, key=lambda pair: (pair.home, pair.site))
+        for (home, site), drop in self.drops.items():
+            value = shift.get((home, site), shift.get((site, home), np.nan))
+            if np.isfinite(value):
+                found.append(Pair(home, site, value, drop))
+        return found
 
     @cached_property
     def correlations(self) -> list[RankCorrelation]:
-        """Each shift distance against the drop in Dice, where a pair of sites has both."""
+        """Each shift distance against the drop in Dice, where a pair of sites has both; the
+        strongest first."""
         if "dice" not in self.metrics:
             return []
         found = rank_correlation(self.shift, self.cross_site, skip=NO_DISTANCES)
-        return [item for item in found if item.n_pairs]
+        return sorted(
+            (item for item in found if item.n_pairs),
+            key=lambda item: (-abs(np.nan_to_num(item.rho)), item.metric),
+        )
 
 
 def model_key(model: Model) -> tuple[int, str, str]:
@@ -308,15 +387,20 @@ def model_key(model: Model) -> tuple[int, str, str]:
 
 
 def model_label(model: Model) -> str:
-    """A model's name as the figures and tables print it."""
+    """A model's name for readers: the global model is the federated one."""
     name, trained_on = model
     if name == "global":
-        return "federated (global)"
+        return "federated"
     if name == "pooled":
         return "pooled (upper bound)"
     if model == EACH_OWN:
         return "personal (each site's own)"
     return name if trained_on == "all" else f"{name}, {trained_on}"
+
+
+def shift_label(metric: str) -> str:
+    """A shift metric's name for readers."""
+    return SHIFT_LABELS.get(metric, metric.replace("_", " "))
 
 
 def format_value(metric: str, value: float) -> str:
@@ -361,17 +445,12 @@ def read_run(folder: Path) -> Run:
             f"{config_path} is not a valid configuration: restore it from the run's backup, "
             "or run the simulation again."
         ) from error
-    cards_path = folder / "checkpoints" / "sites.json"
-    cards = json.loads(cards_path.read_text(encoding="utf-8")) if cards_path.is_file() else []
+    # An evaluation has no sites of its own: who trained is written in the run it belongs to.
+    evaluated = folder.resolve().parent
+    home = evaluated.parent if evaluated.name == "evaluations" else folder
+    cards = _json(home / "checkpoints" / "sites.json") or []
+    evaluation = _json(folder / "checkpoints" / "evaluation.json") or {}
     cross_site_path, shift_path = folder / "cross_site.csv", folder / "shift.csv"
-    egress: dict[str, dict[str, Sent]] = {}
-    for record in _json_lines(folder / "egress.jsonl"):
-        if record["site"] == POOLED:
-            continue
-        sent = egress.setdefault(record["site"], {}).setdefault(record["purpose"], Sent())
-        sent.bytes += record["bytes"]
-        sent.records += 1
-        sent.names.add(record["record"])
     return Run(
         folder=folder,
         config_text=config_text,
@@ -381,8 +460,25 @@ def read_run(folder: Path) -> Run:
         rounds=list(_json_lines(folder / "rounds.jsonl")),
         cross_site=read_cross_site(cross_site_path) if cross_site_path.is_file() else [],
         shift=read_shift(shift_path) if shift_path.is_file() else [],
-        egress=egress,
+        notes=tuple(evaluation.get("problems", ())),
+        advice=evaluation.get("advice", ""),
     )
+
+
+def _parents(paths: Iterator[Path]) -> list[Path]:
+    return sorted(path.parent for path in paths)
+
+
+def _json(path: Path) -> Any:
+    """What the file holds, ``None`` without a file."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON: restore it from the run's backup, or run the simulation again."
+        ) from error
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

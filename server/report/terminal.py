@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedshift.protocol.messages import POOLED
 from fedshift.server.report.answer import answer
-from fedshift.server.report.run import Run, count, format_value, read_run
+from fedshift.server.report.run import (
+    EACH_OWN,
+    Model,
+    Run,
+    count,
+    format_value,
+    read_run,
+    shift_label,
+)
 
 MAX_COLUMNS = 6
 """With more sites than this the table shows only the shared models and the summary columns; the
 sentences below it give the means of the single-site models."""
 MAX_PROBLEMS = 8
-SHORT = {"global": "federated"}
+MAX_CORRELATIONS = 3
 
 
 def summary(run: Path) -> RenderableType:
-    """Return the run's Dice table, shift-against-drop lines, failures and where the report is.
+    """Return the run's Dice table, what predicts the drop, failures and where the report is.
 
+    Made for 80 columns: the names of models stay on one line, those of sites wrap.
     Raises :class:`fedshift.UserError` when ``run`` is no run folder or a file in it is broken.
     """
     contents = read_run(run)
@@ -30,20 +41,17 @@ def summary(run: Path) -> RenderableType:
         lines += [_dice(contents), *(Text(line) for line in answer(contents).sentences())]
     else:
         lines.append(Text("No model has been scored yet."))
-    lines += [
-        Text(
-            f"shift against drop, {found.metric}: rho {found.rho:.2f}, p {found.p_value:.3f}, "
-            f"{count(found.n_pairs, 'pair')}",
-            style="dim",
-        )
-        for found in contents.correlations
+    if contents.correlations:
+        lines.append(_correlations(contents))
+    if contents.advice:
+        lines.append(Text(contents.advice))
+    problems = [
+        f"{problem.site} {problem.kind} {count(len(problem.rounds), 'time')}: {problem.reason}"
+        for problem in contents.problems
     ]
-    for problem in contents.problems[:MAX_PROBLEMS]:
-        times = count(len(problem.rounds), "time")
-        lines.append(
-            Text(f"{problem.site} {problem.kind} {times}: {problem.reason}", style="yellow")
-        )
-    left_out = len(contents.problems) - MAX_PROBLEMS
+    problems += [f"not evaluated: {note}" for note in contents.missing]
+    lines += [Text(problem, style="yellow") for problem in problems[:MAX_PROBLEMS]]
+    left_out = len(problems) - MAX_PROBLEMS
     if left_out > 0:
         lines.append(Text(f"and {left_out} more, listed in the report", style="yellow"))
     page = run / "report.html"
@@ -59,28 +67,23 @@ def _dice(run: Run) -> Table:
     shown = range(len(matrix.sites)) if len(matrix.sites) <= MAX_COLUMNS else range(0)
     # With a column of its own, a single unseen site needs no mean.
     unseen = sum(site in run.unseen for site in matrix.sites) > (1 if shown else 0)
-    table = Table(
-        title="Dice on the test split",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("model", overflow="fold")
+    where = ", each site by models that never saw it" if run.in_turn else ""
+    table = _table(title=f"Dice on the test split{where}")
+    table.add_column("model", no_wrap=True)
     for column in shown:
         site = matrix.sites[column]
         # Text, since a site's name may hold what rich would read as markup.
         header = Text(f"{site}\n(unseen)" if site in run.unseen else site)
-        table.add_column(header, justify="right", overflow="fold")
-    ends = ("mean", "worst", "gap", *(["unseen"] if unseen else [])) if found else ()
+        table.add_column(header, justify="right", overflow="fold", min_width=5)
+    ends = ("mean", "worst", *(["unseen"] if unseen else [])) if found else ()
     for name in ends:
         table.add_column(name, justify="right", no_wrap=True)
     for row, model in enumerate(matrix.models):
-        if not shown and model[1] != "all":
+        if not shown and model[1] != POOLED:
             continue
         summaries = [""] * len(ends)
         if item := found.get(model):
-            values = [item.macro_mean, item.worst, item.gap, *([item.unseen] if unseen else [])]
+            values = [item.macro_mean, item.worst, *([item.unseen] if unseen else [])]
             summaries = [format_value("dice", value) for value in values]
         cells = [
             Text(
@@ -89,7 +92,44 @@ def _dice(run: Run) -> Table:
             )
             for column in shown
         ]
-        name, trained_on = model
-        label = SHORT.get(name, name) if trained_on == "all" else f"{name} {trained_on}"
-        table.add_row(Text(label), *cells, *summaries)
+        table.add_row(Text(_label(model)), *cells, *summaries)
     return table
+
+
+def _label(model: Model) -> str:
+    """Shorter than on the page: here a line has 80 columns."""
+    name, trained_on = model
+    if model == EACH_OWN or trained_on != POOLED:
+        return f"{name} {'(own)' if model == EACH_OWN else trained_on}"
+    return "federated" if name == "global" else name
+
+
+def _correlations(run: Run) -> Table:
+    """The strongest rank correlations of a shift metric with the drop in Dice."""
+    left_out = len(run.correlations) - MAX_CORRELATIONS
+    table = _table(
+        title="Shift against drop in Dice, over pairs of sites",
+        caption=f"and {left_out} more in the report" if left_out > 0 else None,
+        caption_justify="left",
+    )
+    table.add_column("shift metric", no_wrap=True)
+    for name in ("Spearman's rho", "p", "pairs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for found in run.correlations[:MAX_CORRELATIONS]:
+        table.add_row(
+            shift_label(found.metric),
+            format_value("rho", found.rho),
+            format_value("p", found.p_value),
+            str(found.n_pairs),
+        )
+    return table
+
+
+def _table(**options: Any) -> Table:
+    return Table(
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        **options,
+    )

@@ -1,0 +1,154 @@
+"""What the tests share: a small federation, runs of it made once, and the command in process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = (
+    "federation=cardiac_phantom",
+    "federation.subjects=6",
+    "federation.slices=2",
+    "federation.size=32",
+    "method.depth=3",
+    "method.width=4",
+    "rounds=2",
+    "local_steps=2",
+    "engine.devices=cpu",
+    "engine.workers=1",
+)
+"""Three phantom vendors that train and one unseen, at a size that trains in a second."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of it, and leave the other core to others."""
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSHIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server_identity() -> None:
+    """Flower builds no message in a process that is no task of a run."""
+    from fedshift.protocol.flower import identify_server
+
+    identify_server(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """The overrides of the small federation."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def simulate() -> Callable[..., Path]:
+    """Run the small federation into a folder, with further overrides, in this process."""
+    from fedshift.cli.simulate import simulate as run
+
+    def call(out: Path, *overrides: str) -> Path:
+        run([*TINY, f"out={out}", *overrides])
+        return out
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def reference(simulate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished FedAvg run with both baselines, one worker. Not to be written to."""
+    return simulate(tmp_path_factory.mktemp("reference") / "run", "strategy=fedavg")
+
+
+@pytest.fixture(scope="session")
+def fedbn_reference(
+    simulate: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished FedBN run on a net with batch normalisation, one worker."""
+    out = tmp_path_factory.mktemp("fedbn") / "run"
+    return simulate(out, "strategy=fedbn", "method.norm=batch", "baselines=[]")
+
+
+def _round_line(text: str) -> dict[str, Any]:
+    """A line of rounds.jsonl without the times, which no two runs share."""
+
+    def timeless(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: timeless(value) for key, value in node.items() if key != "seconds"}
+        return node
+
+    return timeless(json.loads(text))
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[..., dict[str, Any]]:
+    """What a run folder holds, by relative path: bytes, and rounds.jsonl without its times.
+
+    Left out are the page and the curves' figure, which show times, and the config, which names
+    the folder.
+    """
+
+    def read(run: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in sorted(run.rglob("*")):
+            name = path.relative_to(run).as_posix()
+            if path.is_dir() or name in ("report.html", "config.yaml"):
+                continue
+            if path.name == "rounds.jsonl":
+                found[name] = [_round_line(line) for line in path.read_text().splitlines()]
+            else:
+                found[name] = path.read_bytes()
+        return found
+
+    return read
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run ``fedshift ARGUMENTS`` in this process, exactly as the console script would."""
+    from fedshift import cli
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fedshift", *arguments])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the real image sets; skips where they are absent."""
+    beside = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    root = Path(os.environ.get("FEDSHIFT_DATA") or beside)
+    if not root.is_dir():
+        pytest.skip(f"no real images at {root}; set FEDSHIFT_DATA")
+    return root

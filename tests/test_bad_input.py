@@ -1,0 +1,348 @@
+"""What a user can get wrong: one sentence, exit code 2, and no earlier run is harmed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fedshift.protocol import storage
+
+Command = Callable[..., Any]
+NIFTI = ("federation=manifest", "data.size=32", "rounds=1", "local_steps=1", "baselines=[]")
+NET = ("method.depth=2", "method.width=2", "engine.devices=cpu", "engine.workers=1")
+
+
+def assert_sentence(outcome: Any, *words: str) -> None:
+    """One line on stderr that holds ``words``, exit code 2, no traceback."""
+    assert outcome.code == 2, outcome.err
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert outcome.err.startswith("fedshift: ")
+    assert "Traceback" not in outcome.err + outcome.out
+    for word in words:
+        assert word in outcome.err
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of ``folder`` by path."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class ImageSet:
+    """Two sites of four volumes each with a disc to segment, and their table."""
+
+    columns = ("path", "label_path", "site", "subject", "vendor")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[list[str]] = []
+        random = np.random.default_rng(0)
+        rows, columns = np.mgrid[:24, :24]
+        disc = ((rows - 12) ** 2 + (columns - 11) ** 2 < 36)[..., None].repeat(4, axis=2)
+        for site in ("north", "south"):
+            for number in range(4):
+                subject = f"{site}{number}"
+                image = 100 * disc + random.normal(0, 5, disc.shape)
+                self.save(f"{subject}.nii", image.astype(np.float32))
+                self.save(f"{subject}_label.nii", disc.astype(np.uint8))
+                row = [f"{subject}.nii", f"{subject}_label.nii", site, subject, site.upper()]
+                self.rows.append(row)
+        self.write()
+
+    @property
+    def table(self) -> Path:
+        return self.folder / "MANIFEST.tsv"
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        nib.save(nib.Nifti1Image(array, np.diag([1, 1, 4, 1])), self.folder / name)
+
+    def write(self, columns: tuple[str, ...] = columns) -> None:
+        lines = [columns, *([*row][: len(columns)] for row in self.rows)]
+        self.table.write_text("".join("\t".join(line) + "\n" for line in lines))
+
+    def options(self, out: Path, *more: str) -> tuple[str, ...]:
+        return ("simulate", *NIFTI, *NET, f"data.manifest={self.table}", f"out={out}", *more)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return ImageSet(folder)
+
+
+# The configuration.
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ronds=3", ("ronds", "did you mean rounds?")),
+        ("method.widht=3", ("method.widht", "method.width")),
+        ("strategy=fedavgg", ("strategy=fedavgg", "fedavg")),
+        ("federation=cardiac", ("federation=cardiac", "cardiac_phantom")),
+        ("method=unet", ("method=unet", "supervised")),
+        ("engine=inlin", ("engine=inlin", "inline")),
+        ("engine.workers=0", ("engine.workers", "at least 1")),
+        ("engine.devices=cuda:99", ("engine.devices", "cuda:99", "cpu")),
+        ("rounds=0", ("rounds must be at least 1",)),
+        ("rounds=many", ("rounds", "int")),
+        ("protocol=leave_two_out", ("protocol", "leave_one_site_out")),
+        ("baselines=[best]", ("baselines", "local, pooled")),
+        ("strategy.fraction=2", ("strategy.fraction", "at most 1")),
+        ("strategy.min_sites=9", ("strategy.min_sites is 9", "3 sites")),
+        ("policy.release=[images]", ("policy.release", "images")),
+        ("data.size=3", ("data.size", "8 to 4096")),
+        ("data.unseen_sites=[vendor_x]", ("vendor_x", "vendor_b")),
+        ("federation.shift=2", ("federation.shift",)),
+        ("just words", ("KEY=VALUE",)),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_is_near(
+    command: Command, tiny: tuple[str, ...], tmp_path: Path, override: str, words: tuple[str, ...]
+) -> None:
+    outcome = command("simulate", *tiny, f"out={tmp_path / 'run'}", override)
+    assert_sentence(outcome, *words)
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+# The manifest and its images.
+
+
+def test_the_image_set_itself_is_fine(command: Command, images: ImageSet, tmp_path: Path) -> None:
+    """Also: one broken image of many is left out and named, the run goes on."""
+    (images.folder / "north1.nii").write_bytes(b"not an image")
+    assert command(*images.options(tmp_path / "run")).code == 0
+    cards = json.loads((tmp_path / "run" / "checkpoints" / "sites.json").read_text())
+    notes = {card["name"]: " ".join(card["notes"]) for card in cards}
+    assert "left out" in notes["north"]
+    assert "north1.nii" in notes["north"]
+    assert "left out" not in notes["south"]
+    assert "north1.nii" in (tmp_path / "run" / "report.html").read_text()
+
+
+def break_all(images: ImageSet, write: Callable[[Path], None]) -> None:
+    for number in range(4):
+        write(images.folder / f"north{number}.nii")
+
+
+def to_nan(path: Path) -> None:
+    array = nib.load(path).get_fdata().astype(np.float32)
+    array[3, 4, 1] = np.nan
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:400])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("no manifest", ("data.manifest is not set",)),
+        ("absent manifest", ("nowhere.tsv", "does not exist")),
+        ("binary manifest", ("MANIFEST.tsv", "cannot be read")),
+        ("empty manifest", ("MANIFEST.tsv",)),
+        ("missing column", ("MANIFEST.tsv", "'subject'")),
+        ("file not found", ("north0.nii", "does not exist")),
+        ("corrupt NIfTI", ("north0.nii", "not a readable NIfTI")),
+        ("NaN image", ("north0.nii", "NaN")),
+        ("other shape", ("north0_label.nii", "shape")),
+        ("label outside the map", ("north0_label.nii", "7")),
+        ("no label at all", ("label",)),
+        ("more classes than labels", ("ghost", "2 structures")),
+        ("only unseen sites", ("no site trains",)),
+    ],
+)
+def test_a_fault_in_the_data_is_one_sentence_that_names_it(
+    command: Command, images: ImageSet, tmp_path: Path, fault: str, words: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    options: tuple[str, ...] = images.options(out)
+    if fault == "no manifest":
+        options = ("simulate", *NIFTI, f"out={out}")
+    elif fault == "absent manifest":
+        options = (*options, f"data.manifest={tmp_path / 'nowhere.tsv'}")
+    elif fault == "binary manifest":
+        images.table.write_bytes(bytes(range(128, 256)))
+    elif fault == "empty manifest":
+        images.table.write_text("")
+    elif fault == "missing column":
+        images.write(images.columns[:3])
+    elif fault == "file not found":
+        break_all(images, Path.unlink)
+    elif fault == "corrupt NIfTI":
+        break_all(images, truncate)
+    elif fault == "NaN image":
+        break_all(images, to_nan)
+    elif fault == "other shape":
+        for number in range(4):
+            images.save(f"north{number}_label.nii", np.ones((9, 9, 4), np.uint8))
+    elif fault == "label outside the map":
+        images.save("north0_label.nii", np.full((24, 24, 4), 7, np.uint8))
+        options = images.options(out, "data.labels={disc: 1}")
+    elif fault == "no label at all":
+        for row in images.rows:
+            row[1] = ""
+        images.write()
+    elif fault == "more classes than labels":
+        options = images.options(out, "data.labels={disc: 1, ghost: 5}")
+    elif fault == "only unseen sites":
+        options = images.options(out, "data.unseen_sites=[north, south]")
+    assert_sentence(command(*options), *words)
+    assert not (out / "rounds.jsonl").exists()
+
+
+def test_a_site_with_nothing_to_test_on_trains_and_says_so(
+    command: Command, images: ImageSet, tmp_path: Path
+) -> None:
+    """One image of a single slice cannot be cut into three splits."""
+    images.save("north0.nii", np.random.default_rng(0).random((24, 24, 1), np.float32))
+    images.save("north0_label.nii", np.eye(24, dtype=np.uint8)[..., None])
+    images.rows = [row for row in images.rows if row[3] not in ("north1", "north2", "north3")]
+    images.write()
+    assert command(*images.options(tmp_path / "run")).code == 0
+    cards = json.loads((tmp_path / "run" / "checkpoints" / "sites.json").read_text())
+    (north,) = (card for card in cards if card["name"] == "north")
+    assert {split: counts["labelled"] for split, counts in north["splits"].items()} == {
+        "train": 1,
+        "val": 0,
+        "test": 0,
+    }
+    assert "too short to be cut" in " ".join(north["notes"])
+    assert ",north," not in (tmp_path / "run" / "cases.csv").read_text()
+
+
+def test_a_federation_whose_labels_are_all_hidden_cannot_train(
+    command: Command, images: ImageSet, tmp_path: Path
+) -> None:
+    outcome = command(*images.options(tmp_path / "run", "data.unlabelled_sites=[north, south]"))
+    assert_sentence(outcome, "no site can train")
+
+
+# The output folder.
+
+
+@pytest.fixture
+def earlier(reference: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of a finished run, which must come out of the test as it went in."""
+    run = tmp_path / "earlier"
+    shutil.copytree(reference, run)
+    before = tree(run)
+    yield run
+    assert tree(run) == before
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(
+    command: Command, tiny: tuple[str, ...], earlier: Path
+) -> None:
+    outcome = command("simulate", *tiny, f"out={earlier}")
+    assert_sentence(outcome, str(earlier), "resume=true", "out=DIR")
+
+
+def test_resuming_with_another_config_names_the_key(
+    command: Command, tiny: tuple[str, ...], earlier: Path
+) -> None:
+    outcome = command("simulate", *tiny, f"out={earlier}", "resume=true", "method.lr=0.5")
+    assert_sentence(outcome, "another config", "method.lr")
+    assert "seed" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "held", ["notes.txt", "checkpoints/model.bin", "config.yaml", "evaluation"]
+)
+def test_a_folder_that_holds_anything_else_is_left_alone(
+    command: Command, tiny: tuple[str, ...], reference: Path, tmp_path: Path, held: str
+) -> None:
+    out = tmp_path / "mine"
+    if held == "evaluation":  # What `fedshift evaluate` writes has a config.yaml of its own.
+        out.mkdir()
+        for name in ("config.yaml", "cases.csv", "cross_site.csv"):
+            shutil.copy(reference / name, out / name)
+    else:
+        (out / held).parent.mkdir(parents=True)
+        (out / held).write_text("mine: true\n")
+    before = tree(out)
+    for resume in ("false", "true"):
+        outcome = command("simulate", *tiny, f"out={out}", f"resume={resume}")
+        assert_sentence(outcome, str(out))
+    assert tree(out) == before
+
+
+def test_an_output_that_is_a_file_is_named(
+    command: Command, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert_sentence(command("simulate", *tiny, f"out={out}"), str(out), "out=DIR")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [("evaluate",), ("report",)])
+@pytest.mark.parametrize("folder", ["absent", "empty"])
+def test_a_folder_without_a_run_cannot_be_evaluated_or_reported(
+    command: Command, tmp_path: Path, arguments: tuple[str, ...], folder: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    outcome = command(*arguments, str(tmp_path / folder))
+    assert_sentence(outcome, str(tmp_path / folder))
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+# A full disk.
+
+
+def test_a_disk_that_fills_up_at_a_checkpoint_costs_no_finished_round(
+    command: Command,
+    simulate: Callable[..., Path],
+    contents: Callable[..., dict[str, Any]],
+    reference: Path,
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    write = storage.write_tensors
+
+    def until_full(path: Path, tensors: Any) -> None:
+        if path.name == "round_0002.safetensors" and path.parent.name == "checkpoints":
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                write(path, tensors)
+        else:
+            write(path, tensors)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedshift.server.checkpoint.write_tensors", until_full)
+        outcome = command("simulate", *tiny, "strategy=fedavg", f"out={out}")
+    assert_sentence(outcome, "round_0002.safetensors is full", "resume=true")
+    done = out / "checkpoints" / "round_0001.safetensors"
+    assert done.read_bytes() == (reference / "checkpoints" / done.name).read_bytes()
+    simulate(out, "strategy=fedavg", "resume=true")
+    expected, found = contents(reference), contents(out)
+    assert found.keys() == expected.keys()
+    for name, content in expected.items():
+        if name != "figures/curves.png":
+            assert found[name] == content, name
+
+
+def test_a_disk_that_fills_up_anywhere_else_is_one_sentence_too(
+    command: Command, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fedshift.client.simulation.LocalSites.egress", full)
+    outcome = command("simulate", *tiny, f"out={tmp_path / 'run'}")
+    assert_sentence(outcome, "No space left on device")

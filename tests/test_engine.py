@@ -1,0 +1,315 @@
+"""The inline engine: the same bits for any number of workers, and what a dead one costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from fedshift import UserError
+from fedshift.cli.config import load
+from fedshift.client.model import Model, initial_arrays
+from fedshift.client.policy import Policy
+from fedshift.client.simulation import LocalSites
+from fedshift.client.worker import SiteWorker
+from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Message
+from fedshift.protocol.messages import (
+    CONFIG,
+    Action,
+    Arrays,
+    Instruction,
+    answer,
+    pack_arrays,
+    request,
+    unpack_arrays,
+)
+from fedshift.server.engines.devices import CONTEXT_BYTES, place, useful_workers
+from fedshift.server.engines.inline import InlineGrid
+from fedshift.server.rounds import find
+from fedshift.sites import DataSettings, load_federation
+from fedshift.strategies.fedavg import FedAvg
+
+RESULTS = ("cases.csv", "cross_site.csv", "shift.csv", "egress.jsonl", "rounds.jsonl")
+METHOD = {"name": "supervised", "width": 4, "depth": 3}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bits(
+    reference: Path,
+    simulate: Callable[..., Path],
+    contents: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    workers: int,
+) -> None:
+    expected = contents(reference)
+    found = contents(simulate(tmp_path / "run", f"engine.workers={workers}"))
+    assert found.keys() == expected.keys()
+    assert set(RESULTS) < found.keys()
+    assert "checkpoints/round_0002.safetensors" in found
+    for name in expected:
+        if not name.endswith(".png"):
+            assert found[name] == expected[name], name
+
+
+# Workers that misbehave, without training.
+
+
+class _Scripted(SiteWorker):
+    """Does what its site is called instead of opening data."""
+
+    def handle(self, message: Message) -> Message:
+        record = message.content[CONFIG]
+        assert isinstance(record, ConfigRecord)
+        number = Instruction.from_record(record).round
+        if self.name == "dies" and number == 1:
+            os._exit(7)
+        if self.name == "hangs" and number == 1:
+            time.sleep(1.2)
+        with (self.folder.parent / "order.txt").open("a") as file:
+            file.write(f"{self.name} {os.getpid()}\n")
+        return Message(answer(self.name), reply_to=message)
+
+
+@dataclass(frozen=True)
+class _ScriptedSites(LocalSites):
+    def worker(self, name: str, device: torch.device) -> SiteWorker:
+        return _Scripted(name, None, policy=self.policy, folder=self.folder / name, device=device)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def scripted(tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., _ScriptedSites]:
+    def make(*names: str) -> _ScriptedSites:
+        config = load(list(tiny))
+        data = DataSettings.from_config(config["data"])
+        federation = load_federation(config["federation"], data, 0)
+        sites = tuple(replace(federation.sites[0], name=name) for name in names)
+        return _ScriptedSites(
+            replace(federation, sites=sites), data, Policy(), tmp_path / "sites", 0
+        )
+
+    return make
+
+
+def ask(grid: InlineGrid, number: int, nodes: dict[str, int]) -> list[Message]:
+    content = request(Instruction(action=Action.NAME, seed=0, round=number))
+    return [
+        Message(content, dst_node_id=node, message_type="query")
+        for _, node in sorted(nodes.items())
+    ]
+
+
+@pytest.fixture
+def pool(scripted: Callable[..., _ScriptedSites]) -> Iterator[Callable[..., InlineGrid]]:
+    opened = []
+
+    def make(*names: str, workers: int = 2) -> InlineGrid:
+        opened.append(InlineGrid(scripted(*names), ["cpu"] * workers, 1))
+        return opened[-1]
+
+    yield make
+    for grid in opened:
+        grid.__exit__()
+
+
+def test_a_worker_that_dies_costs_only_its_site(pool: Callable[..., InlineGrid]) -> None:
+    grid = pool("a", "b", "dies", "e", "f")
+    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    assert list(nodes) == ["a", "b", "dies", "e", "f"]
+    names = {node: name for name, node in nodes.items()}
+    for number in (1, 2):
+        replies = {
+            names[reply.metadata.src_node_id]: reply
+            for reply in grid.send_and_receive(ask(grid, number, nodes))
+        }
+        failed = {name for name, reply in replies.items() if reply.has_error()}
+        assert replies.keys() == nodes.keys()
+        assert failed == ({"dies"} if number == 1 else set())
+        if number == 1:
+            assert replies["dies"].error.reason == "the worker process ended with code 7"
+
+
+def test_a_worker_killed_while_idle_costs_nothing(pool: Callable[..., InlineGrid]) -> None:
+    grid = pool("a", "b", "c")
+    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    assert grid._pool is not None
+    for slot in grid._pool._slots:
+        assert slot.process.pid is not None
+        os.kill(slot.process.pid, signal.SIGKILL)
+        slot.process.join()
+    replies = list(grid.send_and_receive(ask(grid, 2, nodes)))
+    assert [reply.has_error() for reply in replies] == [False] * 3
+
+
+def test_at_most_two_replies_a_worker_wait_in_memory(
+    pool: Callable[..., InlineGrid], tmp_path: Path
+) -> None:
+    grid = pool(*(f"s{number:02d}" for number in range(20)))
+    nodes = dict(zip(grid.sites.names, grid.get_node_ids(), strict=True))
+    ids = list(grid.push_messages(ask(grid, 1, nodes)))
+    done = tmp_path / "sites" / "order.txt"
+    most = 0
+    for number, message_id in enumerate(ids):
+        while not list(grid.pull_messages([message_id])):
+            pass
+        time.sleep(0.05)
+        most = max(most, len(done.read_text().splitlines()) - number - 1)
+    assert len(done.read_text().splitlines()) == 20
+    assert most <= 2 * 2 + 2  # two waiting and one in the making, a worker
+
+
+def test_a_site_past_its_deadline_does_not_block_those_after_it(
+    pool: Callable[..., InlineGrid], tmp_path: Path
+) -> None:
+    """One of two workers hangs; five later exchanges pile up no reply that nobody takes."""
+    grid = pool("a", "hangs", "z")
+    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    for _ in range(5):
+        messages = ask(grid, 1, nodes)
+        for message in messages:
+            message.metadata.ttl = 0.2
+        list(grid.push_messages(messages))
+        time.sleep(0.25)
+    replies = list(grid.send_and_receive(ask(grid, 2, nodes), timeout=30))
+    assert [reply.has_error() for reply in replies] == [False] * 3
+
+
+def test_in_process_a_message_past_its_deadline_is_not_run(
+    scripted: Callable[..., _ScriptedSites], tmp_path: Path
+) -> None:
+    grid = InlineGrid(scripted("a"), ["cpu"], 1)
+    (message,) = ask(grid, 1, {"a": 2})
+    message.metadata.ttl = 0.01
+    (message_id,) = grid.push_messages([message])
+    time.sleep(0.05)
+    assert list(grid.pull_messages([message_id])) == []
+    assert not (tmp_path / "sites" / "order.txt").exists()
+
+
+def test_send_and_receive_gives_up_after_its_timeout(pool: Callable[..., InlineGrid]) -> None:
+    grid = pool("a", "hangs")
+    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    begin = time.monotonic()
+    replies = list(grid.send_and_receive(ask(grid, 1, nodes), timeout=0.1))
+    assert time.monotonic() - begin < 5
+    assert [reply.metadata.src_node_id for reply in replies] == [nodes["a"]]
+
+
+# Flower's own round loop and strategies on the grid.
+
+
+@pytest.fixture
+def three_sites(tiny: tuple[str, ...], tmp_path: Path) -> LocalSites:
+    config = load([*tiny, "federation.unseen=[]"])
+    data = DataSettings.from_config(config["data"])
+    federation = load_federation(config["federation"], data, 0)
+    sites = tuple(site for site in federation.sites if site.name != "vendor_d")
+    return LocalSites(replace(federation, sites=sites), data, Policy(), tmp_path / "sites", seed=0)
+
+
+def fit_instruction(sites: LocalSites) -> Instruction:
+    task = {"structures": list(sites.federation.structures)}
+    return Instruction(action=Action.FIT, seed=0, round=1, method=METHOD, task=task, steps=2)
+
+
+def mean_by_hand(sites: LocalSites, start: Arrays) -> Arrays:
+    """What one round of FedAvg gives, from the sites' answers and numpy alone."""
+    sent, weights = [], []
+    for name in sites.names:
+        content = request(fit_instruction(sites), pack_arrays(start))
+        reply = sites.worker(name, torch.device("cpu")).handle(
+            Message(content, dst_node_id=2, message_type="train")
+        )
+        record = reply.content["arrays"]
+        assert isinstance(record, ArrayRecord)
+        sent.append(unpack_arrays(record))
+        weights.append(reply.content["metrics"]["num-examples"])
+    return {
+        name: np.average([arrays[name] for arrays in sent], axis=0, weights=weights)
+        for name in start
+    }
+
+
+def test_our_strategy_runs_in_flowers_own_loop(three_sites: LocalSites) -> None:
+    asked = fit_instruction(three_sites)
+    start = initial_arrays(asked.method, asked.task, 0)
+    expected = mean_by_hand(three_sites, start)
+    infos = Model(asked.method, asked.task, torch.device("cpu"), 0).infos()
+    strategy = FedAvg()
+    with InlineGrid(three_sites, ["cpu"], 1) as grid:
+        nodes = find(grid, asked)
+        strategy.begin(nodes, infos, asked)
+        result = strategy.start(grid, pack_arrays(start), num_rounds=1)
+    found = unpack_arrays(result.arrays)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-8)
+    assert strategy.outcome.sites.keys() == set(three_sites.names)
+
+
+def test_flowers_own_fedavg_runs_on_the_grid(three_sites: LocalSites) -> None:
+    asked = fit_instruction(three_sites)
+    start = initial_arrays(asked.method, asked.task, 0)
+    expected = mean_by_hand(three_sites, start)
+    with InlineGrid(three_sites, ["cpu"], 1) as grid:
+        result = FlowerFedAvg().start(
+            grid,
+            pack_arrays(start),
+            num_rounds=1,
+            train_config=asked.to_record(),
+            evaluate_config=asked.but(action=Action.VALIDATE).to_record(),
+        )
+    found = unpack_arrays(result.arrays)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6)
+    assert 0 <= result.evaluate_metrics_clientapp[1]["val_dice"] <= 1
+
+
+# Which device each worker gets.
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+
+def test_workers_fill_the_gpus_as_their_memory_allows(two_gpus: None) -> None:
+    free = {"cuda:0": 5 * 2**30, "cuda:1": 3 * 2**30}
+    need = 2**30 - CONTEXT_BYTES  # with its context, one GiB a worker
+    slots = place("auto", None, 20, 1, lambda _: need, free.__getitem__)
+    assert slots == ["cuda:0", "cuda:1"] * 3 + ["cuda:0"] * 2
+    assert place("cuda:1", None, 20, 1, lambda _: need, free.__getitem__) == ["cuda:1"] * 3
+    assert place("auto", 3, 20, 1, lambda _: need, free.__getitem__) == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:0",
+    ]
+    assert place("auto", None, 2, 1, lambda _: need, free.__getitem__) == ["cuda:0", "cuda:1"]
+
+
+def test_a_gpu_that_is_too_full_still_gets_one_worker(two_gpus: None) -> None:
+    assert place("cuda:0", None, 9, 1, lambda _: 2**40, lambda _: 2**30) == ["cuda:0"]
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"engine\.devices holds 'cuda:3'.* cpu, cuda:0"):
+        place("cuda:0, cuda:3", None, 4, 1, lambda _: 0)
+
+
+def test_without_a_gpu_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert place("auto", None, 100, 2, lambda _: 0) == ["cpu"] * 4
+    assert place("cpu", None, 3, 2, lambda _: 0) == ["cpu"] * 3
+    assert useful_workers(None, 100, 16) == 1
+    assert useful_workers(5, 100, 16) == 5

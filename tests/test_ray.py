@@ -1,0 +1,61 @@
+"""Flower's simulation on Ray gives the same bits as the inline engine.
+
+Ray listens on all interfaces, so it runs here in a network of its own, and only as root.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedshift import UserError
+from fedshift.server.engines import ray as engine
+
+
+def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install fedshift\[ray\]"):
+        engine.run(None, None, 1, 1, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"),
+    reason="needs root, unshare and ip, to keep Ray off the network",
+)
+def test_ray_gives_the_bits_of_the_inline_engine(
+    reference: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    overrides = [text for text in tiny if not text.startswith("engine")]
+    done = subprocess.run(
+        [
+            "unshare",
+            "-n",
+            "sh",
+            "-c",
+            'ip link set lo up; exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            "from fedshift.cli import main; main()",
+            "simulate",
+            *overrides,
+            "strategy=fedavg",
+            "engine=ray",
+            "engine.workers=1",
+            f"out={tmp_path / 'run'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("checkpoints/round_0002.safetensors", "cases.csv", "shift.csv", "egress.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (reference / name).read_bytes(), name
