@@ -14,7 +14,7 @@ from fedshift import UserError
 from fedshift.cli.config import Config, load
 from fedshift.cli.engine import inline_grid
 from fedshift.cli.progress import Screen
-from fedshift.cli.runs import StoredRun, stored_run
+from fedshift.cli.runs import StoredRun, open_federation, stored_run
 from fedshift.cli.settings import EngineSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
@@ -36,7 +36,7 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
         seed = stored.config["seed"]
         federation, data, config = _data(stored, overrides, manifest)
         engine = EngineSettings.from_config(stored.config)
-        folder = run / "evaluations" / (name or _name(manifest) or federation.name)
+        folder = run / "evaluations" / (name or federation.name)
         with tempfile.TemporaryDirectory() as scratch:
             sites = LocalSites(
                 federation=federation,
@@ -77,9 +77,7 @@ def _data(
     if manifest is None:
         if overrides:
             raise UserError(f"'{overrides[0]}' changes other data: give its table with --manifest")
-        data = DataSettings.from_config(trained)
-        federation = load_federation(stored.config["federation"], data, stored.config["seed"])
-        return federation, data, trained
+        return *open_federation(stored.config), trained
     given = {override.partition("=")[0].removeprefix("data.") for override in overrides}
     config = load(["federation=manifest", *overrides])["data"]
     card = stored.cards[0]
@@ -89,15 +87,7 @@ def _data(
     config |= {key: prepared[key] for key in _GEOMETRY if key not in given}
     config["manifest"] = str(manifest)
     data = DataSettings.from_config(config)
-    federation = load_federation({"name": _name(manifest), "kind": "manifest"}, data, 0)
+    federation = load_federation({"kind": "manifest"}, data, seed=0)
     # Nothing is trained here: every image is there to be scored.
     unseen = tuple(replace(site, role="unseen") for site in federation.sites)
     return replace(federation, sites=unseen), data, config
-
-
-def _name(manifest: Path | None) -> str | None:
-    """The folder of the tables: the table's own name, or its folder's when it is MANIFEST."""
-    if manifest is None:
-        return None
-    stem = manifest.stem
-    return manifest.resolve().parent.name if stem.lower() == "manifest" else stem

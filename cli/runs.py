@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
 from fedshift.server.rounds import RunPlan, meet, prepare
-from fedshift.sites import DataSettings
+from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation, SiteSpec
 
 
@@ -45,6 +45,17 @@ def read_config(path: Path) -> Config:
     if not isinstance(config, dict) or "federation" not in config:
         raise UserError(f"{path} is not the configuration of a run; name the folder of a run")
     return config
+
+
+def open_federation(config: Config) -> tuple[Federation, DataSettings]:
+    """List the sites that ``config`` describes, the one left out of this fold as an unseen one."""
+    data = DataSettings.from_config(config["data"])
+    federation = load_federation(config["federation"], data, config["seed"])
+    sites = tuple(
+        replace(site, role="unseen") if site.name == config.get("left_out") else site
+        for site in federation.sites
+    )
+    return replace(federation, sites=sites), data
 
 
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:

@@ -19,15 +19,13 @@ from fedshift.cli import examples
 from fedshift.cli.config import Config, load
 from fedshift.cli.engine import run_engine
 from fedshift.cli.progress import Screen
-from fedshift.cli.runs import build_plan, read_config
+from fedshift.cli.runs import build_plan, open_federation, read_config
 from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import keep_lines, write_atomic
 from fedshift.server import checkpoint, report, tables
-from fedshift.sites import DataSettings, load_federation
-from fedshift.sites.types import Federation
 from fedshift.strategies.pooled import Pooled
 
 
@@ -35,26 +33,22 @@ def simulate(overrides: Sequence[str]) -> None:
     """Train, score and report; prints the summary."""
     config = load(overrides)
     settings = RunSettings.from_config(config)
+    federation, _ = open_federation(config)
+    config["federation"]["name"] = federation.name
     out = output_folder(config)
-    data = DataSettings.from_config(config["data"])
-    federation = load_federation(config["federation"], data, settings.seed)
     console = Console()
     with _alone_in(out):
         if settings.protocol == "leave_one_site_out":
-            _leave_one_out(out, config, federation, data, console)
+            training = [site.name for site in federation.sites if site.role == "train"]
+            _leave_one_out(out, config, training, console)
         else:
-            run_folder(out, config, federation, data, console)
+            run_folder(out, config, console)
     console.print(report.summary(out))
 
 
-def run_folder(
-    out: Path,
-    config: Config,
-    federation: Federation,
-    data: DataSettings,
-    console: Console,
-) -> None:
+def run_folder(out: Path, config: Config, console: Console) -> None:
     """Fill one run folder, or what is left of it."""
+    federation, data = open_federation(config)
     settings = RunSettings.from_config(config)
     engine = EngineSettings.from_config(config)
     policy = Policy.from_config(config["policy"])
@@ -169,19 +163,12 @@ def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
     )
 
 
-def _leave_one_out(
-    out: Path,
-    config: Config,
-    federation: Federation,
-    data: DataSettings,
-    console: Console,
-) -> None:
-    """Leave each training site out in turn; score the models of the others on it.
+def _leave_one_out(out: Path, config: Config, training: list[str], console: Console) -> None:
+    """Leave each of the ``training`` sites out in turn; score the models of the others on it.
 
     Each fold is a run folder of its own under ``folds/``. The tables of ``out`` hold, for every
     site, the models that never saw it.
     """
-    training = [site.name for site in federation.sites if site.role == "train"]
     if len(training) < 2:
         raise UserError(
             "protocol=leave_one_site_out needs at least two training sites; "
@@ -193,15 +180,8 @@ def _leave_one_out(
     for number, name in enumerate(training, start=1):
         console.print(f"fold {number} of {len(training)}: without {name}", highlight=False)
         fold = out / "folds" / name
-        left = replace(
-            federation,
-            sites=tuple(
-                replace(site, role="unseen") if site.name == name else site
-                for site in federation.sites
-            ),
-        )
         fold_config = {**config, "out": str(fold), "protocol": "together", "left_out": name}
-        run_folder(fold, fold_config, left, data, console)
+        run_folder(fold, fold_config, console)
         cases += [row for row in tables.read_cases(fold / "cases.csv") if row["site"] == name]
         found = tables.read_cross_site(fold / "cross_site.csv")
         summary += [row for row in found if row["site"] == name]

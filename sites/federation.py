@@ -33,7 +33,8 @@ PHANTOM_KEYS = (
 def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int) -> Federation:
     """List the sites of the config nodes ``federation`` and ``data``.
 
-    ``federation["kind"]`` is ``phantom`` or ``manifest``. ``data.sites`` selects sites and
+    ``federation["kind"]`` is ``phantom`` or ``manifest``; a manifest's federation without a name of
+    its own is called after the table. ``data.sites`` selects sites and
     ``data.unseen_sites`` adds to those that train nothing. Sites come sorted by name.
 
     Raises:
@@ -63,7 +64,16 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     if all(site.role == "unseen" for site in chosen):
         raise UserError("no site trains: data.sites and data.unseen_sites leave only unseen sites.")
     name = str(federation.get("name", kind))
+    if data.manifest is not None and name == kind == "manifest":
+        name = _table_name(Path(data.manifest))
     return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
+
+
+def _table_name(manifest: Path) -> str:
+    """What to call the federation of a table: after the file, or its folder if that says no more
+    than MANIFEST."""
+    stem = manifest.stem
+    return manifest.resolve().parent.name if stem.lower() == "manifest" else stem
 
 
 def _phantom_sites(

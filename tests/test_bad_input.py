@@ -135,7 +135,7 @@ def break_all(images: ImageSet, write: Callable[[Path], None]) -> None:
 
 
 def to_nan(path: Path) -> None:
-    array = nib.load(path).get_fdata().astype(np.float32)
+    array = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, np.float32).copy()
     array[3, 4, 1] = np.nan
     nib.save(nib.Nifti1Image(array, np.eye(4)), path)
 

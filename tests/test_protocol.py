@@ -16,7 +16,7 @@ from fedshift.protocol.messages import Action, Instruction
 
 
 def test_arrays_come_back_with_their_bits_types_and_shapes() -> None:
-    arrays = {
+    arrays: messages.Arrays = {
         "zero-d": np.array(3, np.int64),
         "half": np.array([[1.5, -0.0], [np.inf, 6e-8]], np.float16),
         "counter": np.array([2**53 + 1], np.int64),
@@ -69,7 +69,7 @@ def test_content_bytes_counts_arrays_numbers_and_text() -> None:
     content = messages.answer(
         "ab",
         arrays=messages.pack_arrays({"w": np.zeros(10, np.float32)}),
-        metrics={"x": 1.0, "y": [1, 2, 3]},  # type: ignore[dict-item]
+        metrics={"x": 1.0, "y": [1, 2, 3]},
     )
     record = content["arrays"]
     assert isinstance(record, ArrayRecord)
@@ -109,7 +109,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), full)
+    holder: object = os if where == "fsync" else Path
+    monkeypatch.setattr(holder, where, full)
     with pytest.raises(UserError, match=r"a\.json is full.*resume=true"):
         storage.write_atomic(path, "new")
     assert path.read_text() == "old"
@@ -129,9 +130,9 @@ def test_other_write_errors_are_not_called_a_full_disk(
 
 
 def test_equal_tensors_give_equal_files_in_any_order(tmp_path: Path) -> None:
-    first = {"b": np.arange(3), "a": np.ones((2, 2), np.float32), "0": np.array(5)}
+    first: messages.Arrays = {"b": np.arange(3), "a": np.ones((2, 2), np.float32), "0": np.array(5)}
     storage.write_tensors(tmp_path / "1", first)
-    storage.write_tensors(tmp_path / "2", dict(reversed(first.items())))
+    storage.write_tensors(tmp_path / "2", {name: first[name] for name in reversed(list(first))})
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
     back = storage.read_tensors(tmp_path / "1")
     assert list(back) == sorted(first)

@@ -113,7 +113,7 @@ def test_a_method_that_the_policy_does_not_list_does_not_train(
     worker = sites.worker("vendor_a", CPU)
     reply = ask(worker, instruction(sites, Action.FIT, round=1), initial(sites))
     assert reply.has_error()
-    assert "'supervised' (policy.methods)" in reply.error.reason
+    assert "'supervised' (policy.methods)" in (reply.error.reason or "")
     assert ledger(worker) == []
 
 
@@ -131,7 +131,7 @@ def test_what_the_policy_forbids_to_leave_stays_and_is_not_in_the_ledger(
     worker = sites.worker("vendor_a", CPU)
     reply = ask(worker, instruction(sites, Action.FIT, round=1), initial(sites))
     assert reply.has_error()
-    assert key in reply.error.reason
+    assert key in (reply.error.reason or "")
     assert ledger(worker) == []
     assert not ask(worker, instruction(sites, Action.CARD)).has_error()
     assert {entry["purpose"] for entry in ledger(worker)} == {"site card"}
@@ -185,6 +185,7 @@ def test_the_ledger_lists_every_tensor_and_number_of_every_answer(sites: LocalSi
     expected: list[tuple[str, list[int], int]] = []
     for action, message in answers:
         for key, record in message.content.items():
+            value: Any
             for name, value in record.items():
                 if isinstance(record, ArrayRecord):
                     shape, size = list(value.shape), len(value.data)
@@ -219,7 +220,7 @@ def test_what_cannot_be_written_down_does_not_leave(
     monkeypatch.setattr(worker._ledger, "record", full)
     reply = ask(worker, instruction(sites, Action.CARD))
     assert reply.has_error()
-    assert "No space left" in reply.error.reason
+    assert "No space left" in (reply.error.reason or "")
 
 
 def most_alike(array: np.ndarray, slices: np.ndarray) -> float:
@@ -244,6 +245,7 @@ def test_no_answer_holds_an_image(sites: LocalSites) -> None:
     large = 0
     for _, message in every_answer(sites, "vendor_a"):
         for record in message.content.values():
+            value: Any
             for value in record.values():
                 assert not isinstance(value, bytes)
                 if isinstance(record, ArrayRecord):
@@ -285,7 +287,7 @@ def test_a_wrong_request_becomes_an_error_answer(sites: LocalSites, fault: str) 
         reply = worker.handle(Message(RecordDict(), dst_node_id=5, message_type="train"))
     else:
         reply = ask(worker, instruction(sites, Action.FIT, round=1), arrays)
-        assert name in reply.error.reason
+        assert name in (reply.error.reason or "")
     assert reply.has_error()
 
 
