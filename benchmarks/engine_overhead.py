@@ -148,7 +148,7 @@ def bare_loop(run: Simulation) -> Outcome:
             ]
             np.mean(found)
 
-    scores = {}
+    scores: dict[tuple[str, str, str], list[float]] = {}
     for name, site in sites.items():
         for split in SPLITS:
             for case in site.splits[split]:
@@ -160,8 +160,8 @@ def bare_loop(run: Simulation) -> Outcome:
                     structures,
                     plan.task["tolerance_mm"],
                 ):
-                    key = (name, case.id, row["structure"])
-                    scores[key] = [row[metric] for metric in METRICS]
+                    values = [row[metric] for metric in METRICS]
+                    scores[name, case.id, row["structure"]] = values
     wall_s, cpu_s = time.perf_counter() - start, cpu_seconds() - start_cpu
     return Outcome({name: t.numpy() for name, t in weights.items()}, scores, wall_s, cpu_s)
 

@@ -132,7 +132,7 @@ def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> i
             )
         earlier = read_config(stored)
         if checkpoint.fingerprint(earlier) != identity:
-            changed = sorted(_differing(earlier, config))
+            changed = sorted(_differing(checkpoint.deciding(earlier), checkpoint.deciding(config)))
             raise UserError(
                 f"{out} holds a run with another config ({', '.join(changed[:5])}); repeat that "
                 "run's options or choose another out=DIR"
@@ -154,10 +154,10 @@ def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> i
 
 
 def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
-    """The dotted keys whose values differ, those that decide no result left out."""
+    """The dotted keys whose values differ."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return set() if first == second else {prefix.removesuffix(".")}
-    keys = (first.keys() | second.keys()) - (set() if prefix else set(checkpoint.ELSEWHERE))
+    keys = first.keys() | second.keys()
     return set().union(
         *(_differing(first.get(key), second.get(key), f"{prefix}{key}.") for key in keys)
     )

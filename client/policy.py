@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedshift import UserError
-from fedshift.protocol.messages import Purpose
+from fedshift.protocol.messages import RELEASABLE, Purpose
 from fedshift.protocol.settings import from_mapping, setting, suggest
 
 
@@ -25,15 +25,14 @@ class Policy:
     """
 
     methods: tuple[str, ...] = ("*",)
-    release: tuple[str, ...] = tuple(purpose.value for purpose in Purpose)
+    release: tuple[str, ...] = RELEASABLE
     max_message_mb: float = setting(1000.0, at_least=0)
     min_count: int = setting(4, at_least=1)
 
     def __post_init__(self) -> None:
-        known = [purpose.value for purpose in Purpose]
         for purpose in self.release:
-            if purpose not in known:
-                raise UserError(f"policy.release holds {purpose!r}{suggest(purpose, known)}")
+            if purpose not in RELEASABLE:
+                raise UserError(f"policy.release holds {purpose!r}{suggest(purpose, RELEASABLE)}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Policy:

@@ -96,26 +96,36 @@ class SiteWorker:
         return self._open_data()
 
     def handle(self, message: Message) -> Message:
-        """Answer ``message``; an error answer carries one sentence that names the site."""
+        """Answer ``message``; an error answer carries one sentence of what went wrong."""
+        asked = 0
         try:
             record = message.content[CONFIG]
             assert isinstance(record, ConfigRecord)
             instruction = Instruction.from_record(record)
+            asked = instruction.round
             purpose, reply = self._actions[instruction.action](instruction, message.content)
             if purpose is not None:
                 self.policy.check_release(purpose, content_bytes(reply))
                 if self._ledger is not None:
-                    self._ledger.record(reply, round=instruction.round, purpose=purpose)
+                    self._ledger.record(reply, round=asked, purpose=purpose)
             return Message(content=reply, reply_to=message)
         except Refused as refusal:
-            return Message(Error(ERROR_REFUSED, str(refusal)), reply_to=message)
+            return self._error(ERROR_REFUSED, str(refusal), message, asked)
         except UserError as error:
-            return Message(Error(ERROR_FAILED, str(error)), reply_to=message)
+            return self._error(ERROR_FAILED, str(error), message, asked)
         except Exception as error:
             log.exception("site %s failed", self.name)
-            return Message(
-                Error(ERROR_FAILED, f"{type(error).__name__}: {error}"), reply_to=message
-            )
+            return self._error(ERROR_FAILED, f"{type(error).__name__}: {error}", message, asked)
+
+    def _error(self, code: int, reason: str, message: Message, asked: int) -> Message:
+        """An error answer: its text leaves the site too, and is in the ledger like all else."""
+        if self._ledger is not None:
+            text = RecordDict({"error": ConfigRecord({"reason": reason})})
+            try:
+                self._ledger.record(text, round=asked, purpose=Purpose.ERROR)
+            except OSError:  # A full disk must not keep the site from saying so.
+                log.exception("site %s cannot write its ledger", self.name)
+        return Message(Error(code, reason), reply_to=message)
 
     def _name(self, instruction: Instruction, content: RecordDict) -> Reply:
         return None, answer(self.name)

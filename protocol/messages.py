@@ -62,7 +62,12 @@ class Purpose(StrEnum):
     CASES = "case metrics"
     MODEL = "model for cross-site evaluation"
     STATISTICS = "statistics"
+    ERROR = "error"
+    """Why a site cannot answer: one sentence, which no policy holds back."""
 
+
+RELEASABLE = tuple(purpose.value for purpose in Purpose if purpose is not Purpose.ERROR)
+"""What a site's policy decides about."""
 
 EVALUATION_PURPOSES = frozenset({Purpose.CASES, Purpose.MODEL, Purpose.STATISTICS})
 """What leaves after the last round, when the finished models are compared."""

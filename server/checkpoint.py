@@ -23,16 +23,24 @@ from fedshift.protocol.storage import read_tensors, write_atomic, write_tensors
 _NAME = re.compile(r"round_(\d+)\.json$")
 _BANK = "bank::"
 
-ELSEWHERE = ("engine", "out", "resume")
-"""Config keys that say where and how a run is computed, not what it computes."""
+_ELSEWHERE = ("engine", "out", "resume")
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of ``config`` that decides the results: not where, nor on how many workers.
+
+    The number of torch threads and mixed precision are part of the arithmetic.
+    """
+    kept = {key: value for key, value in config.items() if key not in _ELSEWHERE}
+    kept["data"] = {key: value for key, value in config["data"].items() if key != "cache"}
+    kept["engine"] = {key: config["engine"][key] for key in ("threads", "amp")}
+    return kept
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """A hash of everything in ``config`` that decides the results."""
-    deciding = {key: value for key, value in config.items() if key not in ELSEWHERE}
-    return hashlib.blake2b(
-        json.dumps(deciding, sort_keys=True).encode(), digest_size=16
-    ).hexdigest()
+    text = json.dumps(deciding(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def save(

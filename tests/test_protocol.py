@@ -117,14 +117,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_other_write_errors_are_not_called_a_full_disk(
+def test_another_write_error_is_told_from_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(UserError, match=r"cannot write .*/a \(Input/output error\)"):
         storage.write_atomic(tmp_path / "a", "x")
     assert list(tmp_path.iterdir()) == []
 
