@@ -1,9 +1,9 @@
-"""Sending messages and taking the replies one at a time, in the order of the sites' names."""
+"""Sending messages and taking the replies one at a time, in the order of the messages."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from fedshift.protocol.flower import Error, Grid, Message, correct_source
 
@@ -12,20 +12,19 @@ _POLL_S = 0.05
 
 
 def exchange(
-    grid: Grid, messages: Iterable[Message], names: Mapping[int, str], deadline_s: float | None
+    grid: Grid, messages: Sequence[Message], deadline_s: float | None
 ) -> Iterator[Message]:
     """Yield one reply a message; a site that had not answered after ``deadline_s`` yields an error.
 
-    The order is that of the site names, whichever site is ready first, so that sums have the same
+    The order is that of ``messages``, whichever site is ready first, so that sums have the same
     bits for any number of workers; only one reply is held at a time.
     """
-    ordered = sorted(messages, key=lambda message: names[message.metadata.dst_node_id])
     end = None if deadline_s is None else time.time() + deadline_s
     if deadline_s is not None:
-        for message in ordered:
+        for message in messages:
             message.metadata.ttl = deadline_s
-    ids = list(grid.push_messages(ordered))
-    for message, message_id in zip(ordered, ids, strict=True):
+    ids = list(grid.push_messages(messages))
+    for message, message_id in zip(messages, ids, strict=True):
         reply = _wait(grid, message_id, end)
         # A reply counts by when it was made: waiting for a late site makes no other one late.
         if reply is None or (end is not None and reply.metadata.created_at > end):

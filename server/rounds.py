@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Sites:
             for name in names
         ]
         by_node = self.names
-        for reply in exchange(self.grid, messages, by_node, self.deadline_s):
+        for reply in exchange(self.grid, messages, self.deadline_s):
             yield by_node[reply.metadata.src_node_id], reply
 
 
@@ -139,13 +140,12 @@ def find(grid: Grid, instruction: Instruction) -> dict[str, int]:
     Raises :class:`UserError` when a site does not answer.
     """
     hello = request(instruction.but(action=Action.NAME))
-    order = {node: f"{number:09d}" for number, node in enumerate(grid.get_node_ids())}
     messages = [
         Message(content=hello, dst_node_id=node, message_type=Action.NAME.message_type)
-        for node in order
+        for node in grid.get_node_ids()
     ]
     nodes = {}
-    for reply in exchange(grid, messages, order, None):
+    for reply in exchange(grid, messages, None):
         if reply.has_error():
             raise UserError(f"a site does not answer: {reply.error.reason}")
         record = reply.content[ANSWER]
@@ -201,7 +201,10 @@ class Arm:
 
     strategy: Strategy
     model: ArrayRecord
-    seconds: float = 0.0
+
+    def site_of(self, node: int) -> str:
+        """The name of the site at ``node``."""
+        return self.strategy.names[node]
 
 
 @dataclass
@@ -275,15 +278,76 @@ def _initial(sites: Sites, plan: RunPlan) -> tuple[dict[str, TensorInfo], Arrays
 
 
 def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -> None:
-    lines = {}
-    for arm in training.arms:
-        start = time.perf_counter()
-        _advance(arm, number, training.sites, plan, progress)
-        arm.seconds = time.perf_counter() - start
-        lines[arm.strategy.model] = _line(arm)
-    main = training.arms[0].strategy.model
-    line = {"round": number, **lines.pop(main), "baselines": lines}
+    start = time.perf_counter()
+    grid, config = training.sites.grid, ConfigRecord()
+    # The longest first, so that no worker is left waiting for it at the end.
+    arms = sorted(training.arms, key=lambda arm: -arm.strategy.instruction.steps)
+    label = f"round {number}/{plan.rounds}"
+
+    asked = [
+        (arm, list(arm.strategy.configure_train(number, arm.model, config, grid))) for arm in arms
+    ]
+    for arm, replies in _replies(asked, plan, grid, progress, f"{label}: trained"):
+        model, _ = arm.strategy.aggregate_train(number, replies)
+        if model is not None:
+            arm.model = model
+        _tell(arm.strategy, label, progress)
+    if plan.validates(number):
+        asked = [
+            (arm, list(arm.strategy.configure_evaluate(number, arm.model, config, grid)))
+            for arm in arms
+        ]
+        for arm, replies in _replies(asked, plan, grid, progress, f"{label}: validated"):
+            arm.strategy.aggregate_evaluate(number, replies)
+
     plan.after_round()
+    _write_round(number, training, plan, time.perf_counter() - start)
+
+
+def _replies(
+    asked: list[tuple[Arm, list[Message]]],
+    plan: RunPlan,
+    grid: Grid,
+    progress: Progress,
+    what: str,
+) -> Iterator[tuple[Arm, Iterator[Message]]]:
+    """Send the messages of all arms at once; yield each arm with its replies, by site name."""
+    ordered = [
+        (arm, sorted(messages, key=lambda message: arm.site_of(message.metadata.dst_node_id)))
+        for arm, messages in asked
+    ]
+    everything = [message for _, messages in ordered for message in messages]
+    replies = exchange(grid, everything, plan.deadline_s)
+
+    def watched(arm: Arm, count: int) -> Iterator[Message]:
+        for reply in islice(replies, count):
+            name = arm.site_of(reply.metadata.src_node_id)
+            progress.advance(f"{what} {name} ({arm.strategy.model})")
+            if reply.has_error():
+                progress.say(f"{what}: site {name} failed: {reply.error.reason}")
+            yield reply
+
+    for arm, messages in ordered:
+        yield arm, watched(arm, len(messages))
+
+
+def _tell(strategy: Strategy, label: str, progress: Progress) -> None:
+    """Say what was rejected, and why the model may have stayed as it was."""
+    for name, reason in strategy.outcome.rejected.items():
+        progress.say(f"{label}: the update of site {name} was rejected: {reason}")
+    if strategy.outcome.skipped:
+        progress.say(f"{label}: {strategy.model} stays as it was: {strategy.outcome.skipped}")
+
+
+def _write_round(number: int, training: Training, plan: RunPlan, seconds: float) -> None:
+    """Append the round's line, then save the checkpoint."""
+    main, *references = training.arms
+    line = {
+        "round": number,
+        **_line(main),
+        "seconds": round(seconds, 3),
+        "baselines": {arm.strategy.model: _line(arm) for arm in references},
+    }
     with (plan.out / "rounds.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
         file.flush()
@@ -291,44 +355,17 @@ def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -
     if number == 1:
         described = {name: vars(info) for name, info in training.tensors.items()}
         write_atomic(plan.checkpoints / "tensors.json", json.dumps(described) + "\n")
-    first = training.arms[0]
-    checkpoint.save(
-        plan.checkpoints, number, unpack_arrays(first.model), first.strategy.bank, plan.identity
-    )
-
-
-def _advance(arm: Arm, number: int, sites: Sites, plan: RunPlan, progress: Progress) -> None:
-    """One round of one arm."""
-    strategy = arm.strategy
-    label = f"round {number}/{plan.rounds} {strategy.model}"
-    config = ConfigRecord()
-
-    def watched(messages: Any, what: str) -> Iterator[Message]:
-        for reply in exchange(sites.grid, messages, strategy.names, plan.deadline_s):
-            name = strategy.names[reply.metadata.src_node_id]
-            progress.advance(f"{label}: {what} {name}")
-            if reply.has_error():
-                progress.say(f"{label}: site {name} failed: {reply.error.reason}")
-            yield reply
-
-    messages = strategy.configure_train(number, arm.model, config, sites.grid)
-    model, _ = strategy.aggregate_train(number, watched(messages, "trained"))
-    if model is not None:
-        arm.model = model
-    for name, reason in strategy.outcome.rejected.items():
-        progress.say(f"{label}: the update of site {name} was rejected: {reason}")
-    if strategy.outcome.skipped:
-        progress.say(f"{label}: the model stays as it was: {strategy.outcome.skipped}")
-    if plan.validates(number):
-        messages = strategy.configure_evaluate(number, arm.model, config, sites.grid)
-        strategy.aggregate_evaluate(number, watched(messages, "validated"))
+    model = unpack_arrays(main.model)
+    checkpoint.save(plan.checkpoints, number, model, main.strategy.bank, plan.identity)
 
 
 def _line(arm: Arm) -> dict[str, Any]:
-    """An arm's part of the round's line; numbers that are not finite become null."""
+    """An arm's part of the round's line, with the seconds its sites trained; numbers that are not
+    finite become null."""
     outcome = arm.strategy.outcome
+    spent = sum(metrics.get("seconds", 0.0) for metrics in outcome.sites.values())
     return {
-        "seconds": round(arm.seconds, 3),
+        "seconds": round(spent, 3),
         "bytes_down": outcome.bytes_down,
         "bytes_up": outcome.bytes_up,
         "sites": {

@@ -516,11 +516,11 @@ class ClockedGrid:
 
 def ask_all(grid: Any, deadline_s: float | None) -> dict[str, str | None]:
     """The sites in the order of their replies, each with its error."""
-    asked = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in (3, 1, 2)]
+    asked = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in (1, 2, 3)]
     names = {1: "a", 2: "b", 3: "c"}
     return {
         names[message.metadata.src_node_id]: message.error.reason if message.has_error() else None
-        for message in exchange(grid, asked, names, deadline_s)
+        for message in exchange(grid, asked, deadline_s)
     }
 
 

@@ -114,7 +114,7 @@ def test_a_method_that_the_policy_does_not_list_does_not_train(
     reply = ask(worker, instruction(sites, Action.FIT, round=1), initial(sites))
     assert reply.has_error()
     assert "'supervised' (policy.methods)" in (reply.error.reason or "")
-    assert ledger(worker) == []
+    assert [entry["purpose"] for entry in ledger(worker)] == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,12 @@ def test_what_the_policy_forbids_to_leave_stays_and_is_not_in_the_ledger(
     worker = sites.worker("vendor_a", CPU)
     reply = ask(worker, instruction(sites, Action.FIT, round=1), initial(sites))
     assert reply.has_error()
-    assert key in (reply.error.reason or "")
-    assert ledger(worker) == []
+    reason = reply.error.reason or ""
+    assert key in reason
+    (entry,) = ledger(worker)
+    assert (entry["purpose"], entry["bytes"]) == ("error", len(reason))
     assert not ask(worker, instruction(sites, Action.CARD)).has_error()
-    assert {entry["purpose"] for entry in ledger(worker)} == {"site card"}
+    assert {entry["purpose"] for entry in ledger(worker)} == {"error", "site card"}
 
 
 def test_a_policy_with_an_unknown_purpose_is_a_user_error() -> None:
@@ -270,7 +272,7 @@ def test_a_failing_method_becomes_an_error_answer(
     worker = sites.worker("vendor_a", CPU)
     reply = ask(worker, instruction(sites, Action.FIT, round=1), initial(sites))
     assert reply.error.reason == "ZeroDivisionError: no gradient"
-    assert ledger(worker) == []
+    assert [entry["purpose"] for entry in ledger(worker)] == ["error"]
     assert not ask(worker, instruction(sites, Action.CARD)).has_error()
 
 
