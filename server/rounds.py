@@ -280,12 +280,11 @@ def _initial(sites: Sites, plan: RunPlan) -> tuple[dict[str, TensorInfo], Arrays
 def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -> None:
     start = time.perf_counter()
     grid, config = training.sites.grid, ConfigRecord()
-    # The longest first, so that no worker is left waiting for it at the end.
-    arms = sorted(training.arms, key=lambda arm: -arm.strategy.instruction.steps)
     label = f"round {number}/{plan.rounds}"
 
     asked = [
-        (arm, list(arm.strategy.configure_train(number, arm.model, config, grid))) for arm in arms
+        (arm, list(arm.strategy.configure_train(number, arm.model, config, grid)))
+        for arm in training.arms
     ]
     for arm, replies in _replies(asked, plan, grid, progress, f"{label}: trained"):
         model, _ = arm.strategy.aggregate_train(number, replies)
@@ -295,7 +294,7 @@ def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -
     if plan.validates(number):
         asked = [
             (arm, list(arm.strategy.configure_evaluate(number, arm.model, config, grid)))
-            for arm in arms
+            for arm in training.arms
         ]
         for arm, replies in _replies(asked, plan, grid, progress, f"{label}: validated"):
             arm.strategy.aggregate_evaluate(number, replies)
@@ -316,8 +315,14 @@ def _replies(
         (arm, sorted(messages, key=lambda message: arm.site_of(message.metadata.dst_node_id)))
         for arm, messages in asked
     ]
-    everything = [message for _, messages in ordered for message in messages]
-    replies = exchange(grid, everything, plan.deadline_s)
+    # The longest first, so that no worker is left waiting for it at the end.
+    steps = {id(m): arm.strategy.instruction.steps for arm, messages in ordered for m in messages}
+    replies = exchange(
+        grid,
+        [message for _, messages in ordered for message in messages],
+        plan.deadline_s,
+        priority=lambda message: steps[id(message)],
+    )
 
     def watched(arm: Arm, count: int) -> Iterator[Message]:
         for reply in islice(replies, count):

@@ -167,6 +167,17 @@ def test_at_most_two_replies_a_worker_wait_in_memory(
     assert len(done.read_text().splitlines()) == 21
 
 
+def test_replies_can_be_taken_in_any_order(pool: Callable[..., InlineGrid]) -> None:
+    """The bound on waiting replies never keeps back the message whose reply is asked for."""
+    grid = pool(*(f"s{number:02d}" for number in range(20)))
+    nodes = dict(zip(grid.sites.names, grid.get_node_ids(), strict=True))
+    ids = list(grid.push_messages(ask(grid, 1, nodes)))
+    end = time.monotonic() + 20
+    for message_id in reversed(ids):
+        while not list(grid.pull_messages([message_id])):
+            assert time.monotonic() < end, "the pool stalled"
+
+
 def test_replies_that_nobody_waits_for_any_more_do_not_pile_up(
     pool: Callable[..., InlineGrid],
 ) -> None:

@@ -579,3 +579,19 @@ def test_every_listed_strategy_can_be_built() -> None:
         type(strategies.build({"name": name})) for name in strategies.STRATEGIES
     ]
     assert built == [FedAvg, FedBN, FedProx, Local, Pooled]
+
+
+def test_what_has_priority_is_sent_first_and_answered_in_the_order_asked() -> None:
+    class Recording(ClockedGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            sent = list(messages)
+            self.order = [message.metadata.dst_node_id for message in sent]
+            return super().push_messages(sent)
+
+    grid = Recording({1: 0.0, 2: 0.0, 3: 0.0})
+    asked = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in (1, 2, 3)]
+    replies = exchange(
+        grid, asked, None, priority=lambda message: float(message.metadata.dst_node_id == 2)
+    )
+    assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3]
+    assert grid.order == [2, 1, 3]

@@ -195,16 +195,19 @@ class _Pool:
         """The reply to ``message_id``; waits a second for it when it is not there yet."""
         end = time.monotonic() + 1.0
         while message_id not in self._replies and (left := end - time.monotonic()) > 0:
+            self._fill(needed=message_id)
             self._collect(left)
-            self._fill()
         reply = self._replies.pop(message_id, None)
         self._fill()
         return reply
 
-    def _fill(self) -> None:
-        """Give work to idle workers, unless enough replies wait to be taken."""
+    def _fill(self, needed: str | None = None) -> None:
+        """Give work to idle workers, unless enough replies wait to be taken and none of the queue
+        is ``needed`` now."""
+        if len(self._replies) >= self._limit and all(key != needed for key, _, _ in self._queue):
+            return
         for slot in self._slots:
-            while slot.message_id is None and self._queue and len(self._replies) < self._limit:
+            while slot.message_id is None and self._queue:
                 message_id, site, message = self._queue.popleft()
                 if _expired(message):
                     continue
