@@ -371,12 +371,16 @@ def _line(arm: Arm) -> dict[str, Any]:
     spent = sum(metrics.get("seconds", 0.0) for metrics in outcome.sites.values())
     return {
         "seconds": round(spent, 3),
-        "bytes_down": outcome.bytes_down,
-        "bytes_up": outcome.bytes_up,
+        "bytes_down": outcome.bytes_down.total(),
+        "bytes_up": outcome.bytes_up.total(),
         "sites": {
             name: {
-                key.replace("num-examples", "examples"): value if math.isfinite(value) else None
-                for key, value in metrics.items()
+                **{
+                    key.replace("num-examples", "examples"): value if math.isfinite(value) else None
+                    for key, value in metrics.items()
+                },
+                "bytes_down": outcome.bytes_down[name],
+                "bytes_up": outcome.bytes_up[name],
             }
             for name, metrics in outcome.sites.items()
         },

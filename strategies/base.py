@@ -9,6 +9,7 @@ may report different metrics, and a round without a quorum leaves the model as i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -41,7 +42,7 @@ from fedshift.strategies.aggregate import WeightedMean
 
 @dataclass
 class RoundOutcome:
-    """What happened in one round: per-site metrics, who failed or was rejected and why.
+    """What happened in one round: metrics and bytes by site, who failed or was rejected and why.
 
     ``skipped`` says why the model was left unchanged, or is None.
     """
@@ -50,8 +51,8 @@ class RoundOutcome:
     failed: dict[str, str] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     skipped: str | None = None
-    bytes_down: int = 0
-    bytes_up: int = 0
+    bytes_down: Counter[str] = field(default_factory=Counter)
+    bytes_up: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, Arrays] = field(default_factory=dict)
 
 
@@ -149,7 +150,8 @@ class Strategy(FlowerStrategy):
     ) -> list[Message]:
         instruction = self.instruction.but(action=action, round=server_round)
         content = protocol.request(instruction, arrays, bank=bank)
-        self.outcome.bytes_down += len(names) * content_bytes(content)
+        size = content_bytes(content)
+        self.outcome.bytes_down.update(dict.fromkeys(names, size))
         return [
             Message(
                 content=content,
@@ -172,7 +174,7 @@ class Strategy(FlowerStrategy):
                 self.outcome.failed[name] = reply.error.reason or "no reason given"
                 continue
             content = reply.content
-            self.outcome.bytes_up += content_bytes(content)
+            self.outcome.bytes_up[name] += content_bytes(content)
             metrics = _metrics(content)
             self.outcome.sites[name] = metrics
             try:
@@ -224,7 +226,7 @@ class Strategy(FlowerStrategy):
             if reply.has_error():
                 self.outcome.failed.setdefault(name, reply.error.reason or "no reason given")
                 continue
-            self.outcome.bytes_up += content_bytes(reply.content)
+            self.outcome.bytes_up[name] += content_bytes(reply.content)
             metrics = _metrics(reply.content)
             if "val_dice" in metrics:
                 validated[name] = metrics
