@@ -799,3 +799,18 @@ class TestExamples:
         bare = dataclasses.replace(case, labelled=np.zeros(7, bool))
         with pytest.raises(ValueError, match="carries no label"):
             examples.draw_examples(bare, {}, ["core"], tmp_path / "x.png", site="a")
+
+
+def test_an_upper_bound_that_is_none_in_this_run_is_called_so() -> None:
+    from fedshift.server.report.answer import Answer
+
+    nan = float("nan")
+    values = {"home": nan, "away": nan, "personal": nan}
+    unseen = {"unseen": (), "unseen_federated": nan, "unseen_single": nan, "unseen_pooled": nan}
+
+    def pooled(value: float) -> str:
+        found = Answer(False, 2, 0.7, "b", 0.6, pooled=value, **values, **unseen)
+        return found.sentences()[-1]
+
+    assert pooled(0.65).endswith("reaches 0.650, in this run less than federated.")
+    assert pooled(0.75).endswith("reaches 0.750.")

@@ -58,7 +58,10 @@ class Answer:
         if _known(self.personal):
             said.append(f"Personalised models reach {self.personal:.3f} at home.")
         if _known(self.pooled):
-            said.append(f"Pooled, the upper bound ({UPPER_BOUND}), reaches {self.pooled:.3f}.")
+            less = ", in this run less than federated" if self.pooled < self.federated else ""
+            said.append(
+                f"Pooled, the upper bound ({UPPER_BOUND}), reaches {self.pooled:.3f}{less}."
+            )
         parts = [
             f"{name} {value:.3f}"
             for name, value in (
