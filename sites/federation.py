@@ -38,7 +38,8 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     ``data.unseen_sites`` adds to those that train nothing. Sites come sorted by name.
 
     Raises:
-        UserError: an unknown key, kind or site name, an unusable manifest, or no site that trains.
+        UserError: an unknown key, kind or site name, a name that cannot be a folder's, an unusable
+            manifest, or no site that trains.
     """
     kind = federation.get("kind")
     if kind == "phantom":
@@ -50,6 +51,8 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     else:
         raise UserError(f"federation.kind must be phantom or manifest, not {kind!r}.")
     names = [site.name for site in sites]
+    for name in names:
+        _check_name(name)
     for key in ("sites", "unseen_sites", "unlabelled_sites"):
         for name in getattr(data, key):
             if name not in names:
@@ -67,6 +70,15 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     if data.manifest is not None and name == kind == "manifest":
         name = _table_name(Path(data.manifest))
     return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
+
+
+def _check_name(name: str) -> None:
+    """A site's name is its folder's name, too, and ``all`` is what stands for every site."""
+    if name in ("all", ".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
+        raise UserError(
+            f"the site name {name!r} is reserved or no name for a folder; rename the site, "
+            "without slashes, backslashes and '::'."
+        )
 
 
 def _table_name(manifest: Path) -> str:

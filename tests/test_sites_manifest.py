@@ -512,3 +512,18 @@ def test_value_maps_follow_each_files_own_label_values(maker: Maker) -> None:
     assert federation.structures == ("box", "rim")
     maps = [opening.value_maps(site, federation.structures, data)[0] for site in federation.sites]
     assert maps == [{0: 0, 1: 1, 2: 2}, {0: 0, 2: 1, 1: 2}]
+
+
+@pytest.mark.parametrize("name", ["all", "..", "a/b", "a\\b", "a::b"])
+def test_a_site_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
+    federation = {
+        "kind": "phantom",
+        "anatomy": "cardiac",
+        "shift": 1.0,
+        "sites": {name: ["vendor_a"], "other": ["vendor_b"]},
+        "subjects": 3,
+        "slices": 1,
+        "size": 32,
+    }
+    with pytest.raises(UserError, match="rename the site"):
+        load_federation(federation, DataSettings(), 0)
