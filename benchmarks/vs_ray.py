@@ -23,13 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import open_all, print_table, simulation, verdict_at_least
-
-from fedshift.cli.engine import run_engine
-from fedshift.cli.settings import EngineSettings
-from fedshift.protocol.settings import from_mapping
-from fedshift.server.progress import Silent
-
 SITES = 16
 ENGINES = ("inline", "ray")
 TURNS = 3
@@ -49,6 +42,14 @@ ISOLATED = "FEDSHIFT_BENCHMARK_ISOLATED"
 
 def simulate(engine: str, out: Path, cache: Path) -> None:
     """The run that is measured; writes its seconds beside its results."""
+    # Not at the top: worker processes import the main program, and that of `fedshift` is light.
+    from common import simulation
+
+    from fedshift.cli.engine import run_engine
+    from fedshift.cli.settings import EngineSettings
+    from fedshift.protocol.settings import from_mapping
+    from fedshift.server.progress import Silent
+
     run = simulation(out, cache, SITES, *OPTIONS)
     settings = from_mapping(EngineSettings, {"name": engine})
     start = time.perf_counter()
@@ -70,6 +71,8 @@ def measure(engine: str, out: Path, cache: Path) -> tuple[float, float, bytes]:
 
 def main() -> int:
     """Print seconds by engine; return 1 when the target is missed."""
+    from common import open_all, print_table, simulation, verdict_at_least
+
     runs: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     rounds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     models = set()
