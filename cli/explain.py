@@ -11,9 +11,9 @@ from rich.table import Table
 
 from fedshift import strategies
 from fedshift.cli.config import choices, load
+from fedshift.cli.runs import open_federation, task_settings
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
-from fedshift.sites import DataSettings, load_federation
 from fedshift.strategies.base import Strategy
 
 _ROLES = {
@@ -26,12 +26,9 @@ _ROLES = {
 def explain(overrides: Sequence[str]) -> None:
     """Print what is averaged and what is kept, what travels, and which strategies are the same."""
     config = load(overrides)
-    federation = load_federation(
-        config["federation"], DataSettings.from_config(config["data"]), config["seed"]
-    )
+    federation, _ = open_federation(config)
     strategy = strategies.build(config["strategy"])
-    task = {key: value for key, value in config["task"].items() if key != "name"}
-    task["structures"] = list(federation.structures)
+    task = task_settings(config, federation.structures)
     model = Model(config["method"], task, torch.device("cpu"), seed=0)
     infos = model.infos()
     kept = strategy.keeps(infos)

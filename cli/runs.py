@@ -30,7 +30,6 @@ class StoredRun:
     """A run folder's config, its models (loaded one at a time), and what to ask of sites."""
 
     config: Config
-    structures: tuple[str, ...]
     cards: list[dict[str, Any]]
     models: list[ModelRef]
     instruction: Instruction
@@ -58,13 +57,18 @@ def open_federation(config: Config) -> tuple[Federation, DataSettings]:
     return replace(federation, sites=sites), data
 
 
+def task_settings(config: Config, structures: tuple[str, ...]) -> dict[str, Any]:
+    """What a method is told of the task: the config node, and the federation's structures."""
+    task = {key: value for key, value in config["task"].items() if key != "name"}
+    return {**task, "structures": list(structures)}
+
+
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:
     """What the coordinator needs to know of the run that ``config`` describes."""
     settings = RunSettings.from_config(config)
     asked = config["strategy"]
     baselines = [name for name in settings.baselines if name != asked["name"]]
     arms = [asked, *({"name": name} for name in baselines)]
-    task = {key: value for key, value in config["task"].items() if key != "name"}
     return RunPlan(
         out=out,
         identity=identity,
@@ -72,7 +76,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         rounds=settings.rounds,
         local_steps=settings.local_steps,
         method=config["method"],
-        task={**task, "structures": list(structures)},
+        task=task_settings(config, structures),
         strategies=tuple(strategies.build(arm) for arm in arms),
         validate_every=settings.validate_every,
         evaluated=settings.evaluated,
@@ -115,7 +119,6 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
         training = prepare(meet(grid, plan), plan)
         yield StoredRun(
             config,
-            structures,
             cards,
             finished_models(training, plan),
             plan.instruction.but(round=plan.rounds),

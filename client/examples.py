@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_fill_holes
 
+from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
 from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import write_atomic
@@ -179,9 +180,5 @@ def _outer_first(masks: Sequence[np.ndarray]) -> list[int]:
 
 def _dice_words(truth: np.ndarray, label: np.ndarray, structures: int) -> str:
     """``Dice 0.91, 0.80``: each structure's in one slice; one that is absent from both scores 1."""
-    values = []
-    for number in range(1, structures + 1):
-        first, second = truth == number, label == number
-        size = int(first.sum() + second.sum())
-        values.append(2 * int((first & second).sum()) / size if size else 1.0)
+    values = [dice(truth == number, label == number) for number in range(1, structures + 1)]
     return "Dice " + ", ".join(f"{value:.2f}" for value in values)

@@ -21,7 +21,7 @@ from fedshift import UserError, derive_seed
 from fedshift.client import summaries
 from fedshift.client.ledger import Ledger
 from fedshift.client.methods.base import Budget, Sharing
-from fedshift.client.metrics import score_case
+from fedshift.client.metrics import dice, score_case
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
 from fedshift.client.state import SiteState
@@ -29,19 +29,17 @@ from fedshift.client.terms import build_penalty
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from fedshift.protocol.messages import (
-    ARRAYS,
     BANK,
     CONFIG,
     EXAMPLES,
     STATISTICS,
     Action,
-    Arrays,
     Instruction,
     Purpose,
     answer,
     content_bytes,
     pack_arrays,
-    unpack_arrays,
+    read_arrays,
     unpack_bank,
 )
 from fedshift.protocol.tables import METRICS as CASE_METRICS
@@ -194,12 +192,8 @@ class SiteWorker:
         label = case.label[case.labelled]
         probabilities = model.method.predict(model.nets, case.image[case.labelled], self.device)
         predicted = probabilities.argmax(axis=1)
-        scores = []
-        for index in range(1, model.task.classes):
-            truth, found = label == index, predicted == index
-            size = int(truth.sum()) + int(found.sum())
-            scores.append(1.0 if size == 0 else 2.0 * float((truth & found).sum()) / size)
-        return float(np.mean(scores))
+        classes = range(1, model.task.classes)
+        return float(np.mean([dice(label == index, predicted == index) for index in classes]))
 
     def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
         """Per-case metrics on each image's own grid, of the model sent."""
@@ -275,13 +269,11 @@ class SiteWorker:
     def _shift_answer(self, instruction: Instruction, content: RecordDict) -> Reply:
         """The second exchange about shift: the answer to the coordinator's question."""
         model = self._model(instruction, content)
-        question = content[STATISTICS]
-        assert isinstance(question, ArrayRecord)
         statistics = summaries.answer(
             self.data,
             partial(model.method.features, model.nets),
             model.nets,
-            unpack_arrays(question),
+            read_arrays(content, STATISTICS),
             seed=instruction.seed,
             device=self.device,
             min_count=self.policy.min_count,
@@ -299,8 +291,7 @@ class SiteWorker:
         """The networks with the weights sent, and what the site keeps filled in from ``state``
         (at the first round from the run's initial weights)."""
         model = shared_model(instruction.method, instruction.task, self.device)
-        record = content.get(ARRAYS)
-        arrays: Arrays = unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+        arrays = read_arrays(content)
         if state is not None and instruction.kept:
             own = state.load(up_to_round) or initial_arrays(
                 instruction.method, instruction.task, instruction.seed

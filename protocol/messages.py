@@ -140,6 +140,12 @@ def unpack_arrays(record: ArrayRecord) -> Arrays:
     return {name: array.numpy() for name, array in record.items()}
 
 
+def read_arrays(content: RecordDict, key: str = ARRAYS) -> Arrays:
+    """The arrays of a message's record ``key``; none when it has no such record."""
+    record = content.get(key)
+    return unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+
+
 def pack_bank(bank: Mapping[str, Mapping[str, np.ndarray]]) -> ArrayRecord:
     """Pack what the sites published, as ``site::statistic``."""
     return pack_arrays(

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord
+from fedshift.protocol.flower import Message, MetricRecord
 from fedshift.protocol.messages import (
-    ARRAYS,
     METRICS,
     POOLED,
     STATISTICS,
@@ -23,6 +22,7 @@ from fedshift.protocol.messages import (
     Instruction,
     details,
     pack_arrays,
+    read_arrays,
     unpack_arrays,
 )
 from fedshift.server import shift
@@ -69,7 +69,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         (_, reply), *_ = sites.ask([name], ask)
         if reply.has_error():
             raise NoModel(f"{strategy.model} model of {name}: {reply.error.reason}")
-        return {**unpack_arrays(arm.model), **_arrays(reply)}
+        return {**unpack_arrays(arm.model), **read_arrays(reply.content)}
 
     def mean_own() -> Arrays:
         """The shared tensors, and the mean over the sites of those they keep: what an unseen
@@ -172,8 +172,7 @@ def measure_shift(
             if reply.has_error():
                 problems.append(f"image statistics of {name}: {reply.error.reason}")
             else:
-                record = reply.content.get(STATISTICS)
-                found[name] = unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+                found[name] = read_arrays(reply.content, STATISTICS)
         return found
 
     statistics = gather(Action.STATISTICS, sites.scored)
@@ -185,9 +184,3 @@ def measure_shift(
         ref.model, f"the {ref.model} model of {ref.trained_on}"
     )
     return rows, problems + missing, f"{advice} (Features: {encoder}.)"
-
-
-def _arrays(reply: Message) -> Arrays:
-    record = reply.content[ARRAYS]
-    assert isinstance(record, ArrayRecord)
-    return unpack_arrays(record)

@@ -22,7 +22,6 @@ from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Grid, Message
 from fedshift.protocol.messages import (
     ANSWER,
-    ARRAYS,
     POOLED,
     Action,
     Arrays,
@@ -30,6 +29,7 @@ from fedshift.protocol.messages import (
     TensorInfo,
     details,
     pack_arrays,
+    read_arrays,
     request,
     unpack_arrays,
 )
@@ -267,9 +267,7 @@ def _initial(sites: Sites, plan: RunPlan) -> tuple[dict[str, TensorInfo], Arrays
         if reply.has_error():
             raise UserError(f"site {first}: {reply.error.reason}")
         described = details(reply.content)["tensors"]
-        record = reply.content[ARRAYS]
-        assert isinstance(record, ArrayRecord)
-        arrays = unpack_arrays(record)
+        arrays = read_arrays(reply.content)
     infos = {
         name: TensorInfo(**{**fields, "shape": tuple(fields["shape"])})
         for name, fields in described.items()

@@ -34,6 +34,7 @@ from fedshift.protocol.messages import (
     TensorInfo,
     content_bytes,
     pack_arrays,
+    read_arrays,
     unpack_arrays,
 )
 from fedshift.protocol.settings import setting
@@ -178,8 +179,8 @@ class Strategy(FlowerStrategy):
             metrics = _metrics(content)
             self.outcome.sites[name] = metrics
             try:
-                arrays = _arrays(content, protocol.ARRAYS)
-                published = _arrays(content, protocol.STATISTICS)
+                arrays = read_arrays(content)
+                published = read_arrays(content, protocol.STATISTICS)
             except (EOFError, OSError, TypeError, ValueError) as error:
                 self.outcome.rejected[name] = f"sent an array that cannot be read: {error}"
                 continue
@@ -235,11 +236,6 @@ class Strategy(FlowerStrategy):
 
     def summary(self) -> None:
         """Nothing to log: ``fedshift explain`` says what a strategy does."""
-
-
-def _arrays(content: RecordDict, key: str) -> Arrays:
-    record = content.get(key)
-    return unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
 
 
 def _non_finite(arrays: Arrays) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedshift.client.metrics.segmentation import score_case
+from fedshift.client.metrics.segmentation import dice, score_case
 from fedshift.client.metrics.surface import border, surface_distances
 
-__all__ = ["border", "score_case", "surface_distances"]
+__all__ = ["border", "dice", "score_case", "surface_distances"]

@@ -99,6 +99,12 @@ def score_case(
     return rows
 
 
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Dice of two masks of one shape, 0 to 1; 1 when both are empty."""
+    size = int(first.sum()) + int(second.sum())
+    return 2.0 * int((first & second).sum()) / size if size else 1.0
+
+
 def _check(
     reference: np.ndarray,
     prediction: np.ndarray,
