@@ -70,7 +70,7 @@ def train_and_score(grid: Grid, plan: RunPlan) -> list[Row]:
     training = prepare(meet(grid, plan), plan)
     train(training, plan, Silent())
     models = finished_models(training, plan)
-    asked = plan.instruction.but(round=plan.rounds)
+    asked = training.instruction.but(round=plan.rounds)
     rows, problems = score(training.sites, asked, models, SPLITS, Silent())
     assert not problems, problems
     return rows

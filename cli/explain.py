@@ -21,19 +21,26 @@ _ROLES = {
     "norm": "scale and shift of normalising layers",
     "norm_buffer": "running statistics of normalising layers",
 }
+_SHARED = {
+    "averaged": "averaged, then sent to every site",
+    "broadcast": "averaged over the sites that train it, sent to every site",
+    "balanced": "averaged, each domain counting alike, sent to every site",
+    "summed": "gradients added over the domains, one step of Adam, sent to every site",
+}
 
 
 def explain(overrides: Sequence[str]) -> None:
     """Print what is averaged and what is kept, what travels, and which strategies are the same."""
     config = load(overrides)
-    federation, _ = open_federation(config)
+    federation, data = open_federation(config)
     strategy = strategies.build(config["strategy"])
-    task = task_settings(config, federation.structures)
+    training = [site.name for site in federation.sites if site.role == "train"]
+    unlabelled = [name for name in training if name in data.unlabelled_sites]
+    task = {**task_settings(config, federation.structures), "unlabelled": unlabelled}
     model = Model(config["method"], task, torch.device("cpu"), seed=0)
     infos = model.infos()
     kept = strategy.keeps(infos)
     name = config["strategy"]["name"]
-    training = [site.name for site in federation.sites if site.role == "train"]
 
     table = Table(title=f"{name} with {config['method']['name']}", title_justify="left")
     for column in ("network", "tensors", "what they are", "parameters", "what happens"):
@@ -47,7 +54,7 @@ def explain(overrides: Sequence[str]) -> None:
             str(len(members)),
             _ROLES[role],
             f"{sum(_size(info) for info in members):,}",
-            "kept at the site" if stays else "averaged, then sent to every site",
+            "kept at the site" if stays else _SHARED[members[0].sharing],
         )
     console = Console()
     console.print(table)

@@ -79,6 +79,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         task=task_settings(config, structures),
         strategies=tuple(strategies.build(arm) for arm in arms),
         validate_every=settings.validate_every,
+        checkpoints_kept=settings.checkpoints_kept,
         evaluated=settings.evaluated,
         deadline_s=settings.deadline_s,
     )
@@ -121,5 +122,5 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
             config,
             cards,
             finished_models(training, plan),
-            plan.instruction.but(round=plan.rounds),
+            training.instruction.but(round=plan.rounds),
         )

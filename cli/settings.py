@@ -31,6 +31,7 @@ class RunSettings:
         "global",
         "pooled",
     )
+    checkpoints_kept: int | None = setting(None, at_least=1)
     deadline_s: float | None = setting(None, at_least=0)
 
     @classmethod

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_fill_holes
 
+from fedshift.client.methods.base import Scene
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
 from fedshift.protocol.messages import Arrays
@@ -45,7 +46,7 @@ def draw_site(
     predictions = {}
     for name, arrays in models.items():
         model.load(arrays)
-        probabilities = model.method.predict(model.nets, case.image, device)
+        probabilities = model.method.predict(model.nets, case.image, Scene(data.name, device))
         predictions[MODEL_NAMES.get(name, name)] = case.to_native(probabilities)
     draw_examples(case, predictions, model.task.structures, path, site=data.name)
     return True

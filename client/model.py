@@ -6,7 +6,7 @@ A tensor's name is ``<sub-network>/<its name in the network>``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +36,9 @@ class Model:
         """
         settings = dict(method)
         self.method: Method = methods.build(settings.pop("name"), settings)
-        self.task = Segmentation(**{**task, "structures": tuple(task["structures"])})
+        self.task = Segmentation(
+            **{key: tuple(item) if isinstance(item, list) else item for key, item in task.items()}
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial weights"))
             nets = self.method.networks(self.task)
@@ -45,7 +47,7 @@ class Model:
 
     def infos(self) -> dict[str, TensorInfo]:
         """What a strategy must know of each tensor."""
-        sharing = self.method.sharing()
+        sharing = self.method.sharing(self.task)
         infos = {}
         for network, net in self.nets.items():
             norms = {
@@ -62,9 +64,11 @@ class Model:
                 infos[f"{network}/{name}"] = TensorInfo(
                     network=network,
                     role=role,
-                    sharing=sharing[network].value,
+                    sharing=sharing[network].kind,
                     shape=tuple(tensor.shape),
                     dtype=str(tensor.dtype).removeprefix("torch."),
+                    domains=sharing[network].domains,
+                    adam=sharing[network].adam,
                 )
         return infos
 
@@ -96,11 +100,37 @@ class Model:
                 )
             tensor.copy_(torch.from_numpy(array))
 
-    def read(self) -> Arrays:
-        """Copy all tensors off the device."""
+    def read(self, names: Collection[str] | None = None) -> Arrays:
+        """Copy all tensors, or those called ``names``, off the device."""
         return {
-            name: tensor.detach().cpu().numpy().copy() for name, tensor in self.tensors().items()
+            name: _array(tensor)
+            for name, tensor in self.tensors().items()
+            if names is None or name in names
         }
+
+    def forget_gradients(self) -> None:
+        """Drop what an earlier message left in the parameters' ``grad``."""
+        for net in self.nets.values():
+            net.zero_grad(set_to_none=True)
+
+    def update(self, trained: Collection[str], kept: Collection[str]) -> Arrays:
+        """What a site sends of the sub-networks it ``trained``: the weights or, of a summed one,
+        the gradients; nothing of the tensors ``kept``."""
+        sharing = self.method.sharing(self.task)
+        sent = {}
+        for name, tensor in self.tensors().items():
+            network = name.split("/", maxsplit=1)[0]
+            if network not in trained or name in kept or sharing[network].kind == "kept":
+                continue
+            if sharing[network].kind != "summed":
+                sent[name] = _array(tensor)
+            elif tensor.grad is not None:
+                sent[name] = _array(tensor.grad)
+        return sent
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
 
 
 def initial_arrays(method: Mapping[str, Any], task: Mapping[str, Any], seed: int) -> Arrays:

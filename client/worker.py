@@ -20,7 +20,7 @@ import torch
 from fedshift import UserError, derive_seed
 from fedshift.client import summaries
 from fedshift.client.ledger import Ledger
-from fedshift.client.methods.base import Budget, Sharing
+from fedshift.client.methods.base import Budget, Scene, StatisticsBank
 from fedshift.client.metrics import dice, score_case
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
@@ -133,9 +133,13 @@ class SiteWorker:
 
     def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
         model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
-        infos = {name: vars(info) for name, info in model.infos().items()}
+        described = {
+            "tensors": {name: info.to_json() for name, info in model.infos().items()},
+            "participation": model.method.participation.value,
+            "stages": model.method.stages,
+        }
         return Purpose.INITIAL, answer(
-            self.name, arrays=pack_arrays(model.read()), details={"tensors": infos}
+            self.name, arrays=pack_arrays(model.read()), details=described
         )
 
     def _fit(self, instruction: Instruction, content: RecordDict) -> Reply:
@@ -144,8 +148,6 @@ class SiteWorker:
         state = SiteState(self.folder, instruction.arm)
         kept = frozenset(instruction.kept)
         model = self._model(instruction, content, state, up_to_round=instruction.round - 1)
-        bank_record = content.get(BANK)
-        bank = unpack_bank(bank_record) if isinstance(bank_record, ArrayRecord) else {}
         budget = Budget(
             steps=instruction.steps,
             seed=derive_seed(
@@ -154,27 +156,28 @@ class SiteWorker:
             device=self.device,
             amp=self.amp,
             penalty=build_penalty(instruction.terms, model, kept),
+            round=instruction.round,
+            rounds=instruction.rounds,
         )
-        report = model.method.fit(self.data, model.nets, bank, budget)
-        published = model.method.publish(self.data, model.nets)
-        arrays = model.read()
+        model.forget_gradients()
+        report = model.method.fit(self.data, model.nets, _bank(content), budget)
         if report.trained and kept:
-            state.save(instruction.round, {name: arrays[name] for name in kept})
-        sharing = model.method.sharing()
-        sent = {
-            name: array
-            for name, array in arrays.items()
-            if name not in kept
-            and (network := name.split("/", maxsplit=1)[0]) in report.trained
-            and sharing[network] is not Sharing.KEPT
-        }
+            state.save(instruction.round, model.read(kept))
         metrics: dict[str, float | int] = {
-            EXAMPLES: report.examples,
+            EXAMPLES: max(report.trained.values(), default=0),
             **report.metrics,
             "seconds": time.perf_counter() - start,
         }
+        published = report.statistics
+        if published and report.summarised < self.policy.min_count:
+            published = {}
+            metrics["statistics_withheld"] = 1
         return Purpose.UPDATE, answer(
-            self.name, arrays=pack_arrays(sent), metrics=metrics, statistics=published
+            self.name,
+            arrays=pack_arrays(model.update(report.trained, kept)),
+            metrics=metrics,
+            statistics=published,
+            details={"trained": report.trained, "domain": report.domain},
         )
 
     def _validate(self, instruction: Instruction, content: RecordDict) -> Reply:
@@ -183,14 +186,20 @@ class SiteWorker:
         cases = [case for case in self.data.splits["val"] if case.labelled.any()]
         metrics: dict[str, float | int] = {EXAMPLES: len(cases)}
         if cases:
-            metrics["val_dice"] = float(np.mean([self._grid_dice(model, case) for case in cases]))
+            scene = self._scene(instruction, content, *model.method.stages[:1])
+            found = [self._grid_dice(model, case, scene) for case in cases]
+            metrics["val_dice"] = float(np.mean(found))
         return Purpose.VALIDATION, answer(self.name, metrics=metrics)
 
-    def _grid_dice(self, model: Model, case: Case) -> float:
+    def _scene(self, instruction: Instruction, content: RecordDict, stage: str = "") -> Scene:
+        seed = derive_seed(instruction.seed, "prediction")
+        return Scene(self.name, self.device, seed, _bank(content), stage)
+
+    def _grid_dice(self, model: Model, case: Case, scene: Scene) -> float:
         """Mean Dice over the structures of ``case`` on the network's grid: quick, for curves."""
         assert case.label is not None
         label = case.label[case.labelled]
-        probabilities = model.method.predict(model.nets, case.image[case.labelled], self.device)
+        probabilities = model.method.predict(model.nets, case.image[case.labelled], scene)
         predicted = probabilities.argmax(axis=1)
         classes = range(1, model.task.classes)
         return float(np.mean([dice(label == index, predicted == index) for index in classes]))
@@ -198,6 +207,7 @@ class SiteWorker:
     def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
         """Per-case metrics on each image's own grid, of the model sent."""
         model = self._model(instruction, content)
+        scene = self._scene(instruction, content, instruction.options.get("stage", ""))
         keys: list[list[Any]] = []
         columns: dict[str, list[float]] = {name: [] for name in CASE_METRICS}
         columns["reference_volume_ml"] = []
@@ -207,7 +217,7 @@ class SiteWorker:
             for case in self.data.splits[split]:
                 if case.reference is None or not case.labelled.any():
                     continue
-                for row in self._score_case(model, case):
+                for row in self._score_case(model, case, scene):
                     keys.append(
                         [split, case.domain.vendor, case.subject, case.id, row["structure"]]
                     )
@@ -217,7 +227,7 @@ class SiteWorker:
         metrics: dict[str, Any] = {EXAMPLES: len(keys), "failed": failed, **columns}
         return Purpose.CASES, answer(self.name, metrics=metrics, details={"rows": keys})
 
-    def _score_case(self, model: Model, case: Case) -> list[dict[str, Any]]:
+    def _score_case(self, model: Model, case: Case, scene: Scene) -> list[dict[str, Any]]:
         """Rows of the structures that both the model and this site's labels know, by name."""
         assert case.reference is not None
         known = model.task.structures
@@ -234,7 +244,7 @@ class SiteWorker:
         labelled = np.flatnonzero(case.labelled)
         span = slice(labelled[0], labelled[-1] + 1)
         inside = case.labelled[span]
-        probabilities = model.method.predict(model.nets, case.image[case.labelled], self.device)
+        probabilities = model.method.predict(model.nets, case.image[case.labelled], scene)
         reference = np.where(inside[:, None, None], classes[case.reference[span]], 0)
         predicted = np.zeros_like(reference)
         predicted[inside] = case.to_native(probabilities)
@@ -299,6 +309,12 @@ class SiteWorker:
             arrays.update({name: own[name] for name in instruction.kept})
         model.load(arrays)
         return model
+
+
+def _bank(content: RecordDict) -> StatisticsBank:
+    """What the sites published, as far as it was sent."""
+    record = content.get(BANK)
+    return unpack_bank(record) if isinstance(record, ArrayRecord) else {}
 
 
 def describe(data: SiteData) -> SiteCard:

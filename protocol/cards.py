@@ -47,5 +47,10 @@ class SiteCard:
 
     @property
     def trains(self) -> bool:
-        """Whether the site trains: not held out, and some training slice is labelled."""
-        return self.role != "unseen" and self.splits["train"]["labelled"] > 0
+        """Whether the site may train: it is not held out and has training slices."""
+        return self.role != "unseen" and self.splits["train"]["slices"] > 0
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether some training slice is labelled."""
+        return self.splits["train"]["labelled"] > 0

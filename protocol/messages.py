@@ -89,6 +89,7 @@ class Instruction:
     arm: str = "federated"
     method: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 0
     steps: int = 0
     kept: tuple[str, ...] = ()
     terms: Mapping[str, float] = field(default_factory=dict)
@@ -115,11 +116,36 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Adam:
+    """The coordinator's optimiser of a sub-network whose gradients are summed: Kingma & Ba, "Adam",
+    ICLR 2015, Algorithm 1.
+
+    The rate is ``lr`` up to round ``constant_until`` and falls linearly to 0 after ``last_round``
+    (both 0: constant).
+    """
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    constant_until: int = 0
+    last_round: int = 0
+
+    def rate(self, round: int) -> float:
+        """The learning rate of ``round``."""
+        if round <= self.constant_until or not self.last_round:
+            return self.lr
+        left = self.last_round + 1 - round
+        return self.lr * max(left, 0) / (self.last_round + 1 - self.constant_until)
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """What a strategy must know of a tensor to decide whether it travels.
+    """What a strategy must know of a tensor to decide whether it travels, and how.
 
     ``role`` is ``weight``, ``norm`` (scale and shift of a normalisation layer) or ``norm_buffer``
-    (its running statistics and counters). ``sharing`` is what the method says of its sub-network.
+    (its running statistics and counters). ``sharing``, ``domains`` and ``adam`` are what the method
+    says of its sub-network (``fedshift.client.methods.base.Sharing``).
     """
 
     network: str
@@ -127,6 +153,25 @@ class TensorInfo:
     sharing: str
     shape: tuple[int, ...]
     dtype: str
+    domains: tuple[str, ...] = ()
+    adam: Adam | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> TensorInfo:
+        """Undo :meth:`to_json`."""
+        adam = fields["adam"]
+        return cls(
+            **{
+                **fields,
+                "shape": tuple(fields["shape"]),
+                "domains": tuple(fields["domains"]),
+                "adam": Adam(**adam) if adam else None,
+            }
+        )
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

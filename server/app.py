@@ -35,7 +35,7 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
     progress.expect(messages_left(training, plan) + exchanges * len(sites.scored))
     train(training, plan, progress)
 
-    instruction = plan.instruction.but(round=plan.rounds)
+    instruction = training.instruction.but(round=plan.rounds)
     rows, problems = score(sites, instruction, models, SPLITS, progress)
     shift_rows, missing, advice = measure_shift(sites, instruction, models, progress)
     plan.after_round()

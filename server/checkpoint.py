@@ -1,8 +1,9 @@
 """Exact resume: what a coordinator must keep to repeat a run from its last finished round.
 
 Every random draw is derived from (seed, site, round, purpose), so no generator's state is kept: a
-round's checkpoint is the model, what the sites published, and the identity of the run. Sites keep
-their own state. The ``.json`` is written last: a checkpoint without it never counts.
+round's checkpoint is the model, what the sites published, the strategy's own state, and the
+identity of the run. Sites keep their own state. The ``.json`` is written last: a checkpoint without
+it never counts.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fedshift import UserError
 from fedshift.protocol.messages import Arrays
@@ -22,6 +22,7 @@ from fedshift.protocol.storage import read_tensors, write_atomic, write_tensors
 
 _NAME = re.compile(r"round_(\d+)\.json$")
 _BANK = "bank::"
+_STATE = "state::"
 
 _ELSEWHERE = ("engine", "out", "resume")
 
@@ -43,36 +44,52 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def save(
-    folder: Path,
-    round: int,
-    model: Mapping[str, np.ndarray],
-    bank: Mapping[str, Mapping[str, np.ndarray]],
-    identity: str,
-) -> None:
-    """Write the checkpoint of ``round``, atomically; raises :class:`UserError` on a full disk."""
-    tensors = dict(model)
-    for site, statistics in bank.items():
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the coordinator holds after a round: the model, the bank, the strategy's state."""
+
+    model: Arrays
+    bank: dict[str, Arrays]
+    state: Arrays
+
+
+def save(folder: Path, round: int, held: Checkpoint, identity: str, newest: int | None) -> None:
+    """Write the checkpoint of ``round``, atomically, and drop all but the ``newest`` ones (None:
+    keep all); raises :class:`UserError` on a full disk."""
+    tensors = dict(held.model)
+    for site, statistics in held.bank.items():
         for name, array in statistics.items():
             tensors[f"{_BANK}{site}::{name}"] = array
+    tensors |= {f"{_STATE}{name}": array for name, array in held.state.items()}
     stem = folder / f"round_{round:04d}"
     write_tensors(stem.with_suffix(".safetensors"), tensors)
     write_atomic(
         stem.with_suffix(".json"),
         json.dumps({"round": round, "run": identity}, sort_keys=True) + "\n",
     )
+    if newest is not None:
+        for number in _rounds(folder):
+            if number <= round - newest:
+                # Without its .json a checkpoint does not count: that goes first.
+                for suffix in (".json", ".safetensors"):
+                    (folder / f"round_{number:04d}{suffix}").unlink(missing_ok=True)
 
 
 def last_round(folder: Path) -> int:
     """The newest round with a whole checkpoint; 0 when there is none."""
+    return max(_rounds(folder), default=0)
+
+
+def _rounds(folder: Path) -> list[int]:
+    """The rounds with a whole checkpoint."""
     if not folder.is_dir():
-        return 0
+        return []
     matches = (_NAME.match(path.name) for path in folder.iterdir())
-    return max((int(match.group(1)) for match in matches if match), default=0)
+    return [int(match.group(1)) for match in matches if match]
 
 
-def load(folder: Path, round: int, identity: str) -> tuple[Arrays, dict[str, Arrays]]:
-    """The model and the bank after ``round``.
+def load(folder: Path, round: int, identity: str) -> Checkpoint:
+    """What the coordinator held after ``round``.
 
     Raises :class:`UserError` when the checkpoint is damaged or belongs to another config.
     """
@@ -91,10 +108,13 @@ def load(folder: Path, round: int, identity: str) -> tuple[Arrays, dict[str, Arr
         )
     model: Arrays = {}
     bank: dict[str, Arrays] = {}
+    state: Arrays = {}
     for name, array in read_tensors(stem.with_suffix(".safetensors")).items():
         if name.startswith(_BANK):
             site, statistic = name.removeprefix(_BANK).split("::", maxsplit=1)
             bank.setdefault(site, {})[statistic] = array
+        elif name.startswith(_STATE):
+            state[name.removeprefix(_STATE)] = array
         else:
             model[name] = array
-    return model, bank
+    return Checkpoint(model, bank, state)

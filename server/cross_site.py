@@ -7,8 +7,8 @@ a time. Then the sites' images are compared, from summaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedshift.protocol.messages import (
     Instruction,
     details,
     pack_arrays,
+    pack_bank,
     read_arrays,
     unpack_arrays,
 )
@@ -42,20 +43,30 @@ class NoModel(Exception):
 class ModelRef:
     """A finished model: its kind, what it was trained on, and how to get its tensors.
 
-    ``load`` raises :class:`NoModel` when it cannot be had.
+    ``load`` raises :class:`NoModel` when it cannot be had. ``bank`` is what sites published to it,
+    and ``stage`` the method's stage that predicts with it, empty for the finished method.
     """
 
     model: str
     trained_on: str
     load: Callable[[], Arrays]
+    bank: Mapping[str, Arrays] = field(default_factory=dict)
+    stage: str = ""
 
 
 def finished_models(training: Training, plan: RunPlan) -> list[ModelRef]:
-    """Every model of a finished run that ``plan.evaluated`` names, in the order of its rows."""
+    """Every model of a finished run that ``plan.evaluated`` names, in the order of its rows; with
+    the global model come the method's stages."""
     refs: list[ModelRef] = []
     for arm in training.arms:
-        refs.extend(ref for ref in _arm_models(arm, training, plan) if ref.model in plan.evaluated)
-    order = ("local", "personal", "global", "pooled")
+        for ref in _arm_models(arm, training, plan):
+            if ref.model in plan.evaluated:
+                refs.append(ref)
+                if ref.model == "global":
+                    refs += [
+                        replace(ref, model=stage, stage=stage) for stage in training.method.stages
+                    ]
+    order = ("local", *training.method.stages, "personal", "global", "pooled")
     return sorted(refs, key=lambda ref: (order.index(ref.model), ref.trained_on))
 
 
@@ -65,7 +76,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
 
     def own(name: str) -> Arrays:
         """What site ``name`` keeps of this arm, with what the arm shares."""
-        ask = plan.instruction.but(action=Action.MODEL, round=plan.rounds, arm=strategy.model)
+        ask = training.instruction.but(action=Action.MODEL, round=plan.rounds, arm=strategy.model)
         (_, reply), *_ = sites.ask([name], ask)
         if reply.has_error():
             raise NoModel(f"{strategy.model} model of {name}: {reply.error.reason}")
@@ -75,9 +86,18 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         """The shared tensors, and the mean over the sites of those they keep: what an unseen
         site can be given when no single model exists."""
         mean = WeightedMean()
+        missing = NoModel("no site trained")
         for name in names:
-            mean.add({key: array for key, array in own(name).items() if key in strategy.kept}, 1.0)
-        return {**unpack_arrays(arm.model), **mean.result()}
+            try:
+                held = own(name)
+            except NoModel as reason:
+                missing = reason
+                continue
+            mean.add({key: array for key, array in held.items() if key in strategy.kept}, 1.0)
+        kept = mean.result()
+        if not kept:
+            raise missing
+        return {**unpack_arrays(arm.model), **kept}
 
     if isinstance(strategy, Local):
         for name in names:
@@ -85,10 +105,10 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         return
     if strategy.kept:
         for name in names:
-            yield ModelRef("personal", name, partial(own, name))
-        yield ModelRef("global", POOLED, mean_own)
+            yield ModelRef("personal", name, partial(own, name), strategy.bank)
+        yield ModelRef("global", POOLED, mean_own, strategy.bank)
     else:
-        yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model))
+        yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model), strategy.bank)
 
 
 def score(
@@ -105,15 +125,17 @@ def score(
     """
     rows: list[Row] = []
     problems: list[str] = []
-    ask = instruction.but(action=Action.SCORE, options={"splits": list(splits)})
     for ref in models:
+        options = {"splits": list(splits), "stage": ref.stage}
+        ask = instruction.but(action=Action.SCORE, options=options)
+        bank = pack_bank(ref.bank) if ref.bank else None
         try:
             packed = pack_arrays(ref.load())
         except NoModel as reason:
             problems.append(str(reason))
             progress.say(f"not scored: {reason}")
             continue
-        for name, reply in sites.ask(sites.scored, ask, packed):
+        for name, reply in sites.ask(sites.scored, ask, packed, bank):
             progress.advance(f"scoring {ref.model} model of {ref.trained_on} at {name}")
             if reply.has_error():
                 problem = f"{ref.model} model of {ref.trained_on} at {name}: {reply.error.reason}"
@@ -153,7 +175,8 @@ def measure_shift(
     """
     problems: list[str] = []
     order = ("global", "pooled", "local", "personal")
-    for ref in sorted(models, key=lambda ref: order.index(ref.model)):
+    finished = [ref for ref in models if not ref.stage]
+    for ref in sorted(finished, key=lambda ref: order.index(ref.model)):
         try:
             packed = pack_arrays(ref.load())
             break
@@ -166,7 +189,7 @@ def measure_shift(
         action: Action, names: list[str], questions: dict[str, Any] | None = None
     ) -> dict[str, Arrays]:
         found = {}
-        replies = sites.ask(names, instruction.but(action=action), packed, questions)
+        replies = sites.ask(names, instruction.but(action=action), packed, questions=questions)
         for name, reply in replies:
             progress.advance(f"comparing images: {name}")
             if reply.has_error():

@@ -38,6 +38,7 @@ from fedshift.server import checkpoint
 from fedshift.server.exchange import exchange
 from fedshift.server.progress import Progress
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.local import Local
 from fedshift.strategies.pooled import Pooled
 
 
@@ -47,7 +48,8 @@ class RunPlan:
 
     ``strategies`` are the arms, the one asked for first. ``identity`` is the config's fingerprint.
     Every ``validate_every`` rounds the models are scored on validation (0: never); ``evaluated``
-    lists which models enter the cross-site matrix. ``after_round`` is called when a round's line is
+    lists which models enter the cross-site matrix. Of the checkpoints the newest
+    ``checkpoints_kept`` stay (None: all). ``after_round`` is called when a round's line is
     about to be written (a simulation collects the sites' ledgers then).
     """
 
@@ -61,6 +63,7 @@ class RunPlan:
     strategies: tuple[Strategy, ...]
     validate_every: int = 1
     evaluated: tuple[str, ...] = ("local", "personal", "global", "pooled")
+    checkpoints_kept: int | None = None
     deadline_s: float | None = None
     after_round: Callable[[], None] = lambda: None
 
@@ -76,9 +79,13 @@ class RunPlan:
 
     @property
     def instruction(self) -> Instruction:
-        """What every request of the run starts from."""
+        """What every request of the run starts from, before the sites are known."""
         return Instruction(
-            action=Action.NAME, seed=self.seed, method=dict(self.method), task=dict(self.task)
+            action=Action.NAME,
+            seed=self.seed,
+            method=dict(self.method),
+            task=dict(self.task),
+            rounds=self.rounds,
         )
 
 
@@ -97,8 +104,13 @@ class Sites:
         return {node: name for name, node in self.nodes.items()}
 
     @property
-    def training(self) -> list[str]:
-        """The sites that train, sorted."""
+    def labelled(self) -> list[str]:
+        """The sites that train and have labels, sorted."""
+        return [name for name in self.trainable if self.cards[name].has_labels]
+
+    @property
+    def trainable(self) -> list[str]:
+        """The sites that may train, with labels or without, sorted."""
         return sorted(name for name, card in self.cards.items() if card.trains and name != POOLED)
 
     @property
@@ -111,13 +123,14 @@ class Sites:
         names: list[str],
         instruction: Instruction,
         arrays: ArrayRecord | None = None,
+        bank: ArrayRecord | None = None,
         questions: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Iterator[tuple[str, Message]]:
         """Send one request to each of ``names``; yield their replies in that order.
 
         ``questions`` hold what only one site is asked.
         """
-        shared = request(instruction, arrays)
+        shared = request(instruction, arrays, bank=bank)
         messages = [
             Message(
                 content=request(instruction, arrays, statistics=questions[name])
@@ -179,12 +192,12 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
             raise UserError(problems[0] + more)
         write_atomic(path, json.dumps([card.to_json() for card in cards], indent=1) + "\n")
     sites.cards = {card.name: card for card in cards}
-    if not sites.training:
+    if not sites.labelled:
         raise UserError(
             "no site can train: none has a labelled training image; check label_path in the "
             "manifest with `fedshift sites check`"
         )
-    found = set().union(*(sites.cards[name].labelled for name in sites.training))
+    found = set().union(*(sites.cards[name].labelled for name in sites.labelled))
     absent = [name for name in plan.task["structures"] if name not in found]
     if absent:
         raise UserError(
@@ -207,36 +220,93 @@ class Arm:
         return self.strategy.names[node]
 
 
+@dataclass(frozen=True)
+class MethodCard:
+    """What a site says of the run's method: its tensors, at which sites it trains (``labelled``,
+    ``all`` or ``both``), and the stages that are scored beside the finished model."""
+
+    tensors: dict[str, TensorInfo]
+    participation: str
+    stages: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "tensors": {name: info.to_json() for name, info in self.tensors.items()},
+            "participation": self.participation,
+            "stages": self.stages,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> MethodCard:
+        """Undo :meth:`to_json`."""
+        tensors = {name: TensorInfo.from_json(info) for name, info in fields["tensors"].items()}
+        return cls(tensors, fields["participation"], tuple(fields["stages"]))
+
+
 @dataclass
 class Training:
-    """A run in the coordinator's memory: its sites, tensors, arms, and how many rounds are done."""
+    """A run in the coordinator's memory: its sites, what its requests start from, its method, its
+    arms, and how many rounds are done."""
 
     sites: Sites
-    tensors: dict[str, TensorInfo]
+    instruction: Instruction
+    method: MethodCard
     arms: list[Arm]
     done: int
 
 
 def prepare(sites: Sites, plan: RunPlan) -> Training:
-    """Set every arm up as it stands after the last checkpoint, or at the initial weights."""
-    tensors, initial = _initial(sites, plan)
+    """Set every arm up as it stands after the last checkpoint, or at the initial weights.
+
+    Raises :class:`UserError` when the method cannot train at the federation's sites.
+    """
+    unlabelled = [name for name in sites.trainable if not sites.cards[name].has_labels]
+    size = sites.cards[sites.labelled[0]].size
+    task = {**plan.task, "size": list(size), "unlabelled": unlabelled}
+    instruction = plan.instruction.but(task=task)
+    method, initial = _method(sites, plan, instruction)
+    _check_roles(method, unlabelled, plan)
     arms = []
     for strategy in plan.strategies:
-        pooled = isinstance(strategy, Pooled)
-        names = [POOLED] if pooled else sites.training
-        steps = plan.local_steps * (len(sites.training) if pooled else 1)
+        names = sites.labelled if method.participation == "labelled" else sites.trainable
+        steps = plan.local_steps
+        if isinstance(strategy, Pooled):
+            names, steps = [POOLED], steps * len(names)
+        elif isinstance(strategy, Local):
+            names = sites.labelled
         strategy.begin(
             {name: sites.nodes[name] for name in names},
-            tensors,
-            plan.instruction.but(steps=steps),
+            method.tensors,
+            instruction.but(steps=steps),
         )
         arms.append(Arm(strategy, pack_arrays(strategy.shared(initial))))
     done = checkpoint.last_round(plan.checkpoints)
     if done:
-        model, arms[0].strategy.bank = checkpoint.load(plan.checkpoints, done, plan.identity)
-        arms[0].model = pack_arrays(model)
+        held = checkpoint.load(plan.checkpoints, done, plan.identity)
+        arms[0].model = pack_arrays(held.model)
+        arms[0].strategy.bank, arms[0].strategy.state = held.bank, held.state
     keep_lines(plan.out / "rounds.jsonl", lambda line: line["round"] <= done)
-    return Training(sites, tensors, arms, done)
+    return Training(sites, instruction, method, arms, done)
+
+
+def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> None:
+    """Raise :class:`UserError` when a method that adapts from labelled to unlabelled sites lacks
+    the latter, or is to be trained where sites do not meet."""
+    if method.participation != "both":
+        return
+    name = plan.method["name"]
+    if not unlabelled:
+        raise UserError(
+            f"method={name} adapts to sites without labels and every training site has some; name "
+            "the target sites in data.unlabelled_sites"
+        )
+    for strategy in plan.strategies:
+        if isinstance(strategy, Local):
+            raise UserError(
+                f"method={name} trains between sites, which {strategy.model} training keeps apart; "
+                f"leave {strategy.model} out of baselines and choose another strategy"
+            )
 
 
 def train(training: Training, plan: RunPlan, progress: Progress) -> None:
@@ -255,24 +325,17 @@ def messages_left(training: Training, plan: RunPlan) -> int:
     return sum(per_pass * (2 if plan.validates(number) else 1) for number in left)
 
 
-def _initial(sites: Sites, plan: RunPlan) -> tuple[dict[str, TensorInfo], Arrays]:
-    """The tensors and the weights all sites start from, asked of the first one that trains: the
-    coordinator itself knows no network. A resumed run needs the tensors' description alone."""
-    path = plan.checkpoints / "tensors.json"
+def _method(sites: Sites, plan: RunPlan, instruction: Instruction) -> tuple[MethodCard, Arrays]:
+    """The method's card and the weights all sites start from, asked of the first one that trains:
+    the coordinator itself knows no network. A resumed run needs the card alone."""
+    path = plan.checkpoints / "method.json"
     if path.exists():
-        described, arrays = json.loads(path.read_text()), {}
-    else:
-        first = sites.training[0]
-        (_, reply), *_ = sites.ask([first], plan.instruction.but(action=Action.INITIAL))
-        if reply.has_error():
-            raise UserError(f"site {first}: {reply.error.reason}")
-        described = details(reply.content)["tensors"]
-        arrays = read_arrays(reply.content)
-    infos = {
-        name: TensorInfo(**{**fields, "shape": tuple(fields["shape"])})
-        for name, fields in described.items()
-    }
-    return infos, arrays
+        return MethodCard.from_json(json.loads(path.read_text())), {}
+    first = sites.labelled[0]
+    (_, reply), *_ = sites.ask([first], instruction.but(action=Action.INITIAL))
+    if reply.has_error():
+        raise UserError(f"site {first}: {reply.error.reason}")
+    return MethodCard.from_json(details(reply.content)), read_arrays(reply.content)
 
 
 def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -> None:
@@ -356,10 +419,10 @@ def _write_round(number: int, training: Training, plan: RunPlan, seconds: float)
         file.flush()
         os.fsync(file.fileno())
     if number == 1:
-        described = {name: vars(info) for name, info in training.tensors.items()}
-        write_atomic(plan.checkpoints / "tensors.json", json.dumps(described) + "\n")
-    model = unpack_arrays(main.model)
-    checkpoint.save(plan.checkpoints, number, model, main.strategy.bank, plan.identity)
+        described = json.dumps(training.method.to_json())
+        write_atomic(plan.checkpoints / "method.json", described + "\n")
+    held = checkpoint.Checkpoint(unpack_arrays(main.model), main.strategy.bank, main.strategy.state)
+    checkpoint.save(plan.checkpoints, number, held, plan.identity, plan.checkpoints_kept)
 
 
 def _line(arm: Arm) -> dict[str, Any]:

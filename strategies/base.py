@@ -38,7 +38,8 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import WeightedMean
+from fedshift.strategies.adam import ServerAdam
+from fedshift.strategies.aggregate import DomainMeans
 
 
 @dataclass
@@ -63,6 +64,8 @@ class Strategy(FlowerStrategy):
 
     model: ClassVar[str] = "federated"
     """The arm's name: what sites keep state under and what ``rounds.jsonl`` calls it."""
+    exchanges: ClassVar[bool] = True
+    """Whether what a site publishes reaches the others."""
 
     fraction: float = setting(1.0, at_least=0, at_most=1)
     """The share of the sites drawn each round; never fewer than ``min_sites``."""
@@ -107,7 +110,17 @@ class Strategy(FlowerStrategy):
         )
         self.outcome = RoundOutcome()
         self.bank: dict[str, Arrays] = {}
+        self._adam = ServerAdam()
         self._current: Arrays = {}
+
+    @property
+    def state(self) -> Arrays:
+        """What the coordinator keeps between rounds beside the model and the bank."""
+        return self._adam.state
+
+    @state.setter
+    def state(self, arrays: Arrays) -> None:
+        self._adam.state = arrays
 
     def shared(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """The part of ``arrays`` that travels."""
@@ -132,24 +145,19 @@ class Strategy(FlowerStrategy):
         """One message a selected site, all sharing one packed model and bank."""
         self.outcome = RoundOutcome()
         self._current = unpack_arrays(arrays)
-        bank = protocol.pack_bank(self.bank) if self.bank else None
-        return self._messages(Action.FIT, server_round, arrays, bank, self.select(server_round))
+        return self._messages(Action.FIT, server_round, arrays, self.select(server_round))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every training site for the model's Dice on its validation split."""
-        return self._messages(Action.VALIDATE, server_round, arrays, None, list(self.sites))
+        return self._messages(Action.VALIDATE, server_round, arrays, list(self.sites))
 
     def _messages(
-        self,
-        action: Action,
-        server_round: int,
-        arrays: ArrayRecord,
-        bank: ArrayRecord | None,
-        names: list[str],
+        self, action: Action, server_round: int, arrays: ArrayRecord, names: list[str]
     ) -> list[Message]:
         instruction = self.instruction.but(action=action, round=server_round)
+        bank = protocol.pack_bank(self.bank) if self.bank else None
         content = protocol.request(instruction, arrays, bank=bank)
         size = content_bytes(content)
         self.outcome.bytes_down.update(dict.fromkeys(names, size))
@@ -167,7 +175,7 @@ class Strategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies as they come; None for the arrays when the model stays as it was."""
-        mean = WeightedMean()
+        means = DomainMeans(self.tensors)
         accepted = 0
         for reply in replies:
             name = self.names[reply.metadata.src_node_id]
@@ -181,36 +189,54 @@ class Strategy(FlowerStrategy):
             try:
                 arrays = read_arrays(content)
                 published = read_arrays(content, protocol.STATISTICS)
-            except (EOFError, OSError, TypeError, ValueError) as error:
-                self.outcome.rejected[name] = f"sent an array that cannot be read: {error}"
+                told = protocol.details(content)
+                trained = {str(net): float(count) for net, count in told["trained"].items()}
+            except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+                self.outcome.rejected[name] = f"sent an update that cannot be read: {error}"
                 continue
-            fault = self._fault(arrays, metrics) or _non_finite(published)
+            fault = self._fault(arrays, published, trained) or _non_finite(published)
             if fault:
                 self.outcome.rejected[name] = fault
                 continue
-            if published:
+            if published and self.exchanges:
                 self.outcome.statistics[name] = published
-            weight = metrics[protocol.EXAMPLES] if self.weighting == "examples" else 1.0
-            mean.add(arrays, weight)
-            accepted += 1
+            if self.weighting == "uniform":
+                trained = dict.fromkeys(trained, 1.0)
+            means.add(arrays, trained, str(told.get("domain", "")))
+            accepted += bool(trained)
         self.bank.update(self.outcome.statistics)
         if accepted < self.min_sites:
             self.outcome.skipped = (
                 f"{accepted} usable updates, {self.min_sites} needed (strategy.min_sites)"
             )
             return None, None
-        combined = {**self._current, **mean.result()}
+        if missing := means.missing():
+            self.outcome.skipped = "; ".join(
+                f"{network} stays as it was: no update from the domain {domain}"
+                for network, domain in missing.items()
+            )
+        combined = self._current
+        for name, update in means.result().items():
+            adam = self.tensors[name].adam
+            combined[name] = (
+                update
+                if adam is None
+                else self._adam.step(name, combined[name], update, adam, server_round)
+            )
         self._current = {}
         return pack_arrays(combined), _mean_metrics(self.outcome.sites)
 
-    def _fault(self, arrays: Arrays, metrics: Mapping[str, float]) -> str | None:
-        """Why an update cannot be used, or None."""
-        if not 0 < metrics.get(protocol.EXAMPLES, 0) < math.inf:
+    def _fault(self, arrays: Arrays, published: Arrays, trained: Mapping[str, float]) -> str | None:
+        """Why an update cannot be used, or None. A site that had nothing to train in this round
+        sends nothing, which is no fault."""
+        if not all(0 < examples < math.inf for examples in trained.values()):
             return "trained on no example"
         for name, array in arrays.items():
             info = self.tensors.get(name)
             if info is None or name in self.kept:
                 return f"sent the tensor {name}, which does not travel"
+            if info.network not in trained:
+                return f"sent the tensor {name} of a sub-network it does not say it trained"
             if array.shape != tuple(info.shape):
                 return f"sent {name} of shape {array.shape} instead of {tuple(info.shape)}"
             if array.dtype.name != info.dtype:

@@ -5,7 +5,8 @@ ICLR 2021.
     the scale, shift and running statistics of normalising layers stay at their site.
 
 The paper speaks of batch normalisation; here it is every normalising layer of the networks, so
-that it also says something of instance-normalised ones. Without such layers it is FedAvg.
+that it also says something of instance-normalised ones. Without such layers it is FedAvg. A
+sub-network that only some sites train travels whole: the others have no normalisation of their own.
 """
 
 from __future__ import annotations
@@ -21,5 +22,9 @@ class FedBN(Strategy):
 
     def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
         """The normalising layers' tensors, beside what the method keeps."""
-        norms = {name for name, info in tensors.items() if info.role in ("norm", "norm_buffer")}
+        norms = {
+            name
+            for name, info in tensors.items()
+            if info.role in ("norm", "norm_buffer") and info.sharing == "averaged"
+        }
         return super().keeps(tensors) | norms

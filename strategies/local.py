@@ -13,6 +13,7 @@ class Local(Strategy):
     """Every tensor stays at its site."""
 
     model: ClassVar[str] = "local"
+    exchanges: ClassVar[bool] = False
 
     def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
         """Everything."""

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ from fedshift.protocol.flower import (
 )
 from fedshift.protocol.messages import (
     Action,
+    Adam,
     Arrays,
     Instruction,
     TensorInfo,
@@ -75,9 +77,17 @@ def reply(node: int, content: RecordDict | Error) -> Message:
     return Message(content, reply_to=asked)
 
 
-def update(name: str, sent: Arrays, examples: float = 1, **metrics: float) -> Message:
-    numbers = {protocol.EXAMPLES: examples, **metrics}
-    return reply(NODES[name], answer(name, arrays=pack_arrays(sent), metrics=numbers))
+def update(
+    name: str, sent: Arrays, examples: float = 1, domain: str = "", **metrics: float
+) -> Message:
+    networks = {key.split("/")[0] for key in sent} | {"net"}
+    content = answer(
+        name,
+        arrays=pack_arrays(sent),
+        metrics={protocol.EXAMPLES: examples, **metrics},
+        details={"trained": dict.fromkeys(sorted(networks), examples), "domain": domain},
+    )
+    return reply(NODES[name], content)
 
 
 def fold(
@@ -339,7 +349,8 @@ def test_memory_does_not_grow_with_the_number_of_sites() -> None:
         def stream() -> Iterator[Message]:
             for name, node in nodes.items():
                 sent = pack_arrays({"net/w": np.full(size, node, np.float32)})
-                yield reply(node, answer(name, arrays=sent, metrics={protocol.EXAMPLES: 1}))
+                told = {"trained": {"net": 1}}
+                yield reply(node, answer(name, arrays=sent, details=told))
 
         tracemalloc.start()
         strategy.aggregate_train(1, stream())
@@ -405,7 +416,7 @@ def test_a_kept_tensor_that_is_sent_is_rejected() -> None:
 def test_an_array_that_cannot_be_read_is_rejected() -> None:
     strategy = start(FedAvg())
     junk = ArrayRecord({WEIGHT: Array("float32", (2,), "numpy.ndarray", b"no array")})
-    broken = reply(NODES["b"], answer("b", arrays=junk, metrics={protocol.EXAMPLES: 1}))
+    broken = reply(NODES["b"], answer("b", arrays=junk, details={"trained": {"net": 1}}))
     model = fold(strategy, arrays(0), [update("a", arrays(2)), broken])
     assert model is not None
     assert "cannot be read" in strategy.outcome.rejected["b"]
@@ -418,7 +429,7 @@ def test_published_statistics_that_are_not_finite_never_reach_the_bank() -> None
         content = answer(
             name,
             arrays=pack_arrays(arrays(1)),
-            metrics={protocol.EXAMPLES: 1},
+            details={"trained": {"net": 1}},
             statistics={"mean": np.array([value])},
         )
         return reply(NODES[name], content)
@@ -426,6 +437,106 @@ def test_published_statistics_that_are_not_finite_never_reach_the_bank() -> None
     fold(strategy, arrays(0), [published("a", 1.0), published("b", np.nan)])
     assert list(strategy.bank) == ["a"]
     assert list(strategy.outcome.rejected) == ["b"]
+
+
+def test_an_update_that_does_not_say_what_was_trained_is_rejected() -> None:
+    strategy = start(FedAvg())
+    silent = reply(NODES["b"], answer("b", arrays=pack_arrays(arrays(9))))
+    model = fold(strategy, arrays(0), [update("a", arrays(2)), silent])
+    assert model is not None
+    np.testing.assert_array_equal(model[WEIGHT], [2, 4])
+    assert "cannot be read" in strategy.outcome.rejected["b"]
+
+
+def test_a_tensor_of_a_network_that_was_not_trained_is_rejected() -> None:
+    strategy = start(FedAvg(), {**TENSORS, "other/w": replace(TENSORS[WEIGHT], network="other")})
+    pair = pack_arrays({"other/w": np.ones(2, np.float32)})
+    told = reply(NODES["b"], answer("b", arrays=pair, details={"trained": {"net": 1}}))
+    fold(strategy, {**arrays(0), "other/w": np.zeros(2, np.float32)}, [told])
+    assert "does not say it trained" in strategy.outcome.rejected["b"]
+
+
+def test_an_idle_site_is_no_fault_and_no_part_of_the_quorum() -> None:
+    strategy = start(FedAvg(min_sites=2))
+    idle = reply(NODES["b"], answer("b", details={"trained": {}, "domain": ""}))
+    assert fold(strategy, arrays(0), [update("a", arrays(2)), idle]) is None
+    assert strategy.outcome.rejected == {}
+    assert strategy.outcome.skipped == "1 usable updates, 2 needed (strategy.min_sites)"
+
+
+# Domains: balanced and summed sub-networks.
+
+ADAM = Adam(lr=0.1, beta1=0.5, beta2=0.99, constant_until=2, last_round=4)
+SUMMED = {"g/w": TensorInfo("g", "weight", "summed", (2,), "float32", ("s", "t"), ADAM)}
+BALANCED = {"g/w": TensorInfo("g", "weight", "balanced", (2,), "float32", ("s", "t"))}
+
+
+def pair(first: float, second: float) -> Arrays:
+    return {"g/w": np.array([first, second], np.float32)}
+
+
+def test_balanced_networks_count_every_domain_alike() -> None:
+    strategy = start(FedAvg(), BALANCED)
+    sent = [
+        update("a", pair(1, 0), 10, "s"),
+        update("b", pair(4, 0), 20, "s"),
+        update("c", pair(9, 2), 1000, "t"),
+    ]
+    model = fold(strategy, pair(0, 0), sent)
+    assert model is not None
+    # The source's mean is (1 * 10 + 4 * 20) / 30 = 3; with the target's 9: 6.
+    np.testing.assert_allclose(model["g/w"], [6, 1])
+
+
+def test_a_missing_domain_leaves_its_networks_as_they_were_and_says_so() -> None:
+    for tensors in (BALANCED, SUMMED):
+        strategy = start(FedAvg(), tensors)
+        model = fold(strategy, pair(7, 8), [update("a", pair(1, 1), 1, "s")])
+        assert model is not None
+        np.testing.assert_array_equal(model["g/w"], [7, 8])
+        assert strategy.outcome.skipped == "g stays as it was: no update from the domain t"
+
+
+def test_summed_gradients_follow_torchs_adam() -> None:
+    strategy = start(FedAvg(), SUMMED)
+    random = np.random.default_rng(0)
+    weight = random.standard_normal(2).astype(np.float32)
+    parameter = torch.nn.Parameter(torch.from_numpy(weight.copy()))
+    adam = torch.optim.Adam([parameter], betas=(0.5, 0.99))
+    for number in range(1, 5):
+        first, second, third = random.standard_normal((3, 2)).astype(np.float32)
+        # The rate is constant for two rounds, then falls to 0 after the fourth.
+        adam.param_groups[0]["lr"] = 0.1 * {1: 1, 2: 1, 3: 2 / 3, 4: 1 / 3}[number]
+        parameter.grad = torch.from_numpy((first + 3 * second) / 4 + third)
+        adam.step()
+        sent = [
+            update("a", {"g/w": first}, 1, "s"),
+            update("b", {"g/w": second}, 3, "s"),
+            update("c", {"g/w": third}, 50, "t"),
+        ]
+        if number == 3:  # As a resumed run would: the state is all there is.
+            kept = {name: array.copy() for name, array in strategy.state.items()}
+            strategy = start(FedAvg(), SUMMED)
+            strategy.state = kept
+        model = fold(strategy, {"g/w": weight}, sent, number)
+        assert model is not None
+        weight = model["g/w"]
+        np.testing.assert_allclose(weight, parameter.detach().numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_fedbn_keeps_nothing_of_networks_that_only_some_sites_train() -> None:
+    for sharing in ("broadcast", "balanced", "summed"):
+        tensors = {NORM: TensorInfo("net", "norm", sharing, (2,), "float32")}
+        assert start(FedBN(), tensors).kept == frozenset()
+
+
+def test_what_a_local_site_publishes_reaches_nobody() -> None:
+    strategy = start(Local())
+    content = answer(
+        "a", details={"trained": {"net": 1}}, statistics={"style": np.zeros(3, np.float32)}
+    )
+    fold(strategy, {}, [reply(NODES["a"], content)])
+    assert strategy.bank == {}
 
 
 def test_sites_may_report_different_metrics() -> None:

@@ -17,10 +17,11 @@ from fedshift import UserError
 from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import Budget, Networks, Sharing
+from fedshift.client.methods.base import AVERAGED, KEPT, Budget, Networks, Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation
+from fedshift.protocol.settings import from_mapping
 from fedshift.sites.types import Case, Domain, SiteData
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def mean_dice(
     scores = []
     for case in cases:
         noisy = case.image + rng.normal(0, noise, case.image.shape).astype(np.float32)
-        found = method.predict(nets, noisy, CPU).argmax(1) == 1
+        found = method.predict(nets, noisy, Scene("discs", CPU)).argmax(1) == 1
         truth = case.label == 1
         scores.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
     return float(np.mean(scores))
@@ -207,7 +208,7 @@ def test_site_without_labels_trains_nothing() -> None:
     nets = new_networks(SMALL)
     before = weights(nets)
     report = SMALL.fit(disc_site(labelled=False), nets, {}, Budget(3, 0, CPU))
-    assert (report.trained, report.examples, report.metrics) == (frozenset(), 0, {})
+    assert (report.trained, report.metrics) == ({}, {})
     assert torch.equal(weights(nets), before)
 
 
@@ -237,13 +238,13 @@ def test_fit_counts_the_labelled_slices_of_the_training_split() -> None:
     site = disc_site(cases=2)
     site.splits["train"][0].labelled[1] = False
     report = SMALL.fit(site, new_networks(SMALL), {}, Budget(1, 0, CPU))
-    assert (report.trained, report.examples) == (frozenset({"segmenter"}), 7)
+    assert report.trained == {"segmenter": 7}
 
 
 def test_prediction_in_parts_equals_one_forward_pass() -> None:
     nets = new_networks(SMALL)
     images = np.concatenate([disc_case(i).image for i in range(10)])
-    found = SMALL.predict(nets, images, CPU)
+    found = SMALL.predict(nets, images, Scene("discs", CPU))
     with torch.no_grad():
         expected = nets["segmenter"](torch.from_numpy(images)[:, None]).softmax(1).numpy()
     assert (found.shape, found.dtype) == ((40, 2, 32, 32), np.float32)
@@ -302,12 +303,15 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
     assert isinstance(config, dict)
     name = config.pop("name")
     assert methods.build(name, config) == Supervised()
-    assert set(config) == set(Supervised.__dataclass_fields__)
-    assert set(config["augmentation"]) == set(Augmentation.__dataclass_fields__)
+    # The augmentation is a group of its own.
+    assert set(config) == set(Supervised.__dataclass_fields__) - {"augmentation"}
+    usual = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/augmentation/usual.yaml"))
+    assert from_mapping(Augmentation, usual) == Augmentation()
+    assert set(usual) == set(Augmentation.__dataclass_fields__)
 
 
 def test_paper_preset_is_the_papers_network_and_optimiser() -> None:
-    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/preset/paper.yaml"))
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/_presets/paper/supervised.yaml"))
     assert isinstance(config, dict)
     method = methods.build("supervised", config["method"])
     assert isinstance(method, Supervised)
@@ -327,12 +331,12 @@ def test_example_of_the_guide_trains_and_keeps_its_head(monkeypatch: pytest.Monk
     exec(code, module.__dict__)
     monkeypatch.setitem(methods.METHODS, "fedper", "guide_example:FedPer")
     method = methods.build("fedper", {"width": 6, "depth": 3, "batch": 8})
-    assert method.sharing() == {"body": Sharing.AVERAGED, "head": Sharing.KEPT}
+    assert method.sharing(TASK) == {"body": AVERAGED, "head": KEPT}
     site = disc_site()
     nets = new_networks(method)
     start = {name: weights({name: net}) for name, net in nets.items()}
     report = method.fit(site, nets, {}, Budget(STEPS, 0, CPU))
-    assert report.trained == {"body", "head"}
+    assert report.trained.keys() == {"body", "head"}
     assert all(not torch.equal(start[name], weights({name: net})) for name, net in nets.items())
     assert mean_dice(method, nets, site.splits["test"]) > 0.8
     features = method.features(nets, torch.from_numpy(disc_case(0).image)[:, None])
@@ -347,7 +351,7 @@ def test_gpu_training_finds_the_discs(amp: bool) -> None:
     nets = new_networks(SMALL)
     report = SMALL.fit(site, nets, {}, Budget(STEPS, 0, device, amp=amp))
     assert np.isfinite(report.metrics["loss"])
-    found = SMALL.predict(nets, site.splits["test"][0].image, device).argmax(1) == 1
+    found = SMALL.predict(nets, site.splits["test"][0].image, Scene("discs", device)).argmax(1) == 1
     truth = site.splits["test"][0].label == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
 

@@ -15,10 +15,12 @@ import torch
 from fedshift import UserError
 from fedshift.cli.config import load
 from fedshift.client import methods
+from fedshift.client.methods.base import Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites, OpenSites
+from fedshift.client.tasks import Segmentation
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord, RecordDict
@@ -364,7 +366,7 @@ def test_a_site_without_labels_trains_nothing_and_breaks_nothing(
     assert card.splits["train"]["slices"] > 0
     assert card.splits["train"]["labelled"] == 0
     assert card.labelled == ()
-    assert not card.trains
+    assert card.trains and not card.has_labels
     asked = instruction(sites, Action.FIT, round=1, arm="local", kept=tuple(initial(sites)))
     reply = ask(worker, asked, {})
     assert metrics_of(reply)[EXAMPLES] == 0
@@ -384,7 +386,7 @@ def test_a_card_counts_what_the_site_holds(sites: LocalSites) -> None:
     assert sum(counts["slices"] for counts in card.splits.values()) == 12
     assert card.vendors == ("vendor_c",)
     assert card.size == (32, 32)
-    assert card.trains
+    assert card.trains and card.has_labels
     assert SiteCard.from_json(json.loads(json.dumps(card.to_json()))) == card
 
 
@@ -396,7 +398,9 @@ def test_validation_dice_is_that_of_the_networks_own_grid(sites: LocalSites) -> 
     cases = sites.open("vendor_a").splits["val"]
     means = []
     for case in cases:
-        predicted = model.method.predict(model.nets, case.image, CPU).argmax(axis=1)
+        predicted = model.method.predict(model.nets, case.image, Scene("vendor_a", CPU)).argmax(
+            axis=1
+        )
         label = case.label
         assert label is not None
         means.append(
@@ -455,4 +459,6 @@ def test_only_a_few_sites_stay_open_in_a_process(sites: LocalSites) -> None:
 
 def test_every_listed_method_can_be_built() -> None:
     for name in methods.METHODS:
-        assert methods.build(name, {}).sharing().keys() == {"segmenter"}
+        method = methods.build(name, {})
+        task = Segmentation(("x",), unlabelled=("t",))
+        assert method.sharing(task).keys() == method.networks(task).keys()

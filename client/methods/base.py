@@ -11,12 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedshift.client.illustrations import Illustration
 from fedshift.client.tasks import Segmentation
+from fedshift.protocol.messages import Adam
 from fedshift.sites.types import SiteData
 
 Networks = dict[str, nn.Module]
@@ -24,14 +27,41 @@ StatisticsBank = Mapping[str, Mapping[str, np.ndarray]]
 """What the sites published last: site name -> statistic's name -> array. Never an image."""
 
 
-class Sharing(Enum):
-    """What happens to a sub-network's tensors between sites."""
+class Participation(Enum):
+    """Which sites a method trains at, besides those held out as unseen."""
 
-    AVERAGED = "averaged"
-    """Every site that trained it sends it; the strategy combines them. What one site alone
-    trains is thereby broadcast to the others."""
-    KEPT = "kept"
-    """It never leaves its site."""
+    LABELLED = "labelled"
+    """Those with labelled training images."""
+    ALL = "all"
+    """Those without labels too, if there are any."""
+    BOTH = "both"
+    """It needs at least one site with labels and one without."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What happens to a sub-network's tensors between sites.
+
+    * ``averaged``: every site that trained it sends its weights; the strategy combines them.
+    * ``broadcast``: averaged over the sites that trained it, and used by others that did not: all
+      its tensors travel, and no strategy keeps any at a site.
+    * ``balanced``: as broadcast, but each of ``domains`` counts alike: the mean over the domains
+      of the mean over a domain's sites.
+    * ``summed``: sites send gradients. The means over each of ``domains``' sites are added, with
+      weight 1, and the coordinator takes one step of ``adam``.
+    * ``kept``: it never leaves its site.
+
+    A balanced or summed sub-network stays as it was in a round that lacks one of ``domains``.
+    """
+
+    kind: Literal["averaged", "broadcast", "balanced", "summed", "kept"]
+    domains: tuple[str, ...] = ()
+    adam: Adam | None = None
+
+
+AVERAGED = Sharing("averaged")
+BROADCAST = Sharing("broadcast")
+KEPT = Sharing("kept")
 
 
 @dataclass(frozen=True)
@@ -46,22 +76,55 @@ class Budget:
     penalty: Callable[[Mapping[str, nn.Module]], torch.Tensor] | None = None
     """The strategy's local term, added to the training loss at every step (FedProx's proximal
     term); it is given the networks and returns a scalar."""
+    round: int = 1
+    """The current round, from 1."""
+    rounds: int = 1
+    """How many rounds the run has."""
 
 
 @dataclass
 class FitReport:
-    """What local training reports: which sub-networks it trained, on how many examples, and
-    scalar metrics (averages over the steps)."""
+    """What local training reports.
 
-    trained: frozenset[str]
-    examples: int
+    ``trained`` maps each sub-network it trained to the number of examples: the weight that the
+    site has in it. ``metrics`` are scalars (averages over the steps). ``domain`` is the domain
+    whose mean the site's balanced and summed sub-networks enter.
+
+    ``statistics`` are published to the other sites' bank; ``summarised`` says of how many images,
+    and they are withheld when these are fewer than the site's policy allows. Never an image.
+    """
+
+    trained: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    domain: str = ""
+    statistics: dict[str, np.ndarray] = field(default_factory=dict)
+    summarised: int = 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where and how a prediction is made.
+
+    ``site`` is the name of the site whose images they are. ``seed`` is for what a method draws or
+    trains at prediction; it depends on the run alone, not on the order of the images. ``stage`` is
+    one of the method's :attr:`Method.stages`, or empty for the finished method.
+    """
+
+    site: str
+    device: torch.device
+    seed: int = 0
+    bank: StatisticsBank = field(default_factory=dict)
+    stage: str = ""
 
 
 class Method(ABC):
     """A paper's algorithm as local training; one subclass a paper."""
 
-    tasks: frozenset[type] = frozenset()
+    tasks: ClassVar[frozenset[type]] = frozenset()
+    participation: ClassVar[Participation] = Participation.LABELLED
+    stages: ClassVar[tuple[str, ...]] = ()
+    """Plainer predictions of the same networks, scored beside the finished one as models of their
+    own; the plainest, and quickest, first: it is also what is validated after each round."""
 
     @abstractmethod
     def networks(self, task: Segmentation) -> Networks:
@@ -69,25 +132,31 @@ class Method(ABC):
         generator, which the caller has seeded."""
 
     @abstractmethod
-    def sharing(self) -> dict[str, Sharing]:
+    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
         """Say for each sub-network how its tensors travel."""
 
     @abstractmethod
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
     ) -> FitReport:
-        """Train ``nets`` in place on the site's training split."""
+        """Train ``nets`` in place on the site's training split. Of a summed sub-network the
+        gradients are left in its parameters' ``grad`` and the weights as they were.
+
+        Raises :class:`fedshift.UserError` when training diverged or collapsed: the site's update
+        is then kept out of the round, and the sentence is shown."""
 
     @abstractmethod
     def predict(
-        self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, device: torch.device
+        self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
     ) -> np.ndarray:
-        """Class probabilities (S, C, H, W) float32 for images (S, H, W) float32."""
+        """Class probabilities (S, C, H, W) float32 for images (S, H, W) float32. A method may train
+        here (test-time adaptation), but leaves ``nets`` with the weights they had."""
 
     @abstractmethod
     def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
         """The task encoder's features (B, D) of images (B, 1, H, W): shift is measured in them."""
 
-    def publish(self, site: SiteData, nets: Networks) -> dict[str, np.ndarray]:
-        """Statistics for the other sites' bank; none by default. Never an image."""
-        return {}
+    def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
+        """Pictures of what the method does with a site's test images, drawn where these are and
+        shown on the method's page of the report; none by default."""
+        return []

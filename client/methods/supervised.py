@@ -16,10 +16,12 @@ import torch
 
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.methods.base import (
+    AVERAGED,
     Budget,
     FitReport,
     Method,
     Networks,
+    Scene,
     Sharing,
     StatisticsBank,
 )
@@ -59,8 +61,8 @@ class Supervised(Method):
         )
         return {"segmenter": net}
 
-    def sharing(self) -> dict[str, Sharing]:
-        return {"segmenter": Sharing.AVERAGED}
+    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+        return {"segmenter": AVERAGED}
 
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
@@ -68,7 +70,7 @@ class Supervised(Method):
         """Train on the labelled slices of the training split; without any, train nothing."""
         slices = LabelledSlices(site.splits["train"])
         if not len(slices):
-            return FitReport(trained=frozenset(), examples=0)
+            return FitReport()
         metrics = train_segmentation(
             nets,
             "segmenter",
@@ -78,12 +80,12 @@ class Supervised(Method):
             augmentation=self.augmentation,
             budget=budget,
         )
-        return FitReport(frozenset({"segmenter"}), len(slices), metrics)
+        return FitReport({"segmenter": len(slices)}, metrics)
 
     def predict(
-        self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, device: torch.device
+        self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
     ) -> np.ndarray:
-        return predict_probabilities(nets["segmenter"], images, device)
+        return predict_probabilities(nets["segmenter"], images, scene.device)
 
     def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
         """The mean over pixels of the encoder's last residual block, (B, width * 2**(depth-1))."""

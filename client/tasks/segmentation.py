@@ -11,12 +11,15 @@ class Segmentation:
 
     Labels are (S, H, W) uint8 class indices, 0 for the background and ``k + 1`` for
     ``structures[k]``; a prediction is class probabilities (S, C, H, W). ``tolerance_mm`` is the
-    tolerance of the normalised surface Dice.
+    tolerance of the normalised surface Dice. ``size`` is the network grid's rows and columns.
+    ``unlabelled`` are the names of the training sites that have no label, sorted.
     """
 
     structures: tuple[str, ...]
     tolerance_mm: float = 2.0
     in_channels: int = 1
+    size: tuple[int, int] = (64, 64)
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

@@ -33,7 +33,8 @@ Model = tuple[str, str]
 
 EACH_OWN: Model = ("personal", "all")
 
-MODEL_ORDER = ("local", "personal", "global", "pooled")
+MODEL_ORDER = ("local", "", "personal", "global", "pooled")
+"""The order of rows; a method's own stages stand at the empty name."""
 
 SHIFT_LABELS = {
     "intensity_wasserstein": "intensity, Wasserstein-1",
@@ -380,9 +381,9 @@ class Run:
 
 
 def model_key(model: Model) -> tuple[int, str, str]:
-    """Sort key: local, personal, global, pooled, then a method's own stages by name."""
+    """Sort key: local, a method's own stages by name, personal, global, pooled."""
     name, trained_on = model
-    order = MODEL_ORDER.index(name) if name in MODEL_ORDER else len(MODEL_ORDER)
+    order = MODEL_ORDER.index(name if name in MODEL_ORDER else "")
     return order, name, trained_on
 
 
