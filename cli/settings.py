@@ -20,7 +20,7 @@ class RunSettings:
     seed: int = setting(0, at_least=0)
     rounds: int = setting(10, at_least=1)
     local_steps: int = setting(30, at_least=1)
-    protocol: Literal["together", "leave_one_site_out"] = "together"
+    protocol: Literal["together", "leave_one_site_out", "unlabel_one_site"] = "together"
     left_out: str | None = None
     """The site that a fold of leave-one-site-out does without; never set by hand."""
     baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")

@@ -38,11 +38,11 @@ def simulate(overrides: Sequence[str]) -> None:
     out = output_folder(config)
     console = Console()
     with _alone_in(out):
-        if settings.protocol == "leave_one_site_out":
-            training = [site.name for site in federation.sites if site.role == "train"]
-            _leave_one_out(out, config, training, console)
-        else:
+        if settings.protocol == "together":
             run_folder(out, config, console)
+        else:
+            training = [site.name for site in federation.sites if site.role == "train"]
+            _in_turn(out, config, training, console)
     console.print(report.summary(out))
 
 
@@ -163,24 +163,32 @@ def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
     )
 
 
-def _leave_one_out(out: Path, config: Config, training: list[str], console: Console) -> None:
-    """Leave each of the ``training`` sites out in turn; score the models of the others on it.
+def _in_turn(out: Path, config: Config, training: list[str], console: Console) -> None:
+    """Leave each of the ``training`` sites out in turn, or hide its labels; score the models of the
+    others on it.
 
     Each fold is a run folder of its own under ``folds/``. The tables of ``out`` hold, for every
-    site, the models that never saw it.
+    site, the models that never saw it, or never its labels.
     """
+    protocol = config["protocol"]
     if len(training) < 2:
         raise UserError(
-            "protocol=leave_one_site_out needs at least two training sites; "
+            f"protocol={protocol} needs at least two training sites; "
             f"the federation has {len(training)}"
         )
     _open_folder(out, config, checkpoint.fingerprint(config), resume=config["resume"])
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     for number, name in enumerate(training, start=1):
-        console.print(f"fold {number} of {len(training)}: without {name}", highlight=False)
         fold = out / "folds" / name
-        fold_config = {**config, "out": str(fold), "protocol": "together", "left_out": name}
+        fold_config = {**config, "out": str(fold), "protocol": "together"}
+        if protocol == "leave_one_site_out":
+            without, fold_config["left_out"] = name, name
+        else:
+            without = f"the labels of {name}"
+            hidden = sorted({*config["data"]["unlabelled_sites"], name})
+            fold_config["data"] = {**config["data"], "unlabelled_sites": hidden}
+        console.print(f"fold {number} of {len(training)}: without {without}", highlight=False)
         run_folder(fold, fold_config, console)
         cases += [row for row in tables.read_cases(fold / "cases.csv") if row["site"] == name]
         found = tables.read_cross_site(fold / "cross_site.csv")

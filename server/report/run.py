@@ -120,6 +120,15 @@ class Pair(NamedTuple):
     drop: float
 
 
+class Picture(NamedTuple):
+    """What the method shows of its work at ``site``: a PNG, its title and its caption."""
+
+    site: str
+    path: Path
+    title: str
+    caption: str
+
+
 @dataclass(frozen=True)
 class Run:
     """The contents of a run folder; a part that the folder does not hold is empty. ``cards``
@@ -138,9 +147,9 @@ class Run:
 
     @property
     def in_turn(self) -> bool:
-        """Whether each site was left out in turn: a column of the matrix then holds models that
-        never saw its site."""
-        return self.config.get("protocol") == "leave_one_site_out"
+        """Whether each site was left out in turn, or its labels: a column of the matrix then holds
+        models that never saw its site, or its labels."""
+        return self.config.get("protocol") in ("leave_one_site_out", "unlabel_one_site")
 
     @cached_property
     def folds(self) -> tuple[Run, ...]:
@@ -151,6 +160,19 @@ class Run:
     def evaluations(self) -> tuple[Run, ...]:
         """What ``fedshift evaluate`` added to this run, by name (``folder.name``)."""
         return tuple(map(read_run, _parents(self.folder.glob("evaluations/*/cross_site.csv"))))
+
+    @cached_property
+    def pictures(self) -> dict[str, list[Picture]]:
+        """What the method shows of its work, by site; of the files listed those that are there."""
+        figures = self.folder / "figures"
+        found: dict[str, list[Picture]] = {}
+        for item in _json(figures / "method.json") or []:
+            # The name alone: a run folder from elsewhere must not reach other files.
+            path = figures / Path(item["file"]).name
+            if path.is_file():
+                picture = Picture(item["site"], path, item["title"], item["caption"])
+                found.setdefault(picture.site, []).append(picture)
+        return found
 
     @cached_property
     def egress(self) -> dict[str, dict[str, Sent]]:
@@ -307,11 +329,13 @@ class Run:
                 of = "" if arm == self.main_arm else f"{arm} model: "
                 found += [(f"{of}failed", *item) for item in part["failed"].items()]
                 found += [(f"{of}rejected", *item) for item in part.get("rejected", {}).items()]
-                found += [
-                    (f"{of}non-finite gradient", site, "some of its training steps")
-                    for site, metrics in part["sites"].items()
-                    if metrics.get("nonfinite_steps")
-                ]
+                for site, metrics in part["sites"].items():
+                    if metrics.get("nonfinite_steps"):
+                        reason = "some of its training steps"
+                        found.append((f"{of}non-finite gradient", site, reason))
+                    if metrics.get("statistics_withheld"):
+                        reason = "they summarise fewer images than its policy.min_count"
+                        found.append((f"{of}statistics withheld", site, reason))
                 if part.get("skipped"):
                     found.append((f"{of}round skipped", "all sites", part["skipped"]))
             for key in found:
