@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from fedshift import UserError
 from fedshift.protocol import messages, storage
-from fedshift.protocol.flower import ArrayRecord, ConfigRecord, RecordDict
-from fedshift.protocol.messages import Action, Instruction
+from fedshift.protocol.flower import Array, ArrayRecord, ConfigRecord, RecordDict
+from fedshift.protocol.messages import Action, Instruction, pack_arrays, unpack_arrays
 
 
 def test_arrays_come_back_with_their_bits_types_and_shapes() -> None:
@@ -157,3 +158,44 @@ def test_keep_lines_drops_the_unwanted_and_the_half_written(tmp_path: Path) -> N
     assert path.read_text() == '{"round": 1, "é": 1}\n{"round": 2}\n'
     storage.keep_lines(tmp_path / "absent", lambda line: True)
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array(7, np.int64),
+        np.zeros((0, 4), np.float32),
+        np.array([True, False]),
+    ],
+)
+def test_arrays_are_packed_as_flower_packs_them(array: np.ndarray) -> None:
+    packed = pack_arrays({"x": array})["x"]
+    flowers = Array(np.ascontiguousarray(array).reshape(array.shape))
+    assert (packed.dtype, tuple(packed.shape), packed.stype) == (
+        flowers.dtype,
+        tuple(flowers.shape),
+        flowers.stype,
+    )
+    assert packed.data == flowers.data
+    for record in (ArrayRecord({"x": packed}), ArrayRecord({"x": flowers})):
+        found = unpack_arrays(record)["x"]
+        assert (found.dtype, found.shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(found, array)
+        assert found.flags.writeable
+
+
+def test_an_array_in_another_layout_is_still_read() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    buffer = io.BytesIO()
+    np.save(buffer, np.asfortranarray(array))
+    foreign = Array("float32", (2, 3), "numpy.ndarray", buffer.getvalue())
+    np.testing.assert_array_equal(unpack_arrays(ArrayRecord({"x": foreign}))["x"], array)
+
+
+def test_an_array_whose_bytes_are_cut_short_is_refused() -> None:
+    packed = pack_arrays({"x": np.zeros(4, np.float32)})["x"]
+    cut = Array(packed.dtype, packed.shape, packed.stype, packed.data[:-3])
+    with pytest.raises(ValueError):
+        unpack_arrays(ArrayRecord({"x": cut}))
