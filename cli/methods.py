@@ -1,0 +1,39 @@
+"""``fedshift methods``: what sites can train, and from which paper."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+
+from rich.console import Console
+from rich.table import Table
+
+from fedshift.client.methods import METHODS
+from fedshift.client.methods.base import Method, Participation
+
+_SITES = {
+    Participation.LABELLED: "with labels",
+    Participation.ALL: "all",
+    Participation.BOTH: "all; needs both kinds",
+}
+
+
+def list_methods() -> None:
+    """Print every method's name, what it does, where it trains and its stages."""
+    table = Table(box=None, padding=(0, 2), show_header=True)
+    for column in ("method", "what it is", "trains at sites", "stages"):
+        table.add_column(column, overflow="fold")
+    for name, target in METHODS.items():
+        module, _, attribute = target.partition(":")
+        method: type[Method] = getattr(import_module(module), attribute)
+        headline = (inspect.getdoc(import_module(module)) or "").split("\n\n")[0].split("\n")
+        table.add_row(
+            name, " ".join(headline), _SITES[method.participation], ", ".join(method.stages)
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "Settings: configs/method/NAME.yaml; pages: docs/methods/NAME.md. Any of them takes an "
+        "augmentation, such as augmentation=fbp.",
+        highlight=False,
+    )
