@@ -1,4 +1,5 @@
-"""What a site keeps between rounds, on its own disk: tensors by arm and round.
+"""What a site keeps between rounds, on its own disk: tensors by arm and round, and the method's
+memory.
 
 A round's state is a file of its own, so that a run killed in the middle of round ``r`` finds the
 state of round ``r - 1`` untouched and repeats round ``r`` from it.
@@ -13,6 +14,7 @@ from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import read_tensors, write_tensors
 
 _NAME = re.compile(r"round_(\d+)\.safetensors$")
+_MEMORY = "memory::"
 
 
 class SiteState:
@@ -22,13 +24,26 @@ class SiteState:
         self.folder = folder / arm
 
     def load(self, up_to_round: int) -> Arrays:
-        """The newest state of a round at or before ``up_to_round``; empty when there is none."""
+        """The newest tensors of a round at or before ``up_to_round``; empty when there are none."""
+        held = self._read(up_to_round)
+        return {name: array for name, array in held.items() if not name.startswith(_MEMORY)}
+
+    def memory(self, up_to_round: int) -> Arrays:
+        """What the method noted in the newest round at or before ``up_to_round``."""
+        return {
+            name.removeprefix(_MEMORY): array
+            for name, array in self._read(up_to_round).items()
+            if name.startswith(_MEMORY)
+        }
+
+    def _read(self, up_to_round: int) -> Arrays:
         rounds = [number for number in self._rounds() if number <= up_to_round]
         return read_tensors(self._path(max(rounds))) if rounds else {}
 
-    def save(self, round: int, tensors: Arrays) -> None:
+    def save(self, round: int, tensors: Arrays, memory: Arrays) -> None:
         """Save the state after ``round`` and drop what no resume can need any more."""
-        write_tensors(self._path(round), tensors)
+        noted = {f"{_MEMORY}{name}": array for name, array in memory.items()}
+        write_tensors(self._path(round), {**tensors, **noted})
         earlier = sorted(number for number in self._rounds() if number < round)
         for number in earlier[:-1]:
             self._path(number).unlink(missing_ok=True)

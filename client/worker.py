@@ -158,11 +158,12 @@ class SiteWorker:
             penalty=build_penalty(instruction.terms, model, kept),
             round=instruction.round,
             rounds=instruction.rounds,
+            memory=state.memory(instruction.round - 1),
         )
         model.forget_gradients()
         report = model.method.fit(self.data, model.nets, _bank(content), budget)
-        if report.trained and kept:
-            state.save(instruction.round, model.read(kept))
+        if report.trained and (kept or budget.memory):
+            state.save(instruction.round, model.read(kept), budget.memory)
         metrics: dict[str, float | int] = {
             EXAMPLES: max(report.trained.values(), default=0),
             **report.metrics,

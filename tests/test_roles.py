@@ -73,6 +73,8 @@ class Toy(Method):
                 nets["shared"].value.fill_(budget.round)
             trained["shared"] = 5
         metrics = {"seen": float(len(bank)), "of": float(budget.rounds)}
+        metrics["noted"] = float(budget.memory.get("noted_here", 0))
+        budget.memory["noted_here"] = np.array(metrics["noted"] + 1)
         statistics = {"mark": np.ones(1, np.float32)}
         domain = "source" if labelled else "target"
         return FitReport(trained, metrics, domain, statistics, self.summarised)
@@ -163,6 +165,20 @@ def test_what_a_site_publishes_is_in_everybodys_bank_a_round_later(
     told = lines(run_toy(tmp_path / "run"))
     assert [line["sites"]["vendor_a"]["seen"] for line in told] == [0, 2, 2]
     assert [line["sites"]["vendor_b"]["of"] for line in told] == [3, 3, 3]
+
+
+def test_what_a_method_notes_stays_at_its_site_and_survives_a_resume(
+    run_toy: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_toy(tmp_path / "run")
+    assert [line["sites"]["vendor_a"]["noted"] for line in lines(run)] == [0, 1, 2]
+    assert "noted_here" not in (run / "egress.jsonl").read_text()
+    assert {row["model"] for row in read_cross_site(run / "cross_site.csv")} == {"early", "global"}
+    for name in ("round_0003.json", "round_0003.safetensors"):
+        (run / "checkpoints" / name).unlink()
+    (run / "cross_site.csv").unlink()
+    run_toy(run, "resume=true")
+    assert [line["sites"]["vendor_a"]["noted"] for line in lines(run)] == [0, 1, 2]
 
 
 def test_statistics_of_too_few_images_are_withheld_and_shown(

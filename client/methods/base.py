@@ -80,6 +80,9 @@ class Budget:
     """The current round, from 1."""
     rounds: int = 1
     """How many rounds the run has."""
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
+    """What the method noted at this site in the last round it trained in, such as an optimiser's
+    moments, and may change in place. It stays at the site and is part of an exact resume."""
 
 
 @dataclass
