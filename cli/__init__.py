@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from fedshift import UserError, __version__
+from fedshift.cli.reproduce import PAPERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,6 +87,44 @@ def report(
         draw(run)
 
 
+@app.command(epilog="\n\n".join(f"{number}  {title}" for number, title in PAPERS.items()))
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="The paper's number, see below.")],
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, joined by commas.")] = "0,1,2",
+    preset: Annotated[
+        str, typer.Option(metavar="small|paper", help="For two CPU cores, or the paper's size.")
+    ] = "small",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; reproductions/PAPER if not set.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; as many as are of use if not set.")
+    ] = None,
+) -> None:
+    """Run a paper's comparison on phantoms; print its table beside ours and judge its claims."""
+    from rich.console import Console
+
+    from fedshift.cli.reproduce.command import reproduce as run
+
+    run(paper, seeds, preset, out, workers, Console())
+
+
+@app.command()
+def methods() -> None:
+    """List the adaptation methods, their papers and the sites they train at."""
+    from fedshift.cli.methods import list_methods
+
+    list_methods()
+
+
+@app.command()
+def strategies() -> None:
+    """List the aggregation strategies, their papers, what travels and what a round costs."""
+    from fedshift.cli.strategies import list_strategies
+
+    list_strategies()
+
+
 @app.command()
 def explain(overrides: Overrides = None) -> None:
     """Say which tensors a strategy averages and which stay at their site."""
@@ -121,6 +160,9 @@ def sites_check(overrides: Overrides = None) -> None:
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk or its rights may refuse; the user can mend it."""
 
+_INTERRUPTED = 130
+"""Typer exits with this code, and without a word, on Ctrl-C."""
+
 
 def main() -> None:
     """Run the command; a mistake the user can mend is one sentence and exit code 2."""
@@ -135,6 +177,11 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"fedshift: {where}{error.strerror}; mend that and run again", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("fedshift: interrupted; add resume=true to go on from the last round", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.echo(
+                "fedshift: interrupted; the same command goes on from the last round (simulate: "
+                "with resume=true)",
+                err=True,
+            )
+        raise

@@ -1,43 +1,83 @@
-"""Example slices of each site, drawn on the machine that holds the images."""
+"""Pictures of a finished run, drawn on the machine that holds the images: example slices of each
+site, and what the method itself shows of its work."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 
+from fedshift import derive_seed
 from fedshift.cli.runs import stored_run
 from fedshift.client.examples import draw_site
+from fedshift.client.illustrations import draw as draw_illustration
+from fedshift.client.methods.base import Scene
+from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
-from fedshift.protocol.messages import Arrays
+from fedshift.protocol.messages import Arrays, Instruction
+from fedshift.protocol.storage import write_atomic
 from fedshift.server.cross_site import ModelRef, NoModel
+from fedshift.sites.types import SiteData
 
 MOST_SITES = 12
 """Pictures of more sites than this tell nobody anything."""
 
 
 def draw(out: Path, sites: LocalSites) -> None:
-    """Draw ``figures/examples_<site>.png`` for the first sites of a finished run."""
+    """Draw ``figures/examples_<site>.png`` and the method's own pictures for the first sites of a
+    finished run.
+
+    The latter are ``figures/method_<site>-<name>.png``, listed in ``figures/method.json`` with
+    their titles and captions; there is no list when the method shows nothing.
+    """
+    figures = out / "figures"
+    shown = []
     with stored_run(out) as run:
         refs = {(ref.model, ref.trained_on): ref for ref in run.models}
-        common = _load(refs.get(("global", "all")) or refs.get(("pooled", "all")))
+        common = refs.get(("global", "all")) or refs.get(("pooled", "all"))
+        seed = derive_seed(run.instruction.seed, "prediction")
         for site in sites.federation.sites[:MOST_SITES]:
-            models = _load(refs.get(("local", site.name))) | _load(
-                refs.get(("personal", site.name))
-            )
-            models |= common
+            local, personal = refs.get(("local", site.name)), refs.get(("personal", site.name))
+            data = sites.open(site.name)
+            models = {}
+            for ref in (local, personal, common):
+                if ref and (arrays := _load(ref)) is not None:
+                    scene = Scene(site.name, torch.device("cpu"), seed, ref.bank)
+                    models[ref.model] = (arrays, scene)
             draw_site(
-                sites.open(site.name),
+                data,
                 models,
                 run.instruction.method,
                 run.instruction.task,
-                torch.device("cpu"),
-                out / "figures" / f"examples_{site.name}.png",
+                figures / f"examples_{site.name}.png",
             )
+            for ref in (personal, common, local):
+                if ref and ref.model in models:
+                    shown += _draw_method(data, *models[ref.model], run.instruction, figures)
+                    break
+    if shown:
+        write_atomic(figures / "method.json", json.dumps(shown, indent=1) + "\n")
 
 
-def _load(ref: ModelRef | None) -> dict[str, Arrays]:
+def _draw_method(
+    data: SiteData, arrays: Arrays, scene: Scene, instruction: Instruction, figures: Path
+) -> list[dict[str, str]]:
+    """Draw what the method shows with the model ``arrays`` at one site; return what the report
+    needs to know."""
+    model = shared_model(instruction.method, instruction.task, scene.device)
+    model.load(arrays)
+    shown = []
+    for picture in model.method.illustrate(data, model.nets, scene):
+        name = f"method_{data.name}-{picture.name}.png"
+        draw_illustration(picture, figures / name)
+        texts = {"title": picture.title, "caption": picture.caption}
+        shown.append({"site": data.name, "file": name, **texts})
+    return shown
+
+
+def _load(ref: ModelRef) -> Arrays | None:
     try:
-        return {ref.model: ref.load()} if ref else {}
+        return ref.load()
     except NoModel:
-        return {}
+        return None

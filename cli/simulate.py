@@ -37,7 +37,7 @@ def simulate(overrides: Sequence[str]) -> None:
     config["federation"]["name"] = federation.name
     out = output_folder(config)
     console = Console()
-    with _alone_in(out):
+    with alone_in(out):
         if settings.protocol == "together":
             run_folder(out, config, console)
         else:
@@ -94,7 +94,7 @@ class _Egress:
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def alone_in(out: Path) -> Iterator[None]:
     """Hold ``out`` against a second run; the lock goes with the process, however it ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.ndimage import binary_fill_holes
 
 from fedshift.client.methods.base import Scene
@@ -30,25 +29,24 @@ GREY_LEVELS = 64
 
 def draw_site(
     data: SiteData,
-    models: Mapping[str, Arrays],
+    models: Mapping[str, tuple[Arrays, Scene]],
     method: Mapping[str, Any],
     task: Mapping[str, Any],
-    device: torch.device,
     path: Path,
 ) -> bool:
     """Draw the first labelled test case of a site with the contours of ``models`` (name ->
-    tensors) to ``path``; False when the site has none."""
+    tensors and how they predict) to ``path``; False when the site has none."""
     cases = [case for case in data.splits["test"] if case.reference is not None]
     if not cases:
         return False
     case = cases[0]
-    model = shared_model(method, task, device)
     predictions = {}
-    for name, arrays in models.items():
+    for name, (arrays, scene) in models.items():
+        model = shared_model(method, task, scene.device)
         model.load(arrays)
-        probabilities = model.method.predict(model.nets, case.image, Scene(data.name, device))
+        probabilities = model.method.predict(model.nets, case.image, scene)
         predictions[MODEL_NAMES.get(name, name)] = case.to_native(probabilities)
-    draw_examples(case, predictions, model.task.structures, path, site=data.name)
+    draw_examples(case, predictions, task["structures"], path, site=data.name)
     return True
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.client import examples
+from fedshift.client.methods.base import Scene
 from fedshift.client.model import shared_model
 from fedshift.protocol.tables import CROSS_SITE_COLUMNS
 from fedshift.server.report import build, summary
@@ -423,6 +424,37 @@ def test_a_site_left_out_in_turn_is_scored_by_models_that_never_saw_it(tmp_path:
     assert "training site" not in text
 
 
+def test_a_site_without_labels_in_turn_is_called_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for site in ("a", "b"):
+        write_run(run / "folds" / site, ["d"], scores_only=True)
+    (run / "config.yaml").write_text("protocol: unlabel_one_site\nrounds: 2\n")
+    scores = {("global", "all"): {"a": 0.8, "b": 0.6}, ("source", "all"): {"a": 0.5, "b": 0.3}}
+    rows = [
+        cross_site_row(*model, site, "wall", "dice", value)
+        for model, sites in scores.items()
+        for site, value in sites.items()
+    ]
+    write_cross_site(run / "cross_site.csv", rows)
+
+    page = Page(build(run))
+    text = " ".join(page.text.split())
+
+    sentence = (
+        "At a site whose labels it never saw, the federated model reaches 0.700 mean Dice "
+        "(2 sites, each without labels in turn; worst: b, 0.600)."
+    )
+    assert sentence in text
+    assert sentence in " ".join(shown(run).split())
+    assert "Each column shows models that never saw a label of that site" in text
+    assert "without the labels of a" in text
+    assert "left out" not in text
+    assert [row[0] for row in page.cells["0|0"][1:]] == [
+        "source, without the site's labels",
+        "federated, without the site's labels",
+    ]
+
+
 def test_the_vendors_have_a_table_where_some_have_several_sites(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["a", "b", "c"], structures=("wall",), scores_only=True)
 
@@ -643,6 +675,43 @@ def test_examples_are_embedded_and_those_left_out_counted(tmp_path: Path) -> Non
     assert "never leave the site" in html
 
 
+def test_what_the_method_shows_is_embedded_by_site(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["a", "b"], ("x",), metrics=("dice",))
+    build(run)
+    figures = run / "figures"
+    picture = (figures / "curves.png").read_bytes()
+    before = (run / "report.html").read_text(encoding="utf-8").count("data:image/png")
+    (tmp_path / "secret.png").write_bytes(picture)
+    listed = [(site, f"method_{site}-{name}.png") for site in ("a", "x") for name in ("one", "two")]
+    for _, file in listed:
+        (figures / file).write_bytes(picture)
+    # Neither a file that is gone nor one outside the folder is shown.
+    listed += [("b", "method_b-one.png"), ("b", "../../secret.png")]
+    texts = {"title": "<b>Pairs</b>", "caption": "original & translated"}
+    shown = [{"site": site, "file": file, **texts} for site, file in listed]
+    (figures / "method.json").write_text(json.dumps(shown), encoding="utf-8")
+
+    page = Page(build(run))
+    html = (run / "report.html").read_text(encoding="utf-8")
+
+    assert html.count("data:image/png") == before + 4
+    assert page.text.count("<b>Pairs</b>") == 4
+    assert page.text.count("original & translated") == 4
+    folds = [part.split("</details>")[0] for part in html.split('<details class="site"')[1:]]
+    assert [part.startswith(" open>") for part in folds] == [True, True]
+    assert "<summary>x<small>unseen</small></summary>" in folds[1]
+
+    # Of many, the first site's are open and the others wait.
+    (figures / "method.json").write_text(json.dumps(2 * shown[:4]), encoding="utf-8")
+    html = build(run).read_text(encoding="utf-8")
+    folds = html.split('<details class="site"')[1:]
+    assert [part.startswith(" open>") for part in folds] == [True, False]
+
+    (figures / "method.json").write_text("[", encoding="utf-8")
+    with pytest.raises(UserError, match=r"method\.json is not JSON"):
+        build(run)
+
+
 def test_the_best_of_a_column_is_marked_and_pooled_does_not_compete(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["a", "b"])
     scores = {"local": 0.6, "global": 0.7, "pooled": 0.9}
@@ -786,11 +855,10 @@ class TestExamples:
         drawn: list[Any] = []
         monkeypatch.setattr(examples, "draw_examples", lambda *given, **_: drawn.append(given))
         data = SiteData("a", "train", ("core", "wall"), {"train": (), "val": (), "test": (case,)})
-        models = {"local": weights, "global": weights}
+        model = (weights, Scene("a", torch.device("cpu")))
+        models = {"local": model, "global": model}
 
-        done = examples.draw_site(
-            data, models, method, task, torch.device("cpu"), tmp_path / "x.png"
-        )
+        done = examples.draw_site(data, models, method, task, tmp_path / "x.png")
 
         assert done
         assert [list(predictions) for _, predictions, *_ in drawn] == [["local", "federated"]]

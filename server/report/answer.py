@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,14 +17,15 @@ UPPER_BOUND = "all data in one place; simulation only"
 class Answer:
     """Mean Dice over sites, nan where the run has no such model or site.
 
-    ``in_turn`` says that each site was left out in turn: all values are then of models that never
-    saw the site, and ``away`` those of the other sites' own models.
+    ``in_turn`` says what was left out of each site in turn, if anything: all values are then of
+    models that never saw the site, or never its labels, and ``away`` those of the other sites' own
+    models.
 
     ``home`` and ``away`` are means over the single-site models: where each was trained, and at the
     other training sites. The ``unseen_*`` values are means over the sites that train nothing.
     """
 
-    in_turn: bool
+    in_turn: Literal["", "site", "labels"]
     sites: int
     federated: float
     worst_site: str
@@ -80,17 +82,20 @@ class Answer:
 
     def _sentences_in_turn(self) -> list[str]:
         said = []
+        never, each, without = "that it never saw", "left out", "the site"
+        if self.in_turn == "labels":
+            never, each, without = "whose labels it never saw", "without labels", "its labels"
         if _known(self.federated):
             said.append(
-                f"At a site that it never saw, the federated model reaches {self.federated:.3f} "
-                f"mean Dice ({count(self.sites, 'site')}, each left out in turn; "
+                f"At a site {never}, the federated model reaches {self.federated:.3f} "
+                f"mean Dice ({count(self.sites, 'site')}, each {each} in turn; "
                 f"worst: {self.worst_site}, {self.worst:.3f})."
             )
         if _known(self.away):
             said.append(f"Models trained at a single other site reach {self.away:.3f} there.")
         if _known(self.pooled):
             said.append(
-                f"Pooled without the site, the upper bound ({UPPER_BOUND}), "
+                f"Pooled without {without}, the upper bound ({UPPER_BOUND}), "
                 f"reaches {self.pooled:.3f}."
             )
         return said

@@ -142,7 +142,8 @@ def heat_map(run: Run, metric: str) -> Figure:
     figure.suptitle(
         f"{metric_title(metric)}: each model (row) at each site (column)\n"
         f"test split, {_structure_words(run)}"
-        + ("; every model trained without the column's site" if run.in_turn else ""),
+        + ("; every model trained without the column's site" if run.in_turn else "")
+        + ("'s labels" if run.in_turn == "labels" else ""),
         x=0.01,
         ha="left",
         fontsize=10,

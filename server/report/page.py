@@ -43,6 +43,7 @@ from fedshift.server.report.run import (
 from fedshift.server.tables import overview
 
 MAX_EXAMPLES = 12
+FEW_PICTURES = 6
 MAX_MISSING = 20
 
 
@@ -70,6 +71,7 @@ def _page(run: Run, figures: Mapping[str, bytes]) -> str:
         _notes(run),
         _cross_site(run, figures),
         _folds(run),
+        _method(run),
         _training(run, figures),
         _shift(run, figures),
         _evaluations(run),
@@ -97,7 +99,8 @@ def _title(run: Run) -> str:
 def _facts(run: Run) -> str:
     facts = [f"method {run.setting('method')}", f"strategy {run.setting('strategy')}"]
     if run.in_turn:
-        facts.append(f"{count(len(run.sites), 'site')}, each left out in turn")
+        each = "left out" if run.in_turn == "site" else "without labels"
+        facts.append(f"{count(len(run.sites), 'site')}, each {each} in turn")
     else:
         trained = len(run.sites) - len(run.unseen)
         facts += [
@@ -117,9 +120,9 @@ def _headline(run: Run) -> str:
         return '<p class="answer">No model has been scored yet.</p>'
     found = answer(run)
     worst = f" (worst: {found.worst_site} {found.worst:.3f})" if found.sites > 1 else ""
-    where = ", at the site left out" if found.in_turn else ""
+    where = {"": "", "site": ", at the site left out", "labels": ", at the site without labels"}
     tiles = [
-        (found.federated, f"federated, mean Dice{where}{worst}"),
+        (found.federated, f"federated, mean Dice{where[found.in_turn]}{worst}"),
         (found.home, "single-site models at home"),
         (found.away, "single-site models at other sites"),
         (found.personal, "personalised models at home"),
@@ -204,12 +207,13 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
     else:
         lead = (
             "A row is a model, a column the site whose test split it is scored on. "
-            + (
-                "Each column shows models that never saw that site: it was left out, and the "
-                "models come from the other sites. "
-                if run.in_turn
-                else "Framed: the site that the model was trained at. "
-            )
+            + {
+                "": "Framed: the site that the model was trained at. ",
+                "site": "Each column shows models that never saw that site: it was left out, and "
+                "the models come from the other sites. ",
+                "labels": "Each column shows models that never saw a label of that site: it took "
+                "part with its images alone. ",
+            }[run.in_turn]
             + "Underlined: the best of a column, the pooled upper bound aside. "
             "Point at a cell for its number of masks and its interval. Mean, worst and gap (best "
             f"minus worst) are over the {'' if run.in_turn else 'training '}sites."
@@ -266,18 +270,45 @@ def _shaded(color: np.ndarray) -> str:
 
 
 def _folds(run: Run) -> str:
-    """Where the run of each left-out site is."""
+    """Where the run without each site, or without its labels, is."""
     if not run.folds:
         return ""
+    labels = "the labels of " if run.in_turn == "labels" else ""
     items = "".join(
         f'<li><a href="folds/{escape(quote(fold.folder.name))}/report.html">'
-        f"without {escape(fold.folder.name)}</a></li>"
+        f"without {labels}{escape(fold.folder.name)}</a></li>"
         for fold in run.folds
     )
     return _section(
         "The folds",
         '<p class="lead">Each fold is a run of its own, with its training curves, shift, examples '
         f"and what left each site on its own page.</p><ul>{items}</ul>",
+    )
+
+
+def _method(run: Run) -> str:
+    """What the method shows of its work. Where that is much, only the first site's is open."""
+    if not run.pictures:
+        return ""
+    few = sum(map(len, run.pictures.values())) <= FEW_PICTURES
+    sites = ""
+    for site, pictures in run.pictures.items():
+        shown = "".join(
+            f"<h3>{escape(picture.title)}</h3>"
+            f"{_figure(picture.path.read_bytes(), picture.title, picture.caption)}"
+            for picture in pictures
+        )
+        opened = " open" if few or not sites else ""
+        sites += (
+            f'<details class="site"{opened}><summary>{escape(site)}{_about(run, site)}'
+            f"</summary>{shown}</details>"
+        )
+    return _section(
+        f"The method at work: {run.setting('method')}",
+        '<p class="lead">What the method does with test images of each site, drawn with the '
+        "finished model where the images are; like the examples below, these pictures never leave "
+        f"a real site.</p>{sites}",
+        "method",
     )
 
 
@@ -351,7 +382,7 @@ def _matrix_table(run: Run, matrix: Matrix) -> str:
 
 def _about(run: Run, site: str) -> str:
     """The vendor of a site, unless it gave the site its name, and whether the site is unseen."""
-    vendor = run.vendors[site]
+    vendor = run.vendors.get(site, "")
     said = [escape(vendor)] if vendor not in ("", site) else []
     said += ["unseen"] if site in run.unseen else []
     return "".join(f"<small>{text}</small>" for text in said)

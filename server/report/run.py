@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -146,10 +146,13 @@ class Run:
     advice: str
 
     @property
-    def in_turn(self) -> bool:
-        """Whether each site was left out in turn, or its labels: a column of the matrix then holds
-        models that never saw its site, or its labels."""
-        return self.config.get("protocol") in ("leave_one_site_out", "unlabel_one_site")
+    def in_turn(self) -> Literal["", "site", "labels"]:
+        """What was left out of each site in turn, if anything: all of it, or its labels. A column
+        of the matrix then holds models that never saw that."""
+        protocol = self.config.get("protocol")
+        if protocol == "leave_one_site_out":
+            return "site"
+        return "labels" if protocol == "unlabel_one_site" else ""
 
     @cached_property
     def folds(self) -> tuple[Run, ...]:
@@ -253,7 +256,9 @@ class Run:
     def label(self, model: Model) -> str:
         """A model's name as the figures and the page print it."""
         label = model_label(model)
-        return f"{label}, without the site" if self.in_turn and model[1] == POOLED else label
+        if not self.in_turn or model[1] != POOLED:
+            return label
+        return f"{label}, without the site" + ("'s labels" if self.in_turn == "labels" else "")
 
     def setting(self, group: str) -> str:
         """The name chosen for a group of the configuration, such as ``strategy``."""

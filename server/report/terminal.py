@@ -67,7 +67,11 @@ def _dice(run: Run) -> Table:
     shown = range(len(matrix.sites)) if len(matrix.sites) <= MAX_COLUMNS else range(0)
     # With a column of its own, a single unseen site needs no mean.
     unseen = sum(site in run.unseen for site in matrix.sites) > (1 if shown else 0)
-    where = ", each site by models that never saw it" if run.in_turn else ""
+    where = {
+        "": "",
+        "site": ", each site by models that never saw it",
+        "labels": ", each site by models that never saw its labels",
+    }[run.in_turn]
     table = _table(title=f"Dice on the test split{where}")
     table.add_column("model", no_wrap=True)
     for column in shown:
