@@ -2,8 +2,17 @@
 
 The parameters of every image are drawn on the CPU from an explicit generator, so that a CPU and a
 GPU run see the same augmentations. By default only a mild affine change is made: a strong change of
-appearance hides the very shift between vendors that a federation measures, so ``intensity`` and
-``noise`` are options, off unless asked for.
+appearance hides the very shift between vendors that a federation measures, so all else is off
+unless asked for.
+
+``fbp`` is FBPAug of Saparov et al., "Zero-Shot Domain Adaptation in CT Segmentation by Filtered
+Back Projection Augmentation", DART 2021: a slice is projected and reconstructed with a random
+convolution kernel (section 2.1). ``gamma`` and ``windowing`` are what it is compared with (section
+2.2). What the paper leaves open is chosen as follows: half of the slices are changed, and of these
+half sharpened and half smoothed (the authors' code); as many angles as pixels a side (their code's
+default; it trains with half as many); pixel values are taken to be linear in Hounsfield units;
+kernels come before the affine change, as the scanner comes before the resampling; and pixels
+outside the inscribed circle, which no reconstruction reaches, stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from fedshift import UserError
 from fedshift.protocol.settings import setting
+from fedshift.sites.tomography import inside_circle, tomograph
 
 ROTATION = math.radians(15)
 SCALE = 0.1
@@ -29,6 +40,15 @@ BLUR_PX = 1.0
 factors, brightness in standard deviations of the image, the Gaussian blur's standard deviation in
 pixels."""
 
+SHARPEN = ((10.0, 40.0), (1.0, 4.0))
+SMOOTH = ((-1.0, 0.0), (0.1, 1.0))
+"""The ranges of ``a`` and ``b`` of the kernels (Saparov et al., section 2.2)."""
+HU_RANGE = (-1000.0, 3000.0)
+"""Hounsfield units are cut to these before the projection (at air) and after the reconstruction."""
+WINDOW_CENTRE_HU = (-700.0, -500.0)
+WINDOW_WIDTH_HU = (1300.0, 1700.0)
+"""The random windows' ranges (Saparov et al., section 2.2)."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -41,12 +61,30 @@ class Augmentation:
     * ``noise``: Gaussian noise, the paper's "polluted" U-Net (Yan et al., MICCAI 2019, section
       3.2, which gives neither kind nor level): each slice's standard deviation is uniform between
       0 and ``noise`` times the slice's own standard deviation.
+    * ``fbp``: the share of the slices that are reconstructed with a random kernel; square CT only.
+    * ``gamma``: the standard deviation of the logarithm of each slice's gamma exponent.
+    * ``windowing``: the share of the slices that are cut to a random window of a CT of the lungs.
+    * ``hu_at_0``, ``hu_at_1``: the Hounsfield units of pixel values 0 and 1, for ``fbp`` and
+      ``windowing``. Projecting needs air to count as nothing, and images are normalised before.
     """
 
     affine: bool = True
     flip: bool = False
     intensity: float = setting(0.0, at_least=0.0, at_most=1.0)
     noise: float = setting(0.0, at_least=0.0)
+    fbp: float = setting(0.0, at_least=0.0, at_most=1.0)
+    gamma: float = setting(0.0, at_least=0.0)
+    windowing: float = setting(0.0, at_least=0.0, at_most=1.0)
+    hu_at_0: float = -1000.0
+    hu_at_1: float = 100.0
+
+    def __post_init__(self) -> None:
+        """Raise :class:`fedshift.UserError` unless pixel values rise with Hounsfield units."""
+        if self.hu_at_1 <= self.hu_at_0:
+            raise UserError(
+                f"method.augmentation.hu_at_1={self.hu_at_1:g} must be above "
+                f"hu_at_0={self.hu_at_0:g}: they are the Hounsfield units of pixel values 1 and 0"
+            )
 
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
@@ -54,7 +92,10 @@ class Augmentation:
         """Return changed ``images`` (B, 1, H, W) float32 and ``labels`` (B, H, W) uint8.
 
         ``generator`` is a CPU generator. The arguments are not written to.
+        Raises :class:`fedshift.UserError` when ``fbp`` meets slices that are not square.
         """
+        if self.fbp:
+            images = self._reconstruct(images, generator)
         if self.affine or self.flip:
             grid = self._grid(images, generator)
             # Border padding repeats image and label alike, so they still agree outside the frame.
@@ -73,6 +114,10 @@ class Augmentation:
             level = torch.rand(len(images), 1, 1, 1, generator=generator) * self.noise
             field = (level * torch.randn(images.shape, generator=generator)).to(images.device)
             images = images + field * _spread(images)
+        if self.gamma:
+            images = _bend(images, self.gamma * torch.randn(len(images), generator=generator))
+        if self.windowing:
+            images = self._cut(images, generator)
         return images, labels
 
     def _grid(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -93,6 +138,47 @@ class Augmentation:
         size = [count, 1, height, width]
         return F.affine_grid(theta.to(images.device), size, align_corners=False)
 
+    def _reconstruct(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Project a random ``fbp`` of the slices and reconstruct each with a kernel of its own."""
+        count, _, height, width = images.shape
+        if height != width:
+            raise UserError(
+                f"augmentation=fbp needs square slices, not {height} x {width}; set "
+                "method.augmentation.fbp=0"
+            )
+        chance, kind, place_a, place_b = torch.rand(4, count, generator=generator)
+        a, b = (
+            torch.where(kind < 0.5, _within(sharpen, place), _within(smooth, place))
+            for sharpen, smooth, place in zip(SHARPEN, SMOOTH, (place_a, place_b), strict=True)
+        )
+        chosen = torch.nonzero(chance < self.fbp).squeeze(1)
+        if not len(chosen):
+            return images
+        scanner = tomograph(height, height, images.device)
+        # In units of water's attenuation: 0 is air, 1 is water.
+        low, high = (1 + hu / 1000 for hu in HU_RANGE)
+        air, one = 1 + self.hu_at_0 / 1000, (self.hu_at_1 - self.hu_at_0) / 1000
+        where = chosen.to(images.device)
+        before = images[where, 0]
+        sinograms = scanner.project((air + one * before).clamp(min=low))
+        after = scanner.reconstruct(sinograms, a[chosen], b[chosen]).clamp(low, high)
+        seen = torch.from_numpy(inside_circle(height)).to(images.device)
+        changed = torch.where(seen, (after - air) / one, before)
+        return images.index_copy(0, where, changed.unsqueeze(1))
+
+    def _cut(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Cut a random ``windowing`` of the slices to a window of its own."""
+        chance, centre, width = torch.rand(3, len(images), generator=generator)
+        middle, half = _within(WINDOW_CENTRE_HU, centre), _within(WINDOW_WIDTH_HU, width) / 2
+        low, high = (
+            (((middle + side * half) - self.hu_at_0) / (self.hu_at_1 - self.hu_at_0))
+            .where(chance < self.windowing, side * torch.inf)
+            .view(-1, 1, 1, 1)
+            .to(images.device)
+            for side in (-1, 1)
+        )
+        return images.clamp(low, high)
+
 
 def _change_intensity(
     images: torch.Tensor, strength: float, generator: torch.Generator
@@ -100,14 +186,19 @@ def _change_intensity(
     """Change contrast, brightness, gamma and sharpness of each slice, whatever its value range."""
     draws = _uniform(4, len(images), generator).to(images.device)
     contrast, brightness, gamma, blur = (strength * draws).view(4, -1, 1, 1, 1)
-    images = _blur(images, BLUR_PX * blur.abs())
-    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    # A slice of one value has no range: dividing by one keeps it as it is.
-    span = torch.where(high > low, high - low, torch.ones_like(high))
-    images = low + span * ((images - low) / span).clamp(min=0) ** torch.exp(GAMMA * gamma)
+    images = _bend(_blur(images, BLUR_PX * blur.abs()), GAMMA * gamma)
     mean = images.mean((1, 2, 3), keepdim=True)
     offset = BRIGHTNESS * brightness * _spread(images)
     return (images - mean) * torch.exp(CONTRAST * contrast) + mean + offset
+
+
+def _bend(images: torch.Tensor, log_gamma: torch.Tensor) -> torch.Tensor:
+    """Raise each slice (B, 1, H, W), scaled to 0..1 by its own range, to the power of its gamma."""
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    # A slice of one value has no range: dividing by one keeps it as it is.
+    span = torch.where(high > low, high - low, torch.ones_like(high))
+    exponent = torch.exp(log_gamma).view(-1, 1, 1, 1).to(images.device)
+    return low + span * ((images - low) / span).clamp(min=0) ** exponent
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -126,6 +217,11 @@ def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 def _spread(images: torch.Tensor) -> torch.Tensor:
     """The standard deviation of each slice, (B, 1, 1, 1)."""
     return images.std((1, 2, 3), keepdim=True)
+
+
+def _within(limits: tuple[float, float], place: torch.Tensor) -> torch.Tensor:
+    """``place``, from 0 to 1, between two limits."""
+    return limits[0] + (limits[1] - limits[0]) * place
 
 
 def _uniform(rows: int, count: int, generator: torch.Generator) -> torch.Tensor:

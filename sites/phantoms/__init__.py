@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedshift import UserError, derive_seed
-from fedshift.sites.phantoms import cardiac, fetal_head
+from fedshift.sites.phantoms import cardiac, ct, fetal_head
 
 _SMALLEST = 32
 Drawn = tuple[np.ndarray, np.ndarray, tuple[float, float, float]]
@@ -34,6 +34,7 @@ class Anatomy:
 
 ANATOMIES: dict[str, Anatomy] = {
     "cardiac": Anatomy(cardiac.STRUCTURES, tuple(cardiac.VENDORS), cardiac.draw),
+    "ct": Anatomy(ct.STRUCTURES, tuple(ct.VENDORS), ct.draw),
     "fetal_head": Anatomy(fetal_head.STRUCTURES, tuple(fetal_head.VENDORS), fetal_head.draw),
 }
 
