@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from fedshift import derive_seed
-from fedshift.client.augmentation import Augmentation
 from fedshift.client.losses import dice_ce
 from fedshift.client.methods.base import Budget, Networks
 from fedshift.sites.types import Case
@@ -17,6 +16,10 @@ from fedshift.sites.types import Case
 PREDICT_BATCH = 8
 """Slices a forward pass in prediction. It bounds memory, and on a CPU larger batches are slower:
 32 slices of 128 x 128 pixels no longer fit the cache and take 1.7 times as long each."""
+
+Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+"""A change of a training batch: images (B, 1, H, W) and labels (B, H, W), on any device, and a CPU
+generator to images and labels of those shapes."""
 
 
 class LabelledSlices:
@@ -68,7 +71,7 @@ def train_segmentation(
     *,
     batch: int,
     learning_rate: float,
-    augmentation: Augmentation,
+    augmentation: Augment,
     budget: Budget,
 ) -> dict[str, float]:
     """Train ``nets[key]`` in place for ``budget.steps`` steps of Adam on Dice + cross-entropy.

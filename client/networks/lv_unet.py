@@ -106,9 +106,9 @@ class ResidualBlock(nn.Module):
         # A normalisation's shift makes the convolution's bias redundant.
         bias = norm == "none"
         self.conv1 = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=bias)
-        self.norm1 = _norm(norm, outputs)
+        self.norm1 = normalisation(norm, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=bias)
-        self.norm2 = _norm(norm, outputs)
+        self.norm2 = normalisation(norm, outputs)
         self.shortcut = (
             nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, kernel_size=1)
         )
@@ -127,7 +127,8 @@ class InstanceNorm(nn.InstanceNorm2d):
         return F.group_norm(images, self.num_features, self.weight, self.bias, self.eps)
 
 
-def _norm(kind: Norm, channels: int) -> nn.Module:
+def normalisation(kind: Norm, channels: int) -> nn.Module:
+    """The normalising layer ``kind`` for images with ``channels`` channels."""
     match kind:
         case "instance":
             return InstanceNorm(channels, affine=True)
