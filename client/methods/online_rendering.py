@@ -1,0 +1,585 @@
+"""Online adversarial rendering: every test image is brought to the source's appearance by itself.
+
+Yang et al., "Generalizing Deep Models for Ultrasound Image Segmentation", MICCAI 2018. A renderer
+changes an image's appearance and a segmentor segments what it rendered. Three discriminators judge
+the rendered image, its segmentation, and the two as a pair. All are trained at the sites with
+labels alone, by self-play (section 2.3): a random batch plays the generated images, others the real
+ones. At a test image the same game goes on for a few iterations, without the segmentation loss,
+on copies of the weights that are then thrown away.
+
+Misprints: the discriminators' objectives (Eqs 2 to 4) are E log D(real) + E log(1 - D(fake)),
+which the discriminators maximise; the paper prints "1 - log(D(fake))". The full objective (Eq. 5)
+is minimised by renderer and segmentor. Its seven metrics are six in the text, Jaccard missing.
+
+As in the authors' code the objective is never summed: each part has an Adam of its own, so that the
+parts' scales do not matter, and they follow one another in the order below. Where that code and the
+paper differ, the paper is followed: its Dice loss acted on logits and was too small to matter, here
+it is on probabilities; online, every adversarial objective takes two steps for a discriminator's
+one.
+
+The paper leaves open, or this module changes:
+
+* the segmentation loss is soft Dice + cross-entropy, the auxiliary outputs with weights 0.8 (half
+  size) and 0.4 (quarter); the renderer's auxiliary output counts as much as the main one;
+* a discriminator always judges real and generated images in one batch, so that batch normalisation
+  cannot tell them by their batch, and its running statistics are those of the mixture;
+* masks are blurred by 3 x 3 pixels, true and predicted ones alike: hard edges would give the true
+  ones away;
+* several structures: the discriminators of structure and pairs see one map of each;
+* ``disturbance`` changes the appearance of the batch that plays the generated images, and the
+  renderer is then asked for the unchanged image: with the paper's 0 both batches come from one
+  distribution, and nothing teaches the discriminators what another scanner looks like;
+* ``plain``, a segmentor of its own on the unrendered images, is the paper's model without
+  adaptation (Orig-S2T), trained in the same steps.
+
+Online, the paper shows the discriminators real samples of the source's rendered training set S'.
+These are patients' images and stay where they are; docs/methods/online_rendering.md has the forms
+that ``reals`` chooses from. The last round trains nothing: the sites publish, at the weights that
+will be used, the means over S' that these forms need.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedshift import UserError, derive_seed
+from fedshift.client.augmentation import Augmentation
+from fedshift.client.gan import (
+    discriminator_loss,
+    fake_loss,
+    generator_loss,
+    is_collapsed,
+    real_loss,
+)
+from fedshift.client.illustrations import Curves, Illustration, ImageGrid
+from fedshift.client.losses import dice_ce
+from fedshift.client.methods.base import (
+    AVERAGED,
+    Budget,
+    FitReport,
+    Method,
+    Networks,
+    Scene,
+    Sharing,
+    StatisticsBank,
+)
+from fedshift.client.metrics import dice
+from fedshift.client.networks.lv_unet import Norm
+from fedshift.client.networks.renderer import Judge, Renderer, Segmentor, check_size
+from fedshift.client.tasks import Segmentation
+from fedshift.client.training import LabelledSlices, predict_probabilities
+from fedshift.protocol.settings import setting
+from fedshift.sites.types import SiteData
+
+View = Literal["appearance", "structure", "pair"]
+"""What a discriminator judges: an image, its masks, or both."""
+Reals = Literal["frozen", "statistics", "stale_gradient"]
+"""What stands in for the source's real images online."""
+
+BETA1 = 0.5
+"""Adam's momentum in self-play and online ("momentum term", section 3)."""
+AUXILIARY = (1.0, 0.8, 0.4)
+"""Weights of the segmentor's outputs: main, half size, quarter size."""
+TURNS = 2
+"""Steps of renderer and segmentor on an adversarial objective for each of its discriminator."""
+SHOWN_IMAGES = 3
+SHOWN_ITERATIONS = (0, 1, 5)
+"""What is drawn: so many test images, after these iterations and the last."""
+
+
+@dataclass(frozen=True)
+class OnlineRendering(Method):
+    """Sites with labels train by self-play; every test image then adapts its own copy.
+
+    ``renderer_width``, ``segmenter_width`` and ``judge_width`` are the channels of the networks'
+    first level, ``norm`` their normalisation; ``batch`` and ``lr`` are those of self-play.
+    ``without`` leaves out discriminators: the paper's S2T-p and S2T-sp. ``disturbance`` (0 to 1) is
+    how much the self-play's generated batch is changed.
+
+    Online: ``iterations`` at most, Adam's ``online_lr``, what stands in for the ``reals``, and
+    ``stop``, which ends the iterations early once every discriminator's logit is at least the mean
+    on S' less ``stop`` standard deviations (null: never).
+    """
+
+    tasks = frozenset({Segmentation})
+    stages = ("source", "iteration_0")
+
+    renderer_width: int = setting(8, at_least=1)
+    segmenter_width: int = setting(8, at_least=1)
+    judge_width: int = setting(8, at_least=1)
+    norm: Norm = "batch"
+    batch: int = setting(4, at_least=1)
+    lr: float = setting(2e-3, at_least=0)
+    disturbance: float = setting(1.0, at_least=0, at_most=1)
+    without: Literal["none", "pair", "structure_and_pair"] = "none"
+    iterations: int = setting(5, at_least=0, at_most=25)
+    online_lr: float = setting(1e-4, at_least=0)
+    reals: Reals = "statistics"
+    stop: float | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What the discriminators of this run judge."""
+        every: tuple[View, ...] = ("appearance", "structure", "pair")
+        return every[: {"none": 3, "pair": 2, "structure_and_pair": 1}[self.without]]
+
+    def networks(self, task: Segmentation) -> Networks:
+        check_size(*task.size)
+        channels, maps = task.in_channels, task.classes - 1
+        inputs = {"appearance": channels, "structure": maps, "pair": channels + maps}
+
+        def segmentor() -> Segmentor:
+            return Segmentor(channels, task.classes, width=self.segmenter_width, norm=self.norm)
+
+        nets: Networks = {
+            "renderer": Renderer(channels, width=self.renderer_width, norm=self.norm),
+            "segmenter": segmentor(),
+            "plain": segmentor(),
+            **{
+                _judge(view): Judge(inputs[view], width=self.judge_width, norm=self.norm)
+                for view in self.views
+            },
+        }
+        for net in nets.values():
+            # A third faster on a CPU with so few channels, and what a GPU prefers. Done here, so
+            # that the networks compute the same bits in every process.
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return nets
+
+    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+        """All are averaged: each site that trains has both kinds of image for its
+        discriminators."""
+        names = ["renderer", "segmenter", "plain", *map(_judge, self.views)]
+        return dict.fromkeys(names, AVERAGED)
+
+    def fit(
+        self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
+    ) -> FitReport:
+        """Self-play on the labelled slices of the training split. In the last of several rounds
+        the weights stay as they are, and the site publishes what S' is like at them."""
+        slices = LabelledSlices(site.splits["train"])
+        if not len(slices):
+            return FitReport()
+        if self.norm == "batch" and min(self.batch, len(slices)) < 2:
+            raise UserError(
+                f"site {site.name} would train on batches of one, which method.norm=batch cannot "
+                f"use (method.batch={self.batch}, {len(slices)} labelled slices): set method.batch "
+                "to 2 or more, or method.norm=group"
+            )
+        for net in nets.values():
+            net.to(budget.device)
+        report = FitReport(dict.fromkeys(nets, len(slices)))
+        last = budget.round == budget.rounds
+        if not last or budget.rounds == 1:
+            report.metrics = self._self_play(site.name, nets, slices, budget)
+        if last:
+            report.statistics = self._census(nets, slices, budget.device)
+            report.summarised = len(slices)
+        return report
+
+    def _self_play(
+        self, site: str, nets: Networks, slices: LabelledSlices, budget: Budget
+    ) -> dict[str, float]:
+        """Train all networks in place; return the means of their losses over the steps."""
+        renderer, segmenter, plain = nets["renderer"], nets["segmenter"], nets["plain"]
+        assert isinstance(renderer, Renderer)
+        assert isinstance(segmenter, Segmentor)
+        assert isinstance(plain, Segmentor)
+        for net in nets.values():
+            net.train()
+        device = budget.device
+        scaler = torch.amp.GradScaler(device.type, enabled=budget.amp)
+        penalty = None if budget.penalty is None else partial(budget.penalty, nets)
+        descent = partial(Descent, lr=self.lr, scaler=scaler, penalty=penalty)
+        rendering, alone = descent(renderer), descent(plain)
+        segmenting = descent(renderer, segmenter)
+        fooling = {
+            view: descent(renderer) if view == "appearance" else descent(renderer, segmenter)
+            for view in self.views
+        }
+        judging = {view: descent(nets[_judge(view)]) for view in self.views}
+        generator = torch.Generator().manual_seed(derive_seed(budget.seed, "augmentation"))
+        disturb = Augmentation(affine=False, intensity=self.disturbance)
+
+        def batches(role: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            seed = derive_seed(budget.seed, "batches", role)
+            for images, labels in slices.batches(self.batch, budget.steps, seed, device):
+                yield self.augmentation(images, labels, generator)
+
+        images = rendered = torch.empty(0)
+        drawn = zip(batches("generated"), *map(batches, self.views), strict=True)
+        # No cache: it would hold casts of weights that the next objective has already moved.
+        with torch.autocast(device.type, torch.float16, enabled=budget.amp, cache_enabled=False):
+            for (images, labels), *reals in drawn:
+                disturbed, _ = disturb(images, labels, generator)
+                alone.step(hybrid_loss(plain.outputs(images), labels))
+                rendering.step(rendering_loss(renderer.outputs(disturbed), images))
+                for view, (real_images, real_labels) in zip(self.views, reals, strict=True):
+                    judge = nets[_judge(view)]
+                    real = _seen(view, real_images, _maps(real_labels, segmenter.classes))
+                    generated = _generated(view, renderer, segmenter, disturbed)
+                    _, logits = _logits(judge, real, generated)
+                    fooling[view].step(generator_loss("bce", logits))
+                    logits_of_both = _logits(judge, real, generated.detach())
+                    judging[view].step(discriminator_loss("bce", *logits_of_both))
+                    if view == "appearance":
+                        outputs = segmenter.outputs(renderer(disturbed))
+                        segmenting.step(hybrid_loss(outputs, labels))
+                scaler.update()
+            with torch.no_grad():
+                rendered = renderer(images)
+        metrics = {
+            "loss": segmenting.mean,
+            "plain_loss": alone.mean,
+            "rendering_loss": rendering.mean,
+            **{f"{_judge(view)}_loss": judging[view].mean for view in self.views},
+        }
+        if not all(map(math.isfinite, metrics.values())):
+            raise UserError(
+                f"the self-play of site {site} diverged in round {budget.round} (a loss is not "
+                f"finite): lower method.lr, now {self.lr:g}"
+            )
+        if is_collapsed(rendered.float(), images):
+            raise UserError(
+                f"the renderer of site {site} collapsed in round {budget.round}: what it renders "
+                f"hardly varies any more; lower method.lr, now {self.lr:g}"
+            )
+        if penalty is not None:
+            metrics["penalty"] = segmenting.mean_penalty
+        return metrics
+
+    def _census(
+        self, nets: Networks, slices: LabelledSlices, device: torch.device
+    ) -> dict[str, np.ndarray]:
+        """Means over the training images of what the discriminators find in S', the rendered
+        training set, in evaluation mode; see :func:`pool`."""
+        renderer, segmenter = nets["renderer"].eval(), nets["segmenter"]
+        assert isinstance(segmenter, Segmentor)
+        sums: dict[str, torch.Tensor] = {}
+
+        def add(name: str, found: torch.Tensor) -> None:
+            found = found.detach().double()
+            sums[name] = sums[name] + found if name in sums else found
+
+        for images, labels in slices.batches(1, len(slices), 0, device):
+            with torch.no_grad():
+                rendered = renderer(images)
+            for view in self.views:
+                name = _judge(view)
+                judge = nets[name].eval()
+                assert isinstance(judge, Judge)
+                real = _seen(view, rendered, _maps(labels, segmenter.classes))
+                logit = judge(real)
+                add(f"{name}.logit", logit[0])
+                add(f"{name}.logit_square", logit[0].square())
+                if self.reals == "stale_gradient":
+                    loss = real_loss("bce", logit)
+                    gradients = torch.autograd.grad(loss, list(judge.parameters()))
+                    add(f"{name}.gradient", torch.cat([g.flatten() for g in gradients]))
+                if self.reals == "statistics":
+                    with torch.no_grad():
+                        moments = judge.moments(real)[0]
+                    add(f"{name}.moments", moments)
+                    add(f"{name}.moments_square", moments.square())
+        means = {name: (total / len(slices)).cpu().numpy() for name, total in sums.items()}
+        published = {name: mean.astype(np.float32) for name, mean in means.items()}
+        return {**published, "images": np.array([len(slices)], np.float32)}
+
+    def predict(
+        self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
+    ) -> np.ndarray:
+        """Stage ``source`` segments the images as they are, with the plain segmentor;
+        ``iteration_0`` segments what is rendered. The finished method adapts copies of the
+        networks to each image by itself."""
+        if scene.stage == "source":
+            return predict_probabilities(nets["plain"], images, scene.device)
+        if scene.stage == "iteration_0":
+            model = nn.Sequential(nets["renderer"], nets["segmenter"])
+            return predict_probabilities(model, images, scene.device)
+        found = []
+        for image in images:
+            *_, model = self.adapt(nets, image, scene)
+            found.append(predict_probabilities(model, [image], scene.device))
+        if not found:
+            raise ValueError("no image to predict")
+        return np.concatenate(found)
+
+    def adapt(self, nets: Networks, image: np.ndarray, scene: Scene) -> Iterator[nn.Sequential]:
+        """Yield copies of renderer and segmentor before the first and after every iteration of
+        online rendering of ``image`` (H, W): each time the same two networks, as they are then.
+
+        What is drawn depends on the image and on ``scene.seed``, on no other image.
+        """
+        device = scene.device
+        own = {
+            name: copy.deepcopy(net).to(device).eval()
+            for name, net in nets.items()
+            if name != "plain"
+        }
+        renderer, segmenter = own["renderer"], own["segmenter"]
+        assert isinstance(renderer, Renderer)
+        adapted = nn.Sequential(renderer, segmenter)
+        yield adapted
+        pixels = np.array(image, dtype=np.float32)
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
+        generator = torch.Generator().manual_seed(derive_seed(scene.seed, "online", digest))
+        source = torch.from_numpy(pixels)[None, None].to(device)
+        known = pool(scene.bank)
+        descent = partial(Descent, lr=self.online_lr)
+        rendering = descent(renderer)
+        # As in the authors' code, only the structure's objective moves the segmentor.
+        fooling = {
+            view: descent(renderer, segmenter) if view == "structure" else descent(renderer)
+            for view in self.views
+        }
+        judging = {view: descent(own[_judge(view)]) for view in self.views}
+        for _ in range(self.iterations):
+            if self._settled(own, source, known):
+                return
+            side = 2 + int(torch.randint(2, (), generator=generator))
+            pair = torch.cat([source, source.flip(side)])
+            rendering.step(rendering_loss(renderer.outputs(pair), pair))
+            for view in self.views:
+                judge = own[_judge(view)]
+                assert isinstance(judge, Judge)
+                for _ in range(TURNS):
+                    generated = _generated(view, renderer, segmenter, pair)
+                    fooling[view].step(self._online_loss(judge, view, generated, known))
+                gradient = known.get(f"{_judge(view)}.gradient")
+                if self.reals == "stale_gradient" and gradient is not None:
+                    with torch.no_grad():
+                        generated = _generated(view, renderer, segmenter, pair)
+                    judging[view].step(fake_loss("bce", judge(generated)), gradient.to(device))
+            yield adapted
+
+    def _online_loss(
+        self, judge: Judge, view: View, generated: torch.Tensor, known: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """What renderer and segmentor minimise online: the discriminator's verdict, or with
+        ``reals=statistics`` the mean square of the deviations of its features' moments from S',
+        each in standard deviations over S'."""
+        mean = known.get(f"{_judge(view)}.moments")
+        if self.reals != "statistics" or mean is None:
+            return generator_loss("bce", judge(generated))
+        spread = _spread(known, f"{_judge(view)}.moments")
+        deviations = judge.moments(generated) - mean.to(generated.device)
+        return (deviations / spread.to(generated.device)).square().mean()
+
+    @torch.no_grad()
+    def _settled(
+        self, nets: Networks, image: torch.Tensor, known: Mapping[str, torch.Tensor]
+    ) -> bool:
+        """Whether every discriminator takes ``image``, rendered, for one of S'."""
+        if self.stop is None or not known:
+            return False
+        for view in self.views:
+            name = _judge(view)
+            logit = nets[name](_generated(view, nets["renderer"], nets["segmenter"], image))
+            if logit.item() < known[f"{name}.logit"] - self.stop * _spread(known, f"{name}.logit"):
+                return False
+        return True
+
+    def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
+        """The mean over pixels of the segmentor's deepest features of the rendered images, before
+        any online update, (B, 8 segmenter_width)."""
+        renderer, segmenter = nets["renderer"].eval(), nets["segmenter"].eval()
+        assert isinstance(segmenter, Segmentor)
+        with torch.inference_mode():
+            rendered = renderer(images.to(segmenter.head.weight.device))
+            return segmenter.encode(rendered).mean(dim=(2, 3))
+
+    def trajectory(
+        self, nets: Networks, image: np.ndarray, scene: Scene
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the rendered ``image`` (H, W) and its class probabilities (C, H, W) before the
+        first and after every iteration."""
+        for adapted in self.adapt(nets, image, scene):
+            with torch.no_grad():
+                rendered = adapted[0](
+                    torch.from_numpy(np.array(image))[None, None].to(scene.device)
+                )
+                found = adapted[1](rendered).softmax(1)
+            yield rendered[0, 0].cpu().numpy(), found[0].cpu().numpy()
+
+    def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
+        """The first test images by iteration, and the mean Dice of those with labels."""
+        cases = site.splits["test"][:SHOWN_IMAGES]
+        columns = sorted({k for k in SHOWN_ITERATIONS if k < self.iterations} | {self.iterations})
+        rows, lines = [], []
+        for case in cases:
+            middle = len(case.image) // 2
+            image = np.asarray(case.image[middle])
+            steps = list(self.trajectory(nets, image, scene))
+            # Where the iterations ended early, the last one stays.
+            steps += [steps[-1]] * (self.iterations + 1 - len(steps))
+            mask = 1 - steps[-1][1][0]
+            rows.append([image, *(steps[k][0] for k in columns), mask])
+            if case.label is not None and case.labelled[middle]:
+                truth = np.asarray(case.label[middle])
+                lines.append([_mean_dice(truth, found) for _, found in steps])
+        if not rows:
+            return []
+        pictures: list[Illustration] = [
+            ImageGrid(
+                "rendering",
+                "Online rendering by iteration",
+                "Test images, as rendered before the first online update (iteration 0) and after "
+                "some; right, the probability of any structure at the end.",
+                rows,
+                ["image", *(f"iteration {k}" for k in columns), "segmentation"],
+                [case.id for case in cases],
+            )
+        ]
+        if lines:
+            pictures.append(
+                Curves(
+                    "dice",
+                    "Dice by iteration",
+                    f"Mean over {len(lines)} test images, which are adapted one by one without "
+                    "their labels; the labels only measure.",
+                    np.arange(self.iterations + 1),
+                    {"rendered": np.mean(lines, axis=0)},
+                    ("iteration", "Dice"),
+                )
+            )
+        return pictures
+
+
+class Descent:
+    """One objective's own Adam, which moves ``nets`` and no other network."""
+
+    def __init__(
+        self,
+        *nets: nn.Module,
+        lr: float,
+        scaler: torch.amp.GradScaler | None = None,
+        penalty: Callable[[], torch.Tensor] | None = None,
+    ) -> None:
+        """``penalty`` is added to the objective at every step."""
+        self._parameters = [parameter for net in nets for parameter in net.parameters()]
+        self._adam = torch.optim.Adam(self._parameters, lr=lr, betas=(BETA1, 0.999), fused=True)
+        self._scaler = scaler or torch.amp.GradScaler(enabled=False)
+        self._penalty = penalty
+        self._steps = 0
+        # Sums stay tensors until the end: reading a number at every step would stall a GPU.
+        self._total = self._penalties = torch.zeros(())
+
+    def step(self, loss: torch.Tensor, constant: torch.Tensor | None = None) -> None:
+        """One step on ``loss``; ``constant`` is a gradient to add to its own, flattened."""
+        self._steps += 1
+        self._total = self._total + loss.detach()
+        with torch.autocast(loss.device.type, enabled=False):
+            if self._penalty is not None:
+                penalty = self._penalty()
+                self._penalties = self._penalties + penalty.detach()
+                loss = loss + penalty
+            # Only to these: the other networks of this loss must not move.
+            self._scaler.scale(loss).backward(inputs=self._parameters)
+        if constant is not None:
+            parts = constant.split([parameter.numel() for parameter in self._parameters])
+            for parameter, part in zip(self._parameters, parts, strict=True):
+                assert parameter.grad is not None
+                parameter.grad += part.view_as(parameter)
+        self._scaler.step(self._adam)
+        self._adam.zero_grad()
+
+    @property
+    def mean(self) -> float:
+        """The mean of the losses so far, without the penalty."""
+        return float(self._total) / self._steps
+
+    @property
+    def mean_penalty(self) -> float:
+        """The mean of the penalties so far."""
+        return float(self._penalties) / self._steps
+
+
+def hybrid_loss(outputs: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Dice + cross-entropy of the segmentor's outputs (main, half, quarter), weighted; a scalar."""
+    losses = [w * dice_ce(out, labels) for w, out in zip(AUXILIARY, outputs, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def rendering_loss(outputs: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Eq. 1 with both weights 1 and means over pixels: the L1 distance of ``images`` to the
+    renderer's main output plus that to its auxiliary one; a scalar."""
+    return torch.stack([F.l1_loss(output.float(), images) for output in outputs]).sum()
+
+
+def pool(bank: StatisticsBank) -> dict[str, torch.Tensor]:
+    """The sites' published means over their rendered training images, as the mean over all images.
+
+    For every discriminator ``judge_VIEW``: ``.logit`` and ``.logit_square`` (1,), the mean of its
+    logit and of its square; for ``reals=statistics`` ``.moments`` and ``.moments_square`` (F,) of
+    :meth:`Judge.moments`; for ``reals=stale_gradient`` ``.gradient`` (P,), the gradient of
+    -E log D(real) by its parameters, flattened. Empty when no site published.
+    """
+    shares = {site: float(kept["images"][0]) for site, kept in bank.items() if "images" in kept}
+    pooled: dict[str, np.ndarray] = {}
+    for site, images in sorted(shares.items()):
+        for name, mean in bank[site].items():
+            if name != "images":
+                part = mean.astype(np.float64) * (images / sum(shares.values()))
+                pooled[name] = pooled.get(name, 0.0) + part
+    return {name: torch.from_numpy(np.asarray(mean, np.float32)) for name, mean in pooled.items()}
+
+
+def _spread(known: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The standard deviation over S', from the means of a value and of its square."""
+    variance = known[f"{name}_square"] - known[name].square()
+    # A feature that never varies has no scale; the floor keeps its deviation finite.
+    return variance.clamp(min=1e-6).sqrt()
+
+
+def _judge(view: View) -> str:
+    """The name of the discriminator of ``view``."""
+    return f"judge_{view}"
+
+
+def _seen(view: View, images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """What a discriminator sees of images (B, c, H, W) and masks (B, C - 1, H, W)."""
+    if view == "appearance":
+        return images
+    soft = F.avg_pool2d(maps, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    return soft if view == "structure" else torch.cat([images, soft], dim=1)
+
+
+def _generated(
+    view: View, renderer: nn.Module, segmenter: nn.Module, images: torch.Tensor
+) -> torch.Tensor:
+    """What a discriminator sees of ``images`` rendered and segmented."""
+    rendered = renderer(images)
+    if view == "appearance":
+        return rendered
+    return _seen(view, rendered, segmenter(rendered).float().softmax(dim=1)[:, 1:])
+
+
+def _maps(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Labels (B, H, W) as one mask a structure, (B, classes - 1, H, W) float32."""
+    structures = torch.arange(1, classes, device=labels.device)
+    return (labels.unsqueeze(1) == structures.view(1, -1, 1, 1)).float()
+
+
+def _logits(
+    judge: nn.Module, real: torch.Tensor, generated: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of both, judged as one batch."""
+    real_logits, logits = judge(torch.cat([real, generated])).split([len(real), len(generated)])
+    return real_logits, logits
+
+
+def _mean_dice(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    found = probabilities.argmax(0)
+    return float(np.mean([dice(truth == k, found == k) for k in range(1, len(probabilities))]))
