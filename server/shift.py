@@ -18,6 +18,7 @@ from scipy.special import rel_entr
 
 from fedshift import derive_seed
 from fedshift.protocol import statistics as names
+from fedshift.protocol.frechet import frechet_distances, pool_moments
 
 Statistics = Mapping[str, Mapping[str, np.ndarray]]
 """Site name -> statistic's name -> array."""
@@ -180,21 +181,6 @@ def advice(rows: Sequence[Mapping[str, Any]], statistics: Statistics) -> str:
     return f"{found}: {step}, and check it against the measured cross-site drop."
 
 
-def pool_moments(
-    counts: np.ndarray, means: np.ndarray, covariances: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Pool (S,) counts, (S, D) means and (S, D, D) covariances (divided by n) of S samples.
-
-    Returns count, mean and covariance of the samples put together: exact, not an approximation.
-    """
-    total = float(counts.sum())
-    shares = counts / total
-    mean = shares @ means
-    offsets = means - mean
-    within = np.tensordot(shares, covariances, axes=1)
-    return total, mean, within + (offsets * shares[:, None]).T @ offsets
-
-
 def _wasserstein(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Wasserstein-1 between histograms, their mass at the bins' middles, in image units."""
     edges = names.intensity_edges()
@@ -216,19 +202,6 @@ def _spectrum(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.sqrt(((others - own) ** 2).mean(axis=1))
 
 
-def _frechet(
-    mean: np.ndarray, covariance: np.ndarray, means: np.ndarray, covariances: np.ndarray
-) -> np.ndarray:
-    """Squared Wasserstein-2 distance of two Gaussians (Dowson and Landau, 1982, J. Multivar.
-    Anal. 12), the quantity Heusel et al. (NIPS 2017) compute for Inception features."""
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    # The square root of C1 C2 has the trace of that of R C2 R with R R = C1, which is symmetric.
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances @ root), 0.0)).sum(axis=1)
-    traces = np.trace(covariance) + np.trace(covariances, axis1=1, axis2=2)
-    return np.maximum(((means - mean) ** 2).sum(axis=1) + traces - 2.0 * cross, 0.0)
-
-
 def _norm_kl(
     mean: np.ndarray, variance: np.ndarray, means: np.ndarray, variances: np.ndarray
 ) -> np.ndarray:
@@ -247,7 +220,7 @@ _DISTANCES = (
     _Distance("intensity_wasserstein", (names.INTENSITY_HISTOGRAM,), _wasserstein),
     _Distance("intensity_js", (names.INTENSITY_HISTOGRAM,), _jensen_shannon),
     _Distance("spectrum_distance", (names.LOG_SPECTRUM,), _spectrum),
-    _Distance("feature_frechet", (names.FEATURE_MEAN, names.FEATURE_COVARIANCE), _frechet),
+    _Distance("feature_frechet", (names.FEATURE_MEAN, names.FEATURE_COVARIANCE), frechet_distances),
     _Distance("norm_kl", (names.NORM_MEAN, names.NORM_VARIANCE), _norm_kl),
     _Distance("label_tv", (names.CLASS_VOLUMES,), _total_variation),
 )

@@ -11,7 +11,11 @@ from fedshift.client.methods.base import Method
 from fedshift.protocol.settings import from_mapping, suggest
 
 METHODS = {
+    "drai": "fedshift.client.methods.drai:DRAI",
+    "online_rendering": "fedshift.client.methods.online_rendering:OnlineRendering",
+    "style_transfer": "fedshift.client.methods.style_transfer:StyleTransfer",
     "supervised": "fedshift.client.methods.supervised:Supervised",
+    "unet_gan": "fedshift.client.methods.unet_gan:UnetGAN",
 }
 """Method's name -> ``module:class``; the class is a dataclass whose fields are its settings."""
 
