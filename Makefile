@@ -21,7 +21,7 @@ check: install  ## Lint, format, types, allowed imports.
 	$(BIN)/mypy -p fedshift
 	$(BIN)/lint-imports
 
-reproduce: install  ## Run the slow reproductions too.
+reproduce: install  ## Run every paper's comparison, three seeds, and check the promised figures.
 	$(BIN)/python -m pytest -m slow
 
 install: $(STAMP)
