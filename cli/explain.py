@@ -22,8 +22,8 @@ _ROLES = {
     "norm_buffer": "running statistics of normalising layers",
 }
 _SHARED = {
-    "averaged": "averaged, then sent to every site",
-    "broadcast": "averaged over the sites that train it, sent to every site",
+    "averaged": "{combines}, then sent to every site",
+    "broadcast": "{combines}, over the sites that train it, sent to every site",
     "balanced": "averaged, each domain counting alike, sent to every site",
     "summed": "gradients added over the domains, one step of Adam, sent to every site",
 }
@@ -54,7 +54,9 @@ def explain(overrides: Sequence[str]) -> None:
             str(len(members)),
             _ROLES[role],
             f"{sum(_size(info) for info in members):,}",
-            "kept at the site" if stays else _SHARED[members[0].sharing],
+            "kept at the site"
+            if stays
+            else _SHARED[members[0].sharing].format(combines=strategy.combines),
         )
     console = Console()
     console.print(table)
@@ -83,12 +85,12 @@ def same_as(
     sentences = []
     if sites == 1 and strategy.model == "federated":
         sentences.append(f"with one training site {name} is local training.")
-    mine = (strategy.keeps(infos), strategy.terms(), strategy.model)
+    mine = (strategy.keeps(infos), strategy.terms(), strategy.model, strategy.combines)
     for other_name in choices("strategy"):
         if other_name in (name, "pooled"):
             continue
         other = strategies.build({"name": other_name})
-        if (other.keeps(infos), other.terms(), other.model) != mine:
+        if (other.keeps(infos), other.terms(), other.model, other.combines) != mine:
             continue
         why = ""
         if "fedbn" in (name, other_name):

@@ -205,15 +205,18 @@ def unpack_arrays(record: ArrayRecord) -> Arrays:
     """Unpack named arrays; each is a fresh, writable copy.
 
     Raises ``ValueError`` or ``TypeError`` when one is not what it says it is."""
-    return {name: _unpacked(array) for name, array in record.items()}
+    return {name: np.array(view_array(array)) for name, array in record.items()}
 
 
-def _unpacked(array: Array) -> np.ndarray:
+def view_array(array: Array) -> np.ndarray:
+    """One array of a message as it lies there, read-only and without a copy where it can be.
+
+    Raises ``ValueError`` or ``TypeError`` when it is not what it says it is."""
     header = _npy_header(array.dtype, tuple(array.shape))
     if not array.data.startswith(header):
         return array.numpy()
     values = np.frombuffer(array.data, np.dtype(array.dtype), offset=len(header))
-    return values.reshape(array.shape).copy()
+    return values.reshape(array.shape)
 
 
 def read_arrays(content: RecordDict, key: str = ARRAYS) -> Arrays:

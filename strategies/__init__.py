@@ -13,11 +13,23 @@ if TYPE_CHECKING:
     from fedshift.strategies.base import Strategy
 
 STRATEGIES = {
+    "bulyan": "Bulyan",
+    "fedadagrad": "FedAdagrad",
+    "fedadam": "FedAdam",
     "fedavg": "FedAvg",
+    "fedavgm": "FedAvgM",
     "fedbn": "FedBN",
+    "fednova": "FedNova",
     "fedprox": "FedProx",
+    "fedyogi": "FedYogi",
+    "geometric_median": "GeometricMedian",
+    "krum": "Krum",
     "local": "Local",
+    "median": "Median",
+    "multi_krum": "MultiKrum",
+    "norm_clipping": "NormClipping",
     "pooled": "Pooled",
+    "trimmed_mean": "TrimmedMean",
 }
 """Module of this package -> the strategy's class in it."""
 
@@ -31,6 +43,12 @@ def build(settings: Mapping[str, Any]) -> Strategy:
     name = str(values.pop("name", ""))
     if name not in STRATEGIES:
         raise UserError(f"strategy={name} is not known{suggest(name, STRATEGIES)}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    strategy: type[Strategy] = getattr(module, STRATEGIES[name])
-    return from_mapping(strategy, values, "strategy")
+    return from_mapping(named(name), values, "strategy")
+
+
+def named(name: str) -> type[Strategy]:
+    """The class of the strategy called ``name``, one of :data:`STRATEGIES`."""
+    strategy: type[Strategy] = getattr(
+        importlib.import_module(f"{__name__}.{name}"), STRATEGIES[name]
+    )
+    return strategy

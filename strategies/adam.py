@@ -15,23 +15,20 @@ import numpy as np
 from fedshift.protocol.messages import Adam, Arrays
 
 
-class ServerAdam:
-    """The moments of every tensor it has stepped, which are what a resume needs."""
+def adam_step(
+    state: Arrays, name: str, weight: np.ndarray, gradient: np.ndarray, adam: Adam, round: int
+) -> np.ndarray:
+    """Return the tensor ``name``, now ``weight``, after one step along ``gradient``.
 
-    def __init__(self) -> None:
-        self.state: Arrays = {}
-        """``m/<tensor>`` and ``v/<tensor>`` of its shape, and ``t/<tensor>`` () int64 steps."""
-
-    def step(
-        self, name: str, weight: np.ndarray, gradient: np.ndarray, adam: Adam, round: int
-    ) -> np.ndarray:
-        """Return ``weight`` after one step along ``gradient``, of one shape and type."""
-        m = self.state.get(f"m/{name}", np.zeros_like(weight))
-        v = self.state.get(f"v/{name}", np.zeros_like(weight))
-        t = int(self.state.get(f"t/{name}", 0)) + 1
-        m = adam.beta1 * m + (1 - adam.beta1) * gradient
-        v = adam.beta2 * v + (1 - adam.beta2) * gradient**2
-        self.state |= {f"m/{name}": m, f"v/{name}": v, f"t/{name}": np.asarray(t, np.int64)}
-        rate = adam.rate(round) / (1 - adam.beta1**t)
-        scale = np.sqrt(v) / np.sqrt(1 - adam.beta2**t).astype(weight.dtype) + adam.eps
-        return np.asarray(weight - rate * m / scale, weight.dtype)
+    Its moments are kept in ``state``, which is what a resume needs: ``m/<tensor>`` and
+    ``v/<tensor>`` of its shape, and ``t/<tensor>`` () int64, the steps it took.
+    """
+    m = state.get(f"m/{name}", np.zeros_like(weight))
+    v = state.get(f"v/{name}", np.zeros_like(weight))
+    t = int(state.get(f"t/{name}", 0)) + 1
+    m = adam.beta1 * m + (1 - adam.beta1) * gradient
+    v = adam.beta2 * v + (1 - adam.beta2) * gradient**2
+    state |= {f"m/{name}": m, f"v/{name}": v, f"t/{name}": np.asarray(t, np.int64)}
+    rate = adam.rate(round) / (1 - adam.beta1**t)
+    scale = np.sqrt(v) / np.sqrt(1 - adam.beta2**t).astype(weight.dtype) + adam.eps
+    return np.asarray(weight - rate * m / scale, weight.dtype)

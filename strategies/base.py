@@ -4,6 +4,10 @@ It is a Flower strategy whose replies may be a stream: they are folded one at a 
 a fixed number of models whatever the number of sites. What Flower lets through is stopped here: a
 non-finite or misshapen update is rejected and counted, a failing site is named and kept out, sites
 may report different metrics, and a round without a quorum leaves the model as it was.
+
+A subclass says what stays at the sites (``keeps``) and what they add to their objective
+(``terms``), what it makes of an update (``prepared``), how updates are combined (``gathering``),
+and how the coordinator moves the model towards what they combine to (``step``).
 """
 
 from __future__ import annotations
@@ -35,11 +39,10 @@ from fedshift.protocol.messages import (
     content_bytes,
     pack_arrays,
     read_arrays,
-    unpack_arrays,
 )
 from fedshift.protocol.settings import setting
-from fedshift.strategies.adam import ServerAdam
-from fedshift.strategies.aggregate import DomainMeans
+from fedshift.strategies.adam import adam_step
+from fedshift.strategies.aggregate import DomainMeans, Unpacked, Update
 
 
 @dataclass
@@ -67,6 +70,16 @@ class Strategy(FlowerStrategy):
     exchanges: ClassVar[bool] = True
     """Whether what a site publishes reaches the others."""
 
+    # What ``fedshift strategies`` and ``fedshift explain`` say of it.
+    paper: ClassVar[str] = ""
+    combines: ClassVar[str] = "averaged"
+    """What becomes of the averaged and broadcast sub-networks."""
+    travels: ClassVar[str] = "the model"
+    stays: ClassVar[str] = "nothing"
+    """What a site keeps, beside what the method keeps."""
+    cost: ClassVar[tuple[int, int]] = (1, 1)
+    """What a selected site receives and sends in a round, in sizes of the model, at most."""
+
     fraction: float = setting(1.0, at_least=0, at_most=1)
     """The share of the sites drawn each round; never fewer than ``min_sites``."""
     min_sites: int = setting(1, at_least=1)
@@ -83,6 +96,22 @@ class Strategy(FlowerStrategy):
     def terms(self) -> dict[str, float]:
         """What a site adds to its local objective; nothing by default."""
         return {}
+
+    def prepared(self, update: Update) -> Update:
+        """What is folded of a site's accepted ``update``; by default all of it, as it is."""
+        return update
+
+    def gathering(self) -> DomainMeans:
+        """What a round's updates are folded into; by default their means."""
+        return DomainMeans(self.tensors)
+
+    def step(self, name: str, combined: np.ndarray) -> np.ndarray:
+        """The new value of a tensor in :attr:`steered` whose updates were ``combined``.
+
+        By default that itself. A tensor of the model that was sent is ``self.current[name]``; what
+        is to last goes into :attr:`state`.
+        """
+        return combined
 
     # A run.
 
@@ -105,22 +134,33 @@ class Strategy(FlowerStrategy):
         self.names = {node: name for name, node in self.sites.items()}
         self.tensors = dict(tensors)
         self.kept = self.keeps(tensors)
+        self.steered = frozenset(
+            name
+            for name, info in tensors.items()
+            if name not in self.kept
+            and not info.domains
+            and info.role != "norm_buffer"
+            and np.issubdtype(info.dtype, np.floating)
+        )
+        """The tensors that training moves and this strategy decides about: of averaged and
+        broadcast sub-networks, all but running statistics and integers."""
         self.instruction = instruction.but(
             arm=self.model, kept=tuple(sorted(self.kept)), terms=self.terms()
         )
         self.outcome = RoundOutcome()
         self.bank: dict[str, Arrays] = {}
-        self._adam = ServerAdam()
-        self._current: Arrays = {}
+        self.state: Arrays = {}
+        """What the coordinator keeps between rounds beside the model and the bank."""
+        self._sent = ArrayRecord()
 
     @property
-    def state(self) -> Arrays:
-        """What the coordinator keeps between rounds beside the model and the bank."""
-        return self._adam.state
+    def current(self) -> Mapping[str, np.ndarray]:
+        """The model that the sites were sent in this round, each tensor unpacked when asked for."""
+        return Unpacked(self._sent)
 
-    @state.setter
-    def state(self, arrays: Arrays) -> None:
-        self._adam.state = arrays
+    def drawn(self) -> int:
+        """How many sites train in a round."""
+        return min(len(self.sites), max(self.min_sites, math.ceil(self.fraction * len(self.sites))))
 
     def shared(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """The part of ``arrays`` that travels."""
@@ -129,9 +169,9 @@ class Strategy(FlowerStrategy):
     def select(self, server_round: int) -> list[str]:
         """The names of the sites that train in this round, sorted; drawn by name and seed, since
         Flower's node ids are random."""
-        count = max(self.min_sites, math.ceil(self.fraction * len(self.sites)))
+        count = self.drawn()
         names = list(self.sites)
-        if count >= len(names):
+        if count == len(names):
             return names
         seed = derive_seed(self.instruction.seed, server_round, "site sampling")
         chosen = np.random.default_rng(seed).choice(len(names), size=count, replace=False)
@@ -144,7 +184,7 @@ class Strategy(FlowerStrategy):
     ) -> Iterable[Message]:
         """One message a selected site, all sharing one packed model and bank."""
         self.outcome = RoundOutcome()
-        self._current = unpack_arrays(arrays)
+        self._sent = arrays
         return self._messages(Action.FIT, server_round, arrays, self.select(server_round))
 
     def configure_evaluate(
@@ -175,73 +215,87 @@ class Strategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies as they come; None for the arrays when the model stays as it was."""
-        means = DomainMeans(self.tensors)
+        gathered = self.gathering()
         accepted = 0
         for reply in replies:
-            name = self.names[reply.metadata.src_node_id]
-            if reply.has_error():
-                self.outcome.failed[name] = reply.error.reason or "no reason given"
-                continue
-            content = reply.content
-            self.outcome.bytes_up[name] += content_bytes(content)
-            metrics = _metrics(content)
-            self.outcome.sites[name] = metrics
-            try:
-                arrays = read_arrays(content)
-                published = read_arrays(content, protocol.STATISTICS)
-                told = protocol.details(content)
-                trained = {str(net): float(count) for net, count in told["trained"].items()}
-            except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
-                self.outcome.rejected[name] = f"sent an update that cannot be read: {error}"
-                continue
-            fault = self._fault(arrays, published, trained) or _non_finite(published)
-            if fault:
-                self.outcome.rejected[name] = fault
-                continue
-            if published and self.exchanges:
-                self.outcome.statistics[name] = published
-            if self.weighting == "uniform":
-                trained = dict.fromkeys(trained, 1.0)
-            means.add(arrays, trained, str(told.get("domain", "")))
-            accepted += bool(trained)
+            update = self._accepted(reply)
+            if update is not None:
+                gathered.add(self.prepared(update))
+                accepted += bool(update.weights)
+            del reply, update  # So that the last one is gone before the new model is made.
         self.bank.update(self.outcome.statistics)
         if accepted < self.min_sites:
             self.outcome.skipped = (
                 f"{accepted} usable updates, {self.min_sites} needed (strategy.min_sites)"
             )
             return None, None
-        if missing := means.missing():
+        if missing := gathered.missing():
             self.outcome.skipped = "; ".join(
-                f"{network} stays as it was: no update from the domain {domain}"
-                for network, domain in missing.items()
+                f"{network} stays as it was: {why}" for network, why in missing.items()
             )
-        combined = self._current
-        for name, update in means.result().items():
-            adam = self.tensors[name].adam
-            combined[name] = (
-                update
-                if adam is None
-                else self._adam.step(name, combined[name], update, adam, server_round)
-            )
-        self._current = {}
-        return pack_arrays(combined), _mean_metrics(self.outcome.sites)
+        model = self._sent.copy()
+        for name, combined in gathered.result():
+            model.update(pack_arrays({name: self._moved(name, combined, server_round)}))
+        self._sent = ArrayRecord()
+        return model, _mean_metrics(self.outcome.sites)
 
-    def _fault(self, arrays: Arrays, published: Arrays, trained: Mapping[str, float]) -> str | None:
+    def _accepted(self, reply: Message) -> Update | None:
+        """What a reply holds, or None when it is not to be used; the outcome says why."""
+        name = self.names[reply.metadata.src_node_id]
+        if reply.has_error():
+            self.outcome.failed[name] = reply.error.reason or "no reason given"
+            return None
+        content = reply.content
+        self.outcome.bytes_up[name] += content_bytes(content)
+        metrics = self.outcome.sites[name] = _metrics(content)
+        record = content.get(protocol.ARRAYS)
+        arrays = Unpacked(record if isinstance(record, ArrayRecord) else ArrayRecord())
+        try:
+            published = read_arrays(content, protocol.STATISTICS)
+            told = protocol.details(content)
+            trained = {str(net): float(count) for net, count in told["trained"].items()}
+            fault = self.fault(arrays, trained) or _non_finite(published)
+        except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+            fault = f"sent an update that cannot be read: {error}"
+        if fault:
+            self.outcome.rejected[name] = fault
+            return None
+        if published and self.exchanges:
+            self.outcome.statistics[name] = published
+        if self.weighting == "uniform":
+            trained = dict.fromkeys(trained, 1.0)
+        return Update(arrays, trained, str(told.get("domain", "")), metrics)
+
+    def _moved(self, name: str, combined: np.ndarray, server_round: int) -> np.ndarray:
+        """The new value of a tensor whose updates were ``combined``."""
+        adam = self.tensors[name].adam
+        if adam is not None:
+            return adam_step(self.state, name, self.current[name], combined, adam, server_round)
+        return self.step(name, combined) if name in self.steered else combined
+
+    def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
         """Why an update cannot be used, or None. A site that had nothing to train in this round
         sends nothing, which is no fault."""
         if not all(0 < examples < math.inf for examples in trained.values()):
             return "trained on no example"
-        for name, array in arrays.items():
-            info = self.tensors.get(name)
-            if info is None or name in self.kept:
-                return f"sent the tensor {name}, which does not travel"
-            if info.network not in trained:
-                return f"sent the tensor {name} of a sub-network it does not say it trained"
-            if array.shape != tuple(info.shape):
-                return f"sent {name} of shape {array.shape} instead of {tuple(info.shape)}"
-            if array.dtype.name != info.dtype:
-                return f"sent {name} of type {array.dtype.name} instead of {info.dtype}"
-        return _non_finite(arrays)
+        for name in arrays:
+            if fault := self._tensor_fault(name, arrays[name], trained):
+                return fault
+        return None
+
+    def _tensor_fault(
+        self, name: str, array: np.ndarray, trained: Mapping[str, float]
+    ) -> str | None:
+        info = self.tensors.get(name)
+        if info is None or name in self.kept:
+            return f"sent the tensor {name}, which does not travel"
+        if info.network not in trained:
+            return f"sent the tensor {name} of a sub-network it does not say it trained"
+        if array.shape != tuple(info.shape):
+            return f"sent {name} of shape {array.shape} instead of {tuple(info.shape)}"
+        if array.dtype.name != info.dtype:
+            return f"sent {name} of type {array.dtype.name} instead of {info.dtype}"
+        return None if _finite(array) else f"sent a non-finite update: {name}"
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -264,10 +318,14 @@ class Strategy(FlowerStrategy):
         """Nothing to log: ``fedshift explain`` says what a strategy does."""
 
 
-def _non_finite(arrays: Arrays) -> str | None:
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            return f"non-finite update: {name}"
+def _finite(array: np.ndarray) -> bool:
+    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())
+
+
+def _non_finite(published: Mapping[str, np.ndarray]) -> str | None:
+    for name, array in published.items():
+        if not _finite(array):
+            return f"published a non-finite statistic: {name}"
     return None
 
 

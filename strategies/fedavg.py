@@ -8,8 +8,12 @@ Running statistics of normalisation layers are averaged like weights; batch coun
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fedshift.strategies.base import Strategy
 
 
 class FedAvg(Strategy):
     """The mean of the sites' weights, weighted by their examples: what the base does."""
+
+    paper: ClassVar[str] = "McMahan et al. 2017"

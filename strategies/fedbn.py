@@ -12,6 +12,7 @@ sub-network that only some sites train travels whole: the others have no normali
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from fedshift.protocol.messages import TensorInfo
 from fedshift.strategies.base import Strategy
@@ -19,6 +20,10 @@ from fedshift.strategies.base import Strategy
 
 class FedBN(Strategy):
     """FedAvg of everything but the normalising layers."""
+
+    paper: ClassVar[str] = "Li X. et al. 2021"
+    travels: ClassVar[str] = "all other layers"
+    stays: ClassVar[str] = "normalising layers"
 
     def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
         """The normalising layers' tensors, beside what the method keeps."""

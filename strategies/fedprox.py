@@ -7,6 +7,7 @@ FedAvg does. With mu = 0 it is FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Strategy
@@ -15,6 +16,8 @@ from fedshift.strategies.base import Strategy
 @dataclass(eq=False)
 class FedProx(Strategy):
     """FedAvg with a proximal term in every site's objective."""
+
+    paper: ClassVar[str] = "Li T. et al. 2020"
 
     mu: float = setting(0.01, at_least=0)
     """The weight of the squared distance from the model received."""

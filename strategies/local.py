@@ -14,6 +14,9 @@ class Local(Strategy):
 
     model: ClassVar[str] = "local"
     exchanges: ClassVar[bool] = False
+    travels: ClassVar[str] = "nothing"
+    stays: ClassVar[str] = "the model"
+    cost: ClassVar[tuple[int, int]] = (0, 0)
 
     def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
         """Everything."""

@@ -15,3 +15,5 @@ class Pooled(Local):
     """Local training at the site that holds all data."""
 
     model: ClassVar[str] = "pooled"
+    travels: ClassVar[str] = "all images (simulated)"
+    stays: ClassVar[str] = "nothing"

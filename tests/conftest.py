@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,57 @@ def fedbn_reference(
     """A finished FedBN run on a net with batch normalisation, one worker."""
     out = tmp_path_factory.mktemp("fedbn") / "run"
     return simulate(out, "strategy=fedbn", "method.norm=batch", "baselines=[]")
+
+
+@pytest.fixture(scope="session")
+def begin() -> Callable[..., Any]:
+    """Bind a strategy to the sites of these names, which train ``steps`` steps a round."""
+    from fedshift.protocol.messages import Action, Instruction
+
+    def call(strategy: Any, sites: Sequence[str], tensors: Any, steps: int = 1) -> Any:
+        nodes = {site: number + 10 for number, site in enumerate(sites)}
+        strategy.begin(nodes, tensors, Instruction(action=Action.NAME, seed=0, steps=steps))
+        return strategy
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def fold() -> Callable[..., Any]:
+    """One round of a strategy from ``current``, as through Flower: ``sent`` are the arrays by site,
+    ``examples`` and ``metrics`` what the sites say beside; None when the model stays as it was."""
+    from fedshift.protocol import messages as protocol
+    from fedshift.protocol.flower import ConfigRecord, Message, RecordDict
+
+    def call(
+        strategy: Any,
+        current: Any,
+        sent: Any,
+        *,
+        examples: Any = None,
+        metrics: Any = None,
+        number: int = 1,
+    ) -> Any:
+        def replies() -> Iterator[Message]:
+            for site, arrays in sent.items():
+                networks = sorted({name.split("/")[0] for name in arrays})
+                content = protocol.answer(
+                    site,
+                    arrays=protocol.pack_arrays(arrays),
+                    metrics=(metrics or {}).get(site, {}),
+                    details={"trained": dict.fromkeys(networks, (examples or {}).get(site, 1))},
+                )
+                asked = Message(
+                    RecordDict(), dst_node_id=strategy.sites[site], message_type="train"
+                )
+                yield Message(content, reply_to=asked)
+
+        packed = protocol.pack_arrays(current)
+        list(strategy.configure_train(number, packed, ConfigRecord(), None))
+        model, _ = strategy.aggregate_train(number, replies())
+        return None if model is None else protocol.unpack_arrays(model)
+
+    return call
 
 
 def _round_line(text: str) -> dict[str, Any]:

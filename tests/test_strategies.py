@@ -686,10 +686,8 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], words: str) -> None:
 
 
 def test_every_listed_strategy_can_be_built() -> None:
-    built: list[Callable[..., Any]] = [
-        type(strategies.build({"name": name})) for name in strategies.STRATEGIES
-    ]
-    assert built == [FedAvg, FedBN, FedProx, Local, Pooled]
+    for name, class_name in strategies.STRATEGIES.items():
+        assert type(strategies.build({"name": name})).__name__ == class_name
 
 
 def test_what_has_priority_is_sent_first_and_answered_in_the_order_asked() -> None:
@@ -706,3 +704,20 @@ def test_what_has_priority_is_sent_first_and_answered_in_the_order_asked() -> No
     )
     assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3]
     assert grid.order == [2, 1, 3]
+
+
+def test_the_list_of_strategies_names_each_with_its_cost(command: Callable[..., Any]) -> None:
+    lines = {line.split()[0]: line for line in command("strategies").out.splitlines()}
+    assert lines.keys() >= strategies.STRATEGIES.keys()
+    assert all(
+        "et al. 2" in lines[n] for n in strategies.STRATEGIES if n not in ("local", "pooled")
+    )
+    assert lines["local"].rstrip().endswith("0 + 0")
+    assert lines["fedbn"].rstrip().endswith("1 + 1")
+    assert "normalising layers" in lines["fedbn"]
+
+
+def test_explain_says_how_a_strategy_combines(command: Callable[..., Any]) -> None:
+    out = command("explain", "strategy=median", "method.width=4", "method.depth=3").out
+    assert "median of each number, then sent to every site" in out
+    assert "would be the same" not in out

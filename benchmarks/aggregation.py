@@ -1,0 +1,170 @@
+"""One round of aggregation: 32 replies of a model of 30 million parameters, against Flower's own.
+
+Run with ``python benchmarks/aggregation.py``; the temporary folder must hold 4 GB. Both sides get
+the same replies, made while they are asked for: the clock and the memory count stop while a reply
+is being made, and Flower's strategies, which want a list, get theirs whole before the clock starts.
+Each measurement is a process of its own. Memory is the peak of what Python allocates
+(``tracemalloc``) in a second, untimed run: replies are counted as long as they are held, and so is
+the tensor of which one is being made; the model that was sent is not. Medians of three turns.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+from common import print_table, verdict, verdict_at_least
+
+from fedshift import strategies
+from fedshift.protocol import messages as protocol
+from fedshift.protocol.flower import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    RecordDict,
+    identify_server,
+)
+from fedshift.protocol.messages import Action, Instruction, TensorInfo
+
+SITES = 32
+TURNS = 3
+ROUND = 1
+
+
+SHAPES = {f"net/{layer}": (512, 512, 3, 3) for layer in range(13)}
+"""31 million weights in convolutions of equal size."""
+MODEL_BYTES = 4 * sum(int(np.prod(shape)) for shape in SHAPES.values())
+
+
+def model(seed: int) -> ArrayRecord:
+    """Random weights, a tensor at a time."""
+    random = np.random.default_rng(seed)
+    found = ArrayRecord()
+    for name, shape in SHAPES.items():
+        found.update(protocol.pack_arrays({name: random.random(shape, np.float32)}))
+    return found
+
+
+def reply(site: int) -> Message:
+    """What a site sends, for both sides alike."""
+    content = protocol.answer(
+        f"s{site:02d}",
+        arrays=model(site),
+        metrics={protocol.EXAMPLES: site + 1},
+        details={"trained": {"net": site + 1}},
+    )
+    asked = Message(RecordDict(), dst_node_id=site + 10, message_type="train")
+    return Message(content, reply_to=asked)
+
+
+class Stream:
+    """The replies one at a time, and the seconds it took to make them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Message]:
+        for site in range(SITES):
+            start = time.perf_counter()
+            message = reply(site)
+            self.seconds += time.perf_counter() - start
+            yield message
+            del message
+
+
+def ours(name: str) -> float:
+    """Seconds of a round of the strategy ``name``."""
+    tensors = {
+        tensor: TensorInfo("net", "weight", "averaged", shape, "float32")
+        for tensor, shape in SHAPES.items()
+    }
+    strategy = strategies.build({"name": name})
+    sites = {f"s{site:02d}": site + 10 for site in range(SITES)}
+    strategy.begin(sites, tensors, Instruction(action=Action.NAME, seed=0, steps=1))
+    list(strategy.configure_train(ROUND, model(99), ConfigRecord(), None))  # type: ignore[arg-type]
+    tracemalloc.reset_peak()
+    stream = Stream()
+    start = time.perf_counter()
+    found, _ = strategy.aggregate_train(ROUND, stream)
+    assert found is not None and len(found) == len(SHAPES)
+    return time.perf_counter() - start - stream.seconds
+
+
+def flowers(name: str) -> float:
+    """Seconds of a round of Flower's strategy ``name``."""
+    from flwr.serverapp import strategy as flower
+
+    strategy = getattr(flower, name)()
+    replies = [reply(site) for site in range(SITES)]
+    start = time.perf_counter()
+    found, _ = strategy.aggregate_train(ROUND, replies)
+    assert found is not None and len(found) == len(SHAPES)
+    return time.perf_counter() - start
+
+
+def measure(side: str, name: str, what: str) -> float:
+    """The seconds, or the peak in models, of one round in a process of its own."""
+    command = [sys.executable, __file__, side, name, what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def child(side: str, name: str, what: str) -> float:
+    """What :func:`measure` asks for."""
+    identify_server(1)
+    run = ours if side == "ours" else flowers
+    if what == "seconds":
+        return run(name)
+    tracemalloc.start()
+    sent = MODEL_BYTES if side == "ours" else 0
+    run(name)
+    return (tracemalloc.get_traced_memory()[1] - sent) / MODEL_BYTES
+
+
+def main() -> int:
+    """Print the table; return 1 when a target is missed."""
+    print(f"{SITES} replies of {MODEL_BYTES / 4e6:.1f} million parameters\n")
+    pairs = {"fedavg": "FedAvg", "median": "FedMedian"}
+    seconds: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        for mine, flower in pairs.items():
+            seconds.setdefault(mine, []).append(measure("ours", mine, "seconds"))
+            seconds.setdefault(flower, []).append(measure("flower", flower, "seconds"))
+    for other in ("multi_krum", "bulyan", "geometric_median", "norm_clipping"):
+        seconds[other] = [measure("ours", other, "seconds")]
+    peaks = {
+        name: measure("flower" if name in pairs.values() else "ours", name, "peak")
+        for name in seconds
+    }
+    print_table(
+        ["strategy", "seconds", "peak, models"],
+        [
+            (name, f"{statistics.median(found):.1f}", f"{peaks[name]:.2f}")
+            for name, found in seconds.items()
+        ],
+    )
+    print()
+    met = [
+        verdict_at_least(
+            f"Flower's {flower} / {mine}",
+            statistics.median(seconds[flower]) / statistics.median(seconds[mine]),
+            1.0,
+        )
+        for mine, flower in pairs.items()
+    ]
+    met.append(verdict("peak of fedavg", peaks["fedavg"], 3.25, " models"))
+    met.append(verdict("peak of median", peaks["median"], 2.0, " models"))
+    return int(not all(met))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        print(json.dumps(child(*sys.argv[1:])))
+    else:
+        sys.exit(main())

@@ -1,0 +1,31 @@
+"""``fedshift strategies``: how the coordinator can combine the sites, and what each way costs."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from fedshift import strategies
+
+
+def list_strategies() -> None:
+    """Print every strategy's name and paper, what travels, what a site keeps, and the cost."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("paper", no_wrap=True)
+    table.add_column("what travels")
+    table.add_column("a site keeps")
+    table.add_column("cost", no_wrap=True)
+    for name in strategies.STRATEGIES:
+        strategy = strategies.named(name)
+        down, up = strategy.cost
+        table.add_row(
+            name, strategy.paper or "-", strategy.travels, strategy.stays, f"{down} + {up}"
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "Cost: what a selected site receives + sends in a round, in sizes of the model. What each "
+        "does and when to use it: docs/strategies.md; its settings: configs/strategy/NAME.yaml.",
+        highlight=False,
+    )
