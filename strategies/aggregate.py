@@ -21,7 +21,7 @@ _BLOCK = 1 << 16
 
 
 class Unpacked(Mapping[str, np.ndarray]):
-    """The arrays of a message, each read where it lies when it is asked for: no second copy of a model."""
+    """The arrays of a message, each read where it lies: no second copy of a model."""
 
     def __init__(self, record: ArrayRecord) -> None:
         self._record = record

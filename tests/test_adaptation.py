@@ -1,4 +1,4 @@
-"""Every adaptation method through ``fedshift simulate``, under three strategies: what a user runs."""
+"""Every adaptation method through ``fedshift simulate`` under three strategies."""
 
 from __future__ import annotations
 

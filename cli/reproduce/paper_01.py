@@ -24,7 +24,8 @@ REFERENCE = "U-Net with the target's labels"
 
 NOISE = "method.augmentation.noise=0.5"
 UNLABELLED = f"data.unlabelled_sites=[{MILDER},{WORSE}]"
-SMALL = ("federation=cardiac_phantom",)
+# As many subjects as the paper has from Philips.
+SMALL = ("federation=cardiac_phantom", "federation.subjects=44")
 FULL = ("federation=cardiac_phantom", "federation.size=192", "federation.subjects=50")
 
 

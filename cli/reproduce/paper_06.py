@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
 
-SOURCE, TARGET = "vendor_a", "vendor_c"
+SOURCE, TARGET = "vendor_a", "vendor_d"
 SOURCES, TARGETS, TESTS = 2, 4, 4
 COLUMNS = {4: "largest set (99)", 3: "77", 2: "55", 1: "smallest set (33)"}
 """Labelled target sites -> the paper's number of labelled images, by which a column is called."""
@@ -22,12 +22,12 @@ ALONE, RAW = "target", "target + source"
 DETERMINISTIC = "target + source, deterministic style"
 VARIATIONAL = "target + source, variational style"
 
-ROUNDS, TRANSLATOR_ROUNDS = 12, 4
+ROUNDS, TRANSLATOR_ROUNDS = 12, 8
 SIZES = {
     "small": (
         "federation.size=32",
         "federation.subjects=5",
-        "federation.slices=2",
+        "federation.slices=1",
         "method.depth=3",
         "local_steps=15",
     ),
@@ -88,7 +88,7 @@ def _federation(training: Sequence[str]) -> list[str]:
     vendors |= dict.fromkeys(unseen, TARGET)
     sites = ",".join(f"{name}:[{vendor}]" for name, vendor in vendors.items())
     return [
-        "federation=cardiac_phantom",
+        "federation=fetal_head_phantom",
         f"federation.sites={{{sites}}}",
         f"federation.unseen=[{','.join(unseen)}]",
         "strategy.weighting=uniform",
