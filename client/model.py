@@ -36,9 +36,10 @@ class Model:
         """
         settings = dict(method)
         self.method: Method = methods.build(settings.pop("name"), settings)
-        self.task = Segmentation(
-            **{key: tuple(item) if isinstance(item, list) else item for key, item in task.items()}
-        )
+        fields: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in task.items()
+        }
+        self.task = Segmentation(**fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial weights"))
             nets = self.method.networks(self.task)
