@@ -89,7 +89,7 @@ def images(tmp_path: Path) -> ImageSet:
         ("method.widht=3", ("method.widht", "method.width")),
         ("strategy=fedavgg", ("strategy=fedavgg", "fedavg")),
         ("federation=cardiac", ("federation=cardiac", "cardiac_phantom")),
-        ("method=unet", ("method=unet", "supervised")),
+        ("method=unet", ("method=unet", "unet_gan")),
         ("engine=inlin", ("engine=inlin", "inline")),
         ("engine.workers=0", ("engine.workers", "at least 1")),
         ("engine.devices=cuda:99", ("engine.devices", "cuda:99", "cpu")),
