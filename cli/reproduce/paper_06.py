@@ -27,7 +27,8 @@ SIZES = {
     "small": (
         "federation.size=32",
         "federation.subjects=5",
-        "federation.slices=1",
+        # Six training images a site: with fewer than four its policy withholds the style.
+        "federation.slices=2",
         "method.depth=3",
         "local_steps=15",
     ),
