@@ -82,6 +82,7 @@ def measure(bench: Bench, seed: int) -> Table:
         **{row: _row(bench, runs[row], "global") for row in ("S2T-sp", "S2T-p", "S2T")},
         **_forms("S2T", full),
         "iteration 0, disturbed": _row(bench, disturbed, "iteration_0"),
+        "S2T, disturbed": _row(bench, disturbed, "global"),
         **_forms("S2T, disturbed", disturbed),
     }
 

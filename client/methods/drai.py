@@ -22,8 +22,9 @@ Left open by the paper, or not possible as printed, and chosen here:
   of Eq. 1;
 * a slice with the wrong condition (x-bar) is another slice of the batch whose condition differs;
 * V_self (Eq. 7) has no lower bound. The distance between the style codes counts up to
-  :data:`MARGIN`, that of two independent draws of the prior. The loss is on the posteriors' means:
-  draws from a posterior that ignores the image are that far apart too;
+  :data:`~fedshift.client.dual_inference.MARGIN`, that of two independent draws of the prior. The
+  loss is on the posteriors' means: draws from a posterior that ignores the image are that far
+  apart too;
 * V_GRL (Eq. 3): the gradient is reversed into the code that predicts, as in Fig. 5b; the predicted
   code is held fixed. Through it the encoders could also raise the error by larger codes, which
   shares no less information;
