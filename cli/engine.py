@@ -39,6 +39,12 @@ def inline_grid(sites: LocalSites, engine: EngineSettings, instruction: Instruct
         engine.most_workers,
         len(sites.names),
         engine.threads,
-        need=partial(training_bytes, instruction.method, instruction.task, sites.data.size),
+        need=partial(
+            training_bytes,
+            instruction.method,
+            instruction.task,
+            instruction.rounds,
+            sites.data.size,
+        ),
     )
     return InlineGrid(sites, slots, engine.threads)

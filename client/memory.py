@@ -17,15 +17,18 @@ _STEPS = 2
 
 
 def training_bytes(
-    method: Mapping[str, Any], task: Mapping[str, Any], size: int, device: str
+    method: Mapping[str, Any], task: Mapping[str, Any], rounds: int, size: int, device: str
 ) -> int:
-    """The peak of ``device``'s memory, in bytes, over two steps on random images of ``size``."""
+    """The peak of ``device``'s memory, in bytes, over two steps on random images of ``size``, in
+    the first and in the middle one of ``rounds``: methods train other networks later."""
     place = torch.device(device)
     torch.cuda.reset_peak_memory_stats(place)
     before = torch.cuda.memory_allocated(place)
     model = Model(method, task, place, seed=0)
     data = _random_site(size, model.task.structures)
-    model.method.fit(data, model.nets, {}, Budget(steps=_STEPS, seed=0, device=place))
+    for number in sorted({1, 1 + rounds // 2}):
+        budget = Budget(steps=_STEPS, seed=0, device=place, round=number, rounds=rounds)
+        model.method.fit(data, model.nets, {}, budget)
     peak = torch.cuda.max_memory_reserved(place) - before
     del model
     torch.cuda.empty_cache()
