@@ -41,18 +41,11 @@ class LabelledSlices:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield ``steps`` batches: images (B, 1, H, W) float32, labels (B, H, W) uint8.
 
-        The order is one random permutation of all slices after another, cut into batches without
-        regard to where a permutation ends, so every slice is seen equally often. With fewer slices
-        than ``size``, B is the number of slices.
+        With fewer slices than ``size``, B is the number of slices.
         """
-        rng = np.random.default_rng(seed)
-        count = min(size, len(self))
         height, width = self._slices[0][0].shape
-        queue: list[int] = []
-        for _ in range(steps):
-            while len(queue) < count:
-                queue += rng.permutation(len(self)).tolist()
-            chosen, queue = queue[:count], queue[count:]
+        for chosen in permuted(len(self), size, steps, seed):
+            count = len(chosen)
             # Fresh tensors: page-locked ones may still be on their way to the GPU. PyTorch's
             # allocator hands the memory back when the copy is done.
             pinned = device.type == "cuda"
@@ -62,6 +55,20 @@ class LabelledSlices:
             for row, index in enumerate(chosen):
                 image_rows[row, 0], label_rows[row] = self._slices[index]
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def permuted(total: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Yield ``steps`` batches of ``size`` of the indices below ``total``, or all of them where that
+    is fewer: one random permutation after another, cut without regard to where one ends, so that
+    every index is seen equally often."""
+    rng = np.random.default_rng(seed)
+    count = min(size, total)
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < count:
+            queue += rng.permutation(total).tolist()
+        chosen, queue = queue[:count], queue[count:]
+        yield chosen
 
 
 def train_segmentation(

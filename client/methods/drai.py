@@ -39,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -48,7 +48,6 @@ import torch
 from torch import nn
 
 from fedshift import UserError, derive_seed
-from fedshift.client.augmentation import Augmentation
 from fedshift.client.content_preserving import Transform, change
 from fedshift.client.dual_inference import Batch, Constraint, judges_loss, play, players_losses
 from fedshift.client.gan import is_collapsed
@@ -59,14 +58,15 @@ from fedshift.client.methods.base import (
     KEPT,
     Budget,
     FitReport,
-    Method,
     Networks,
     Participation,
     Scene,
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.methods.segmenting import Segmenting
 from fedshift.client.metrics.disentangling import Codes, cross_image_consistency
+from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.inference_nets import (
     CodePredictor,
     ConditionEncoder,
@@ -74,9 +74,11 @@ from fedshift.client.networks.inference_nets import (
     ImageGenerator,
     PairDiscriminator,
 )
-from fedshift.client.networks.lv_unet import LVUNet, Norm
 from fedshift.client.tasks import Segmentation
-from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation
+from fedshift.client.training import (
+    permuted,
+    predict_probabilities,
+)
 from fedshift.protocol.frechet import frechet_distances, pool_moments
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case, SiteData
@@ -102,7 +104,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class DRAI(Method):
+class DRAI(Segmenting):
     """Train the inference and the generator in the first ``generation_rounds`` rounds, and the
     segmentation with their help in the rest.
 
@@ -114,16 +116,7 @@ class DRAI(Method):
     are made by :meth:`restyle`.
     """
 
-    tasks = frozenset({Segmentation})
     participation = Participation.ALL
-
-    width: int = setting(8, at_least=1)
-    depth: int = setting(4, at_least=1, at_most=8)
-    blocks: int = setting(1, at_least=1)
-    norm: Norm = "instance"
-    batch: int = setting(12, at_least=1)
-    lr: float = setting(4e-3, at_least=0)
-    augmentation: Augmentation = field(default_factory=Augmentation)
 
     use: Literal["hybrids", "content"] = "hybrids"
     hybrids: float = setting(0.5, at_least=0, at_most=1)
@@ -146,13 +139,8 @@ class DRAI(Method):
     def networks(self, task: Segmentation) -> Networks:
         """Raises :class:`fedshift.UserError` when the grid cannot be halved often enough, or the
         settings contradict each other."""
-        step = 2**self.halvings
-        if any(side % step or side < 2 * step for side in task.size):
-            raise UserError(
-                f"images of {task.size[0]} x {task.size[1]} pixels cannot be halved "
-                f"{self.halvings} times for method.halvings={self.halvings}: set data.size to a "
-                f"multiple of {step} of at least {2 * step}, or a smaller method.halvings"
-            )
+        key = "method.halvings"
+        check_halvings(task.size, self.halvings, f"{key}={self.halvings}", key)
         if self.use == "content" and self.style_encoder == "kept":
             raise UserError(
                 "method.use=content takes the style out of every image that is predicted, and a "
@@ -164,14 +152,7 @@ class DRAI(Method):
         conditions = (self.size_bins + 1) * len(task.structures)
         channels = task.in_channels
         return {
-            "segmenter": LVUNet(
-                channels,
-                task.classes,
-                width=self.width,
-                depth=self.depth,
-                blocks=self.blocks,
-                norm=self.norm,
-            ),
+            "segmenter": self.segmenter(task),
             "style_encoder": ImageEncoder(channels, *shape, self.style),
             "content_encoder": ImageEncoder(channels, *shape, self.content),
             "condition_encoder": ConditionEncoder(conditions, hidden, self.content),
@@ -216,7 +197,9 @@ class DRAI(Method):
             report = self._generate(slices, nets, budget)
         else:
             measured = self._measure(site, nets, bank, budget) | _pooled(bank)
-            report = self._segment(site, nets, {**bank, site.name: published}, budget)
+            styles = _gaussians({**bank, site.name: published}, "style")
+            restyling = _Restyling(self, nets, styles)
+            report = self.train_segmenter(site, nets, restyling, budget)
             report.metrics |= measured
         # What untrained encoders call a style is none.
         if budget.round > 1:
@@ -291,23 +274,6 @@ class DRAI(Method):
         if name in PREDICTORS:
             return "information" in self.constraints
         return name not in NEED_CONDITIONS or slices.conditioned
-
-    def _segment(
-        self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
-    ) -> FitReport:
-        slices = LabelledSlices(site.splits["train"])
-        if not len(slices):
-            return FitReport()
-        metrics = train_segmentation(
-            nets,
-            "segmenter",
-            slices,
-            batch=self.batch,
-            learning_rate=self.lr,
-            augmentation=_Restyling(self, nets, _gaussians(bank, "style")),
-            budget=budget,
-        )
-        return FitReport({"segmenter": len(slices)}, metrics)
 
     def restyle(self, nets: Networks, images: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
         """``images`` (B, 1, H, W) with their own style exchanged for ``styles`` (B, style): the
@@ -403,15 +369,6 @@ class DRAI(Method):
         if self.use == "content":
             net = _InNeutralStyle(self, nets)
         return predict_probabilities(net, images, scene.device)
-
-    def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
-        """The mean over pixels of the segmentation encoder's last residual block,
-        (B, width * 2**(depth-1))."""
-        net = nets["segmenter"]
-        assert isinstance(net, LVUNet)
-        net.eval()
-        with torch.inference_mode():
-            return net.encode(images.to(net.head.weight.device))[-1].mean(dim=(2, 3))
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """Samples of the style with the content held (the paper's Fig. 2), hybrids of the site's
@@ -546,15 +503,8 @@ class _Slices:
         return bool(self._known.any())
 
     def batches(self, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Batch]:
-        """Yield ``steps`` batches of ``size`` slices, or all of them where that is fewer: one
-        random permutation after another, so that every slice is seen equally often."""
-        rng = np.random.default_rng(seed)
-        count = min(size, len(self))
-        queue: list[int] = []
-        for _ in range(steps):
-            while len(queue) < count:
-                queue += rng.permutation(len(self)).tolist()
-            chosen, queue = queue[:count], queue[count:]
+        """Yield ``steps`` batches of ``size`` slices, or all of them where that is fewer."""
+        for chosen in permuted(len(self), size, steps, seed):
             yield self._batch(chosen, device)
 
     def once(self, device: torch.device) -> Iterator[Batch]:

@@ -75,8 +75,9 @@ from fedshift.client.methods.base import (
     StatisticsBank,
 )
 from fedshift.client.metrics import dice
+from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.lv_unet import Norm
-from fedshift.client.networks.renderer import Judge, Renderer, Segmentor, check_size
+from fedshift.client.networks.renderer import HALVINGS, Judge, Renderer, Segmentor
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities
 from fedshift.protocol.settings import setting
@@ -136,7 +137,7 @@ class OnlineRendering(Method):
         return every[: {"none": 3, "pair": 2, "structure_and_pair": 1}[self.without]]
 
     def networks(self, task: Segmentation) -> Networks:
-        check_size(*task.size)
+        check_halvings(task.size, HALVINGS, "method=online_rendering")
         channels, maps = task.in_channels, task.classes - 1
         inputs = {"appearance": channels, "structure": maps, "pair": channels + maps}
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -43,7 +43,6 @@ import torch
 from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
-from fedshift.client.augmentation import Augmentation
 from fedshift.client.illustrations import Illustration, ImageGrid, Scatter
 from fedshift.client.methods.base import (
     AVERAGED,
@@ -51,13 +50,13 @@ from fedshift.client.methods.base import (
     KEPT,
     Budget,
     FitReport,
-    Method,
     Networks,
     Participation,
     Scene,
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.methods.segmenting import Segmenting
 from fedshift.client.networks.extractor import (
     FIXED_WIDTHS,
     Extractor,
@@ -65,7 +64,8 @@ from fedshift.client.networks.extractor import (
     vgg_extractor,
 )
 from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.lv_unet import LVUNet, Norm
+from fedshift.client.networks.halving import check_halvings
+from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.networks.style import gram_matrix
 from fedshift.client.networks.style_nets import (
     Encoder,
@@ -77,12 +77,7 @@ from fedshift.client.networks.style_nets import (
 )
 from fedshift.client.style_bank import SiteStyle, code_of, style_of
 from fedshift.client.tasks import Segmentation
-from fedshift.client.training import (
-    Augment,
-    LabelledSlices,
-    predict_probabilities,
-    train_segmentation,
-)
+from fedshift.client.training import permuted, predict_probabilities
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case, SiteData
 
@@ -108,7 +103,7 @@ Draw = Callable[[int, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class StyleTransfer(Method):
+class StyleTransfer(Segmenting):
     """Train a translator between the sites' styles, then the segmentation on restyled slices.
 
     The run's rounds are, in this order: ``warmup_rounds`` in which the segmentation network learns
@@ -123,16 +118,7 @@ class StyleTransfer(Method):
     slices are rendered for the segmentation, and ``restyled`` how many of a batch.
     """
 
-    tasks = frozenset({Segmentation})
     participation = Participation.ALL
-
-    width: int = setting(8, at_least=1)
-    depth: int = setting(4, at_least=1, at_most=8)
-    blocks: int = setting(1, at_least=1)
-    norm: Norm = "instance"
-    batch: int = setting(12, at_least=1)
-    lr: float = setting(4e-3, at_least=0)
-    augmentation: Augmentation = field(default_factory=Augmentation)
 
     translator_width: int = setting(8, at_least=1)
     scales: int = setting(3, at_least=1, at_most=8)
@@ -188,24 +174,12 @@ class StyleTransfer(Method):
 
     def networks(self, task: Segmentation) -> Networks:
         """Raises :class:`fedshift.UserError` when the grid cannot be halved often enough."""
-        step = 2 ** (self.scales - 1)
-        if any(side % step or side < 2 * step for side in task.size):
-            raise UserError(
-                f"images of {task.size[0]} x {task.size[1]} pixels cannot be halved "
-                f"{self.scales - 1} times for method.scales={self.scales}: set data.size to a "
-                f"multiple of {step} of at least {2 * step}, or a smaller method.scales"
-            )
+        times = self.scales - 1
+        check_halvings(task.size, times, f"method.scales={self.scales}", "method.scales")
         shape = (self.translator_width, self.scales)
         norm = self.translator_norm
         nets: Networks = {
-            "segmenter": LVUNet(
-                task.in_channels,
-                task.classes,
-                width=self.width,
-                depth=self.depth,
-                blocks=self.blocks,
-                norm=self.norm,
-            ),
+            "segmenter": self.segmenter(task),
             "style_encoder": StyleEncoder(task.in_channels, *shape, self.latent, norm),
             "content_encoder": Encoder(task.in_channels, *shape, norm),
             "decoder": UNetDecoder(task.in_channels, *shape, norm),
@@ -245,7 +219,7 @@ class StyleTransfer(Method):
         for net in nets.values():
             net.to(budget.device)
         if budget.round <= self.warmup_rounds:
-            return self._segment(site, nets, self.augmentation, budget)
+            return self.train_segmenter(site, nets, self.augmentation, budget)
         slices = _Slices(site.splits["train"])
         if budget.round <= pretraining:
             return self._pretrain(slices, nets, budget)
@@ -270,28 +244,13 @@ class StyleTransfer(Method):
             # A site whose style is wanted keeps its own.
             wanted = site.name in self.style_sites
             draw = None if wanted else self._draw(nets, own, others, site.size)
-            report = self._segment(site, nets, _Restyling(self, nets, draw, budget.amp), budget)
+            report = self.train_segmenter(
+                site, nets, _Restyling(self, nets, draw, budget.amp), budget
+            )
         # What an untrained encoder calls a style is none.
         if budget.round > self.warmup_rounds + 1:
             report.statistics, report.summarised = own.to_bank(), len(slices)
         return report
-
-    def _segment(
-        self, site: SiteData, nets: Networks, augmentation: Augment, budget: Budget
-    ) -> FitReport:
-        slices = LabelledSlices(site.splits["train"])
-        if not len(slices):
-            return FitReport()
-        metrics = train_segmentation(
-            nets,
-            "segmenter",
-            slices,
-            batch=self.batch,
-            learning_rate=self.lr,
-            augmentation=augmentation,
-            budget=budget,
-        )
-        return FitReport({"segmenter": len(slices)}, metrics)
 
     def _pretrain(self, slices: _Slices, nets: Networks, budget: Budget) -> FitReport:
         """The style encoder as a variational autoencoder, the content encoder as an autoencoder."""
@@ -505,14 +464,6 @@ class StyleTransfer(Method):
     ) -> np.ndarray:
         return predict_probabilities(nets["segmenter"], images, scene.device)
 
-    def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
-        """The mean over pixels of the segmenter's last encoder block, (B, width * 2**(depth-1))."""
-        net = nets["segmenter"]
-        assert isinstance(net, LVUNet)
-        net.eval()
-        with torch.inference_mode():
-            return net.encode(images.to(net.head.weight.device))[-1].mean(dim=(2, 3))
-
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """The site's slices in every published style and in styles beyond them; the style bank in
         the plane of its first two principal components. Nothing where no style is published."""
@@ -580,16 +531,10 @@ class _Slices:
         return len(self._slices)
 
     def batches(self, size: int, budget: Budget, purpose: str) -> Iterator[torch.Tensor]:
-        """``budget.steps`` batches (B, 1, H, W) on the budget's device: one random permutation
-        after another, so that every slice is seen equally often; B is ``size`` or, if that is
-        fewer, the number of slices."""
-        rng = np.random.default_rng(derive_seed(budget.seed, purpose))
-        count = min(size, len(self))
-        queue: list[int] = []
-        for _ in range(budget.steps):
-            while len(queue) < count:
-                queue += rng.permutation(len(self)).tolist()
-            chosen, queue = queue[:count], queue[count:]
+        """``budget.steps`` batches (B, 1, H, W) on the budget's device; B is ``size``, or the
+        number of slices where that is fewer."""
+        seed = derive_seed(budget.seed, purpose)
+        for chosen in permuted(len(self), size, budget.steps, seed):
             yield self._stack(chosen, budget.device)
 
     def all(self, size: int, device: torch.device) -> Iterator[torch.Tensor]:

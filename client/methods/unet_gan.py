@@ -52,7 +52,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -69,19 +69,19 @@ from fedshift.client.methods.base import (
     BROADCAST,
     Budget,
     FitReport,
-    Method,
     Networks,
     Participation,
     Scene,
     Sharing,
     StatisticsBank,
 )
-from fedshift.client.networks.lv_unet import LVUNet, Norm
+from fedshift.client.methods.segmenting import Segmenting
+from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.networks.patch_discriminator import PatchDiscriminator
 from fedshift.client.networks.translator import Translator
 from fedshift.client.ssim import ssim
 from fedshift.client.tasks import Segmentation
-from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation
+from fedshift.client.training import predict_probabilities
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import SiteData
@@ -133,7 +133,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class UnetGAN(Method):
+class UnetGAN(Segmenting):
     """One set of translators and discriminators for every site without labels.
 
     The first ``segmenter_rounds`` rounds train the LV-Unet (``width`` to ``lr``, as in
@@ -144,16 +144,9 @@ class UnetGAN(Method):
     the module. ``images`` is the batch of a translation step.
     """
 
-    tasks = frozenset({Segmentation})
     participation = Participation.BOTH
     stages = (SOURCE,)
 
-    width: int = setting(8, at_least=1)
-    depth: int = setting(4, at_least=1, at_most=8)
-    blocks: int = setting(1, at_least=1)
-    norm: Norm = "instance"
-    batch: int = setting(12, at_least=1)
-    lr: float = setting(4e-3, at_least=0)
     segmenter_rounds: int = setting(5, at_least=1)
     translation_rounds: int = setting(300, at_least=1)
     form: Literal["exact", "stale", "average", "replay"] = "exact"
@@ -171,19 +164,9 @@ class UnetGAN(Method):
     translator_lr: float = setting(3e-3, at_least=0)
     judge_lr: float = setting(1e-3, at_least=0)
     patience: int = setting(0, at_least=0)
-    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def networks(self, task: Segmentation) -> Networks:
-        nets: Networks = {
-            "segmenter": LVUNet(
-                task.in_channels,
-                task.classes,
-                width=self.width,
-                depth=self.depth,
-                blocks=self.blocks,
-                norm=self.norm,
-            )
-        }
+        nets: Networks = {"segmenter": self.segmenter(task)}
         for target in task.unlabelled:
             side = Side.of(target, SOURCE)
             for name in side.translators:
@@ -240,7 +223,7 @@ class UnetGAN(Method):
         for net in nets.values():
             net.to(budget.device)
         if budget.round <= self.segmenter_rounds:
-            return self._train_segmenter(site, nets, budget)
+            return self.train_segmenter(site, nets, self.augmentation, budget)
         if budget.round > self.segmenter_rounds + self.translation_rounds:
             return FitReport()
         targets = _targets(nets)
@@ -287,21 +270,6 @@ class UnetGAN(Method):
             # In every round: what a site publishes replaces what it published before.
             report.statistics["uncertainty"] = noted
             report.summarised = min(report.summarised or len(images), len(images))
-
-    def _train_segmenter(self, site: SiteData, nets: Networks, budget: Budget) -> FitReport:
-        slices = LabelledSlices(site.splits["train"])
-        if not len(slices):
-            return FitReport()
-        metrics = train_segmentation(
-            nets,
-            "segmenter",
-            slices,
-            batch=self.batch,
-            learning_rate=self.lr,
-            augmentation=self.augmentation,
-            budget=budget,
-        )
-        return FitReport({"segmenter": len(slices)}, metrics)
 
     def _leave_gradients(
         self, side: Side, site: SiteData, nets: Networks, budget: Budget, report: FitReport
@@ -451,14 +419,6 @@ class UnetGAN(Method):
         if scene.stage != SOURCE and scene.site in _targets(nets):
             net = nn.Sequential(nets[f"to_source.{scene.site}"], net)
         return predict_probabilities(net, images, scene.device)
-
-    def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
-        """The mean over pixels of the encoder's last residual block, (B, width * 2**(depth-1))."""
-        net = nets["segmenter"]
-        assert isinstance(net, LVUNet)
-        net.eval()
-        with torch.inference_mode():
-            return net.encode(images.to(net.head.weight.device))[-1].mean(dim=(2, 3))
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """Test images, their translations and the differences: at a target to the source, at a

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift import UserError
+from fedshift.client.networks.halving import check_halvings
 
 Norm = Literal["instance", "group", "batch", "none"]
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -71,14 +71,9 @@ class LVUNet(nn.Module):
 
         Raises :class:`fedshift.UserError` when the images cannot be halved once a pooling.
         """
-        height, width = images.shape[-2:]
-        step = 2 ** (self.depth - 1)
-        if height % step or width % step or min(height, width) < 2 * step:
-            raise UserError(
-                f"images of {height} x {width} pixels cannot be halved {self.depth - 1} times for "
-                f"method.depth={self.depth}: set data.size to a multiple of {step} of at least "
-                f"{2 * step}, or a smaller method.depth"
-            )
+        check_halvings(
+            images.shape[-2:], self.depth - 1, f"method.depth={self.depth}", "method.depth"
+        )
         outputs: list[torch.Tensor] = []
         hidden = images
         for index, block in enumerate(self.encoder):

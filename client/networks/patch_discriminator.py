@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift import UserError
+from fedshift.client.networks.halving import check_halvings
 
 
 class PatchDiscriminator(nn.Module):
@@ -48,14 +48,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Raises :class:`fedshift.UserError` when the images cannot be halved once a stage."""
-        height, width = images.shape[-2:]
-        step = 2 ** len(self.stages)
-        if height % step or width % step or min(height, width) < 2 * step:
-            raise UserError(
-                f"images of {height} x {width} pixels cannot be halved {len(self.stages)} times "
-                f"for the discriminator: set data.size to a multiple of {step} of at least "
-                f"{2 * step}"
-            )
+        check_halvings(images.shape[-2:], len(self.stages), "the discriminator")
         hidden = images
         for index, stage in enumerate(self.stages):
             hidden = stage(hidden)

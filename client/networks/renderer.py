@@ -26,23 +26,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift import UserError
 from fedshift.client.networks.lv_unet import Norm, normalisation
 
 HALVINGS = 3
 """How often the segmentor halves an image; the renderer does so once less."""
 MIXED = 16
 """Channels from which the renderer's auxiliary output is made."""
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise :class:`fedshift.UserError` unless images can be halved :data:`HALVINGS` times."""
-    step = 2**HALVINGS
-    if height % step or width % step or min(height, width) < 2 * step:
-        raise UserError(
-            f"images of {height} x {width} pixels cannot be halved {HALVINGS} times for "
-            f"method=online_rendering: set data.size to a multiple of {step} of at least {2 * step}"
-        )
 
 
 class Renderer(nn.Module):

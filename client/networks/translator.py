@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift import UserError
+from fedshift.client.networks.halving import check_halvings
 
+HALVINGS = 2
+"""How often the translator halves images."""
 CARRIED = 0.5
 """The share of the input's logit in the output's."""
 MARGIN = 0.02
@@ -51,12 +53,7 @@ class Translator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Raises :class:`fedshift.UserError` when the images cannot be halved twice."""
-        height, width = images.shape[-2:]
-        if height % 4 or width % 4 or min(height, width) < 8:
-            raise UserError(
-                f"images of {height} x {width} pixels cannot be halved twice for the translator: "
-                "set data.size to a multiple of 4 of at least 8"
-            )
+        check_halvings(images.shape[-2:], HALVINGS, "the translator")
         images = images.clamp(0, 1)
         first = hidden = _activate(self.stem(images))
         for down in self.down:
