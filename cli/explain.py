@@ -71,9 +71,9 @@ def explain(overrides: Sequence[str]) -> None:
         "selected site and as much back.",
         highlight=False,
     )
-    terms = strategy.terms()
-    for term, weight in terms.items():
-        console.print(f"Sites add a {term} term of weight {weight:g} to their loss.")
+    for rule, settings in strategy.rules().items():
+        told = ", ".join(f"{key}={value}" for key, value in settings.items())
+        console.print(f"In their training sites follow the rule {rule} ({told}).", highlight=False)
     for other in same_as(strategy, name, infos, len(training)):
         console.print(f"[yellow]Warning: {other}[/yellow]")
 
@@ -85,12 +85,12 @@ def same_as(
     sentences = []
     if sites == 1 and strategy.model == "federated":
         sentences.append(f"with one training site {name} is local training.")
-    mine = (strategy.keeps(infos), strategy.terms(), strategy.model, strategy.combines)
+    mine = (strategy.keeps(infos), strategy.rules(), strategy.model, strategy.combines)
     for other_name in choices("strategy"):
-        if other_name in (name, "pooled"):
+        if other_name in (name, "pooled", "flower"):
             continue
         other = strategies.build({"name": other_name})
-        if (other.keeps(infos), other.terms(), other.model, other.combines) != mine:
+        if (other.keeps(infos), other.rules(), other.model, other.combines) != mine:
             continue
         why = ""
         if "fedbn" in (name, other_name):

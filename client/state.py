@@ -1,5 +1,5 @@
-"""What a site keeps between rounds, on its own disk: tensors by arm and round, and the method's
-memory.
+"""What a site keeps between rounds, on its own disk: tensors by arm and round, and what the method
+and the strategy's local rules note.
 
 A round's state is a file of its own, so that a run killed in the middle of round ``r`` finds the
 state of round ``r - 1`` untouched and repeats round ``r`` from it.
@@ -8,13 +8,14 @@ state of round ``r - 1`` untouched and repeats round ``r`` from it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import read_tensors, write_tensors
 
 _NAME = re.compile(r"round_(\d+)\.safetensors$")
-_MEMORY = "memory::"
+_NOTES = "memory::"
 
 
 class SiteState:
@@ -26,23 +27,29 @@ class SiteState:
     def load(self, up_to_round: int) -> Arrays:
         """The newest tensors of a round at or before ``up_to_round``; empty when there are none."""
         held = self._read(up_to_round)
-        return {name: array for name, array in held.items() if not name.startswith(_MEMORY)}
+        return {name: array for name, array in held.items() if not name.startswith(_NOTES)}
 
-    def memory(self, up_to_round: int) -> Arrays:
-        """What the method noted in the newest round at or before ``up_to_round``."""
+    def notes(self, of: str, up_to_round: int) -> Arrays:
+        """What ``of`` noted in the newest round at or before ``up_to_round``."""
+        start = f"{_NOTES}{of}::"
         return {
-            name.removeprefix(_MEMORY): array
+            name.removeprefix(start): array
             for name, array in self._read(up_to_round).items()
-            if name.startswith(_MEMORY)
+            if name.startswith(start)
         }
 
     def _read(self, up_to_round: int) -> Arrays:
         rounds = [number for number in self._rounds() if number <= up_to_round]
         return read_tensors(self._path(max(rounds))) if rounds else {}
 
-    def save(self, round: int, tensors: Arrays, memory: Arrays) -> None:
-        """Save the state after ``round`` and drop what no resume can need any more."""
-        noted = {f"{_MEMORY}{name}": array for name, array in memory.items()}
+    def save(self, round: int, tensors: Arrays, notes: Mapping[str, Arrays]) -> None:
+        """Save the state after ``round``, with the ``notes`` of each part of the training, and
+        drop what no resume can need any more."""
+        noted = {
+            f"{_NOTES}{of}::{name}": array
+            for of, arrays in notes.items()
+            for name, array in arrays.items()
+        }
         write_tensors(self._path(round), {**tensors, **noted})
         earlier = sorted(number for number in self._rounds() if number < round)
         for number in earlier[:-1]:

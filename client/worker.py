@@ -18,20 +18,21 @@ import numpy as np
 import torch
 
 from fedshift import UserError, derive_seed
-from fedshift.client import summaries
+from fedshift.client import rules, summaries
 from fedshift.client.ledger import Ledger
 from fedshift.client.methods.base import Budget, Scene, StatisticsBank
 from fedshift.client.metrics import dice, score_case
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
+from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.state import SiteState
-from fedshift.client.terms import build_penalty
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from fedshift.protocol.messages import (
     BANK,
     CONFIG,
     EXAMPLES,
+    EXTRAS,
     STATISTICS,
     Action,
     Instruction,
@@ -137,6 +138,7 @@ class SiteWorker:
             "tensors": {name: info.to_json() for name, info in model.infos().items()},
             "participation": model.method.participation.value,
             "stages": model.method.stages,
+            "segmenting": model.method.segmenting,
         }
         return Purpose.INITIAL, answer(
             self.name, arrays=pack_arrays(model.read()), details=described
@@ -148,6 +150,7 @@ class SiteWorker:
         state = SiteState(self.folder, instruction.arm)
         kept = frozenset(instruction.kept)
         model = self._model(instruction, content, state, up_to_round=instruction.round - 1)
+        earlier, bank = instruction.round - 1, _bank(content)
         budget = Budget(
             steps=instruction.steps,
             seed=derive_seed(
@@ -155,15 +158,26 @@ class SiteWorker:
             ),
             device=self.device,
             amp=self.amp,
-            penalty=build_penalty(instruction.terms, model, kept),
             round=instruction.round,
             rounds=instruction.rounds,
-            memory=state.memory(instruction.round - 1),
+            memory=state.notes("method", earlier),
         )
+        visit = Visit(
+            instruction=instruction,
+            site=self.data,
+            model=model,
+            device=self.device,
+            extras=read_arrays(content, EXTRAS),
+            bank=bank,
+            memory=state.notes("rules", earlier),
+        )
+        fit = partial(model.method.fit, self.data, model.nets, bank)
         model.forget_gradients()
-        report = model.method.fit(self.data, model.nets, _bank(content), budget)
-        if report.trained and (kept or budget.memory):
-            state.save(instruction.round, model.read(kept), budget.memory)
+        report = run_rules(rules.build(visit), fit, budget)
+        tensors = {**model.read(kept), **visit.personal}
+        notes = {"method": budget.memory, "rules": visit.memory}
+        if report.trained and (tensors or any(notes.values())):
+            state.save(instruction.round, tensors, notes)
         metrics: dict[str, float | int] = {
             EXAMPLES: max(report.trained.values(), default=0),
             **report.metrics,
@@ -178,6 +192,7 @@ class SiteWorker:
             arrays=pack_arrays(model.update(report.trained, kept)),
             metrics=metrics,
             statistics=published,
+            extras=visit.sent,
             details={"trained": report.trained, "domain": report.domain},
         )
 

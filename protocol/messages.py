@@ -3,7 +3,8 @@
 A request carries a ``config`` record (the :class:`Instruction`) and, where needed, an ``arrays``
 record (a model) and a ``bank`` record (what the sites published). An answer carries an ``arrays``
 and a ``metrics`` record under the names Flower's own strategies expect, an ``answer`` record with
-everything that is neither, and a ``statistics`` record.
+everything that is neither, and a ``statistics`` record. Either may carry ``extras``: what a
+strategy exchanges beside the model.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ BANK = "bank"
 CONFIG = "config"
 METRICS = "metrics"
 ANSWER = "answer"
+EXTRAS = "extras"
+"""What a strategy exchanges beside the model, such as control variates."""
 STATISTICS = "statistics"
 EXAMPLES = "num-examples"
 """The metric that weights a site, under the name Flower's strategies use."""
@@ -81,7 +84,8 @@ class Instruction:
 
     ``arm`` names the model the site keeps state for (``federated``, ``local`` or ``pooled``).
     ``kept`` are the tensors that stay at the site: it fills them in from its own state.
-    ``terms`` are what the strategy adds to the local objective, e.g. ``{"proximal": 0.01}``.
+    ``rules`` are what the strategy changes in local training: a rule's name -> its settings, e.g.
+    ``{"proximal": {"mu": 0.01}}``.
     ``options`` hold what only one action needs.
     """
 
@@ -94,7 +98,7 @@ class Instruction:
     rounds: int = 0
     steps: int = 0
     kept: tuple[str, ...] = ()
-    terms: Mapping[str, float] = field(default_factory=dict)
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> Instruction:
@@ -246,6 +250,7 @@ def request(
     arrays: ArrayRecord | None = None,
     *,
     bank: ArrayRecord | None = None,
+    extras: ArrayRecord | None = None,
     statistics: Mapping[str, np.ndarray] | None = None,
 ) -> RecordDict:
     """Build a request's content; ``statistics`` hold a question about domain shift."""
@@ -254,6 +259,8 @@ def request(
         content[ARRAYS] = arrays
     if bank is not None:
         content[BANK] = bank
+    if extras is not None:
+        content[EXTRAS] = extras
     if statistics:
         content[STATISTICS] = pack_arrays(statistics)
     return content
@@ -265,6 +272,7 @@ def answer(
     arrays: ArrayRecord | None = None,
     metrics: Mapping[str, Any] | None = None,
     statistics: Mapping[str, np.ndarray] | None = None,
+    extras: Mapping[str, np.ndarray] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> RecordDict:
     """Build an answer's content; ``details`` must be JSON."""
@@ -277,6 +285,8 @@ def answer(
         content[METRICS] = MetricRecord(dict(metrics))
     if statistics:
         content[STATISTICS] = pack_arrays(statistics)
+    if extras:
+        content[EXTRAS] = pack_arrays(extras)
     return content
 
 

@@ -76,7 +76,9 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
 
     def own(name: str) -> Arrays:
         """What site ``name`` keeps of this arm, with what the arm shares."""
-        ask = training.instruction.but(action=Action.MODEL, round=plan.rounds, arm=strategy.model)
+        ask = training.instruction.but(
+            action=Action.MODEL, round=training.done, arm=strategy.model
+        )
         (_, reply), *_ = sites.ask([name], ask)
         if reply.has_error():
             raise NoModel(f"{strategy.model} model of {name}: {reply.error.reason}")
@@ -103,9 +105,10 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         for name in names:
             yield ModelRef(strategy.model, name, partial(own, name))
         return
-    if strategy.kept:
+    if strategy.kept or strategy.personal:
         for name in names:
             yield ModelRef("personal", name, partial(own, name), strategy.bank)
+    if strategy.kept:
         yield ModelRef("global", POOLED, mean_own, strategy.bank)
     else:
         yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model), strategy.bank)

@@ -11,11 +11,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedshift import UserError
 from fedshift.protocol.cards import SiteCard
@@ -43,14 +43,46 @@ from fedshift.strategies.pooled import Pooled
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a run may spend: its rounds end before the next one would pass ``limit``.
+
+    Of ``bytes`` counts what the strategy's messages bring to and from all sites together, in
+    training and validation; of ``time`` the simulated clock, in seconds. The next round is taken
+    to cost as much as the costliest so far. The first one is always run: without it there is no
+    model, and only it tells what a round costs.
+    """
+
+    kind: Literal["bytes", "time"]
+    limit: float
+
+    def spent(self, line: Mapping[str, Any], before: float) -> float:
+        """What is spent after a round, from its line and what was spent ``before`` it."""
+        if self.kind == "time":
+            return float(line["clock_s"])
+        return before + float(line["bytes_down"] + line["bytes_up"])
+
+    def ends(self, spent: Sequence[float]) -> str | None:
+        """Why no round may follow, or None; ``spent`` is what was spent after each round."""
+        costliest = max(after - before for before, after in pairwise([0.0, *spent]))
+        if spent[-1] + costliest <= self.limit:
+            return None
+        unit = "bytes" if self.kind == "bytes" else "s"
+        return (
+            f"another round would pass budget_limit: {spent[-1]:,.0f} of {self.limit:,.0f} {unit} "
+            f"are spent, and a round took up to {costliest:,.0f}"
+        )
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """Everything the coordinator needs to know of a run.
 
     ``strategies`` are the arms, the one asked for first. ``identity`` is the config's fingerprint.
     Every ``validate_every`` rounds the models are scored on validation (0: never); ``evaluated``
     lists which models enter the cross-site matrix. Of the checkpoints the newest
-    ``checkpoints_kept`` stay (None: all). ``after_round`` is called when a round's line is
-    about to be written (a simulation collects the sites' ledgers then).
+    ``checkpoints_kept`` stay (None: all). A ``budget`` may end the run before ``rounds``.
+    ``after_round`` is called when a round's line is about to be written (a simulation collects the
+    sites' ledgers then).
     """
 
     out: Path
@@ -65,6 +97,7 @@ class RunPlan:
     evaluated: tuple[str, ...] = ("local", "personal", "global", "pooled")
     checkpoints_kept: int | None = None
     deadline_s: float | None = None
+    budget: Budget | None = None
     after_round: Callable[[], None] = lambda: None
 
     def validates(self, number: int) -> bool:
@@ -223,11 +256,13 @@ class Arm:
 @dataclass(frozen=True)
 class MethodCard:
     """What a site says of the run's method: its tensors, at which sites it trains (``labelled``,
-    ``all`` or ``both``), and the stages that are scored beside the finished model."""
+    ``all`` or ``both``), the stages that are scored beside the finished model, and whether it
+    trains a segmentation network in the usual loop."""
 
     tensors: dict[str, TensorInfo]
     participation: str
     stages: tuple[str, ...]
+    segmenting: bool
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -235,25 +270,28 @@ class MethodCard:
             "tensors": {name: info.to_json() for name, info in self.tensors.items()},
             "participation": self.participation,
             "stages": self.stages,
+            "segmenting": self.segmenting,
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> MethodCard:
         """Undo :meth:`to_json`."""
         tensors = {name: TensorInfo.from_json(info) for name, info in fields["tensors"].items()}
-        return cls(tensors, fields["participation"], tuple(fields["stages"]))
+        return cls(tensors, fields["participation"], tuple(fields["stages"]), fields["segmenting"])
 
 
 @dataclass
 class Training:
     """A run in the coordinator's memory: its sites, what its requests start from, its method, its
-    arms, and how many rounds are done."""
+    arms, how many rounds are done, what its budget spent after each, and why they ended early."""
 
     sites: Sites
     instruction: Instruction
     method: MethodCard
     arms: list[Arm]
     done: int
+    spent: list[float] = field(default_factory=list)
+    ended: str | None = None
 
 
 def prepare(sites: Sites, plan: RunPlan) -> Training:
@@ -287,15 +325,44 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
         arms[0].model = pack_arrays(held.model)
         arms[0].strategy.bank, arms[0].strategy.state = held.bank, held.state
     keep_lines(plan.out / "rounds.jsonl", lambda line: line["round"] <= done)
-    return Training(sites, instruction, method, arms, done)
+    training = Training(sites, instruction, method, arms, done)
+    for line in read_rounds(plan.out):
+        _charge(training, plan, line)
+    return training
+
+
+def read_rounds(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``rounds.jsonl``; none before its first round is done."""
+    path = run / "rounds.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _charge(training: Training, plan: RunPlan, line: Mapping[str, Any]) -> None:
+    """Charge a round to the plan's budget. Where nothing is exchanged no bytes are counted."""
+    if plan.budget is None:
+        return
+    if plan.budget.kind == "bytes" and not plan.strategies[0].exchanges:
+        return
+    before = training.spent[-1] if training.spent else 0.0
+    training.spent.append(plan.budget.spent(line, before))
+    training.ended = plan.budget.ends(training.spent)
 
 
 def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> None:
-    """Raise :class:`UserError` when a method that adapts from labelled to unlabelled sites lacks
-    the latter, or is to be trained where sites do not meet."""
+    """Raise :class:`UserError` when a method and a strategy cannot be combined, or a method that
+    adapts from labelled to unlabelled sites lacks the latter, or is to be trained where sites do
+    not meet."""
+    name = plan.method["name"]
+    for strategy in plan.strategies:
+        if strategy.segmenting and not method.segmenting:
+            raise UserError(
+                f"strategy={strategy.name} reaches into the training of a segmentation "
+                f"network, and method={name} trains in a loop of its own; choose another strategy "
+                "or method=supervised"
+            )
     if method.participation != "both":
         return
-    name = plan.method["name"]
     if not unlabelled:
         raise UserError(
             f"method={name} adapts to sites without labels and every training site has some; name "
@@ -310,12 +377,15 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
 
 
 def train(training: Training, plan: RunPlan, progress: Progress) -> None:
-    """Run the rounds that are not done yet; the arms then hold the last models."""
+    """Run the rounds that are not done yet, or those that the budget allows; the arms then hold the
+    last models."""
     if training.done:
         progress.say(f"resuming after round {training.done} of {plan.rounds}")
-    for number in range(training.done + 1, plan.rounds + 1):
-        _round(number, training, plan, progress)
-        training.done = number
+    while training.done < plan.rounds and training.ended is None:
+        _round(training.done + 1, training, plan, progress)
+        training.done += 1
+    if training.ended and training.done < plan.rounds:
+        progress.say(f"ended after round {training.done} of {plan.rounds}: {training.ended}")
 
 
 def messages_left(training: Training, plan: RunPlan) -> int:
@@ -414,6 +484,8 @@ def _write_round(number: int, training: Training, plan: RunPlan, seconds: float)
         "seconds": round(seconds, 3),
         "baselines": {arm.strategy.model: _line(arm) for arm in references},
     }
+    _charge(training, plan, line)
+    line["ended"] = training.ended if number < plan.rounds else None
     with (plan.out / "rounds.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
         file.flush()

@@ -42,15 +42,18 @@ class Unpacked(Mapping[str, np.ndarray]):
 class Update:
     """What was accepted of one site's reply.
 
-    ``arrays`` are what it sent, by tensor; ``weights`` how much it counts in each sub-network it
-    trained, above 0; ``domain`` where its balanced and summed sub-networks belong; ``metrics`` its
-    line of the round, to which a strategy may add.
+    ``site`` is its name; ``arrays`` are what it sent, by tensor; ``weights`` how much it counts in
+    each sub-network it trained, above 0; ``domain`` where its balanced and summed sub-networks
+    belong; ``metrics`` its line of the round, to which a strategy may add; ``extras`` what it sent
+    beside the model, by tensor.
     """
 
+    site: str
     arrays: Mapping[str, np.ndarray]
     weights: Mapping[str, float]
     domain: str
     metrics: dict[str, float]
+    extras: Mapping[str, np.ndarray]
 
 
 class WeightedMean:

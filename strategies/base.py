@@ -5,9 +5,10 @@ a fixed number of models whatever the number of sites. What Flower lets through 
 non-finite or misshapen update is rejected and counted, a failing site is named and kept out, sites
 may report different metrics, and a round without a quorum leaves the model as it was.
 
-A subclass says what stays at the sites (``keeps``) and what they add to their objective
-(``terms``), what it makes of an update (``prepared``), how updates are combined (``gathering``),
-and how the coordinator moves the model towards what they combine to (``step``).
+A subclass says what stays at the sites (``keeps``) and what it changes in their training
+(``rules``), what travels beside the model (``extras``), what it makes of an update (``prepared``),
+how updates are combined (``gathering``), how the coordinator moves the model towards what they
+combine to (``step``), and what it does at the end of a round (``finish``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -69,6 +70,13 @@ class Strategy(FlowerStrategy):
     """The arm's name: what sites keep state under and what ``rounds.jsonl`` calls it."""
     exchanges: ClassVar[bool] = True
     """Whether what a site publishes reaches the others."""
+    personal: ClassVar[bool] = False
+    """Whether sites end with a model of their own beside the shared one."""
+    answered: ClassVar[bool] = False
+    """Whether sites send extras: arrays beside the model, named and shaped as its tensors."""
+    segmenting: ClassVar[bool] = False
+    """Whether it reaches into the training loop of the segmentation network, so that only methods
+    that have one can be combined with it."""
 
     # What ``fedshift strategies`` and ``fedshift explain`` say of it.
     paper: ClassVar[str] = ""
@@ -87,14 +95,24 @@ class Strategy(FlowerStrategy):
     weighting: Literal["examples", "uniform"] = "examples"
     """Whether a site counts by its labelled training slices, or all alike."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in a config."""
+        return type(self).__module__.rpartition(".")[2]
+
     # What a strategy decides.
 
     def keeps(self, tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
         """The tensors that stay at their site: those the method keeps, by default no others."""
         return frozenset(name for name, info in tensors.items() if info.sharing == "kept")
 
-    def terms(self) -> dict[str, float]:
-        """What a site adds to its local objective; nothing by default."""
+    def rules(self) -> dict[str, dict[str, Any]]:
+        """What a site changes in its local training: a rule of :mod:`fedshift.client.rules` and its
+        settings; nothing by default. Asked before every round."""
+        return {}
+
+    def extras(self) -> Arrays:
+        """What sites are sent beside the model when they train; nothing by default."""
         return {}
 
     def prepared(self, update: Update) -> Update:
@@ -112,6 +130,9 @@ class Strategy(FlowerStrategy):
         is to last goes into :attr:`state`.
         """
         return combined
+
+    def finish(self) -> None:
+        """Called once the new model of a round is made; not in a round without a quorum."""
 
     # A run.
 
@@ -144,9 +165,7 @@ class Strategy(FlowerStrategy):
         )
         """The tensors that training moves and this strategy decides about: of averaged and
         broadcast sub-networks, all but running statistics and integers."""
-        self.instruction = instruction.but(
-            arm=self.model, kept=tuple(sorted(self.kept)), terms=self.terms()
-        )
+        self.instruction = instruction.but(arm=self.model, kept=tuple(sorted(self.kept)))
         self.outcome = RoundOutcome()
         self.bank: dict[str, Arrays] = {}
         self.state: Arrays = {}
@@ -185,7 +204,10 @@ class Strategy(FlowerStrategy):
         """One message a selected site, all sharing one packed model and bank."""
         self.outcome = RoundOutcome()
         self._sent = arrays
-        return self._messages(Action.FIT, server_round, arrays, self.select(server_round))
+        self.instruction = self.instruction.but(rules=self.rules())
+        return self._messages(
+            Action.FIT, server_round, arrays, self.select(server_round), self.extras()
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -194,11 +216,17 @@ class Strategy(FlowerStrategy):
         return self._messages(Action.VALIDATE, server_round, arrays, list(self.sites))
 
     def _messages(
-        self, action: Action, server_round: int, arrays: ArrayRecord, names: list[str]
+        self,
+        action: Action,
+        server_round: int,
+        arrays: ArrayRecord,
+        names: list[str],
+        extras: Arrays | None = None,
     ) -> list[Message]:
         instruction = self.instruction.but(action=action, round=server_round)
         bank = protocol.pack_bank(self.bank) if self.bank else None
-        content = protocol.request(instruction, arrays, bank=bank)
+        beside = pack_arrays(extras) if extras else None
+        content = protocol.request(instruction, arrays, bank=bank, extras=beside)
         size = content_bytes(content)
         self.outcome.bytes_down.update(dict.fromkeys(names, size))
         return [
@@ -236,6 +264,7 @@ class Strategy(FlowerStrategy):
         model = self._sent.copy()
         for name, combined in gathered.result():
             model.update(pack_arrays({name: self._moved(name, combined, server_round)}))
+        self.finish()
         self._sent = ArrayRecord()
         return model, _mean_metrics(self.outcome.sites)
 
@@ -248,13 +277,16 @@ class Strategy(FlowerStrategy):
         content = reply.content
         self.outcome.bytes_up[name] += content_bytes(content)
         metrics = self.outcome.sites[name] = _metrics(content)
-        record = content.get(protocol.ARRAYS)
-        arrays = Unpacked(record if isinstance(record, ArrayRecord) else ArrayRecord())
+        arrays, extras = _unpacked(content, protocol.ARRAYS), _unpacked(content, protocol.EXTRAS)
         try:
             published = read_arrays(content, protocol.STATISTICS)
             told = protocol.details(content)
             trained = {str(net): float(count) for net, count in told["trained"].items()}
-            fault = self.fault(arrays, trained) or _non_finite(published)
+            fault = (
+                self.fault(arrays, trained)
+                or self._extras_fault(extras, trained)
+                or _non_finite(published)
+            )
         except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
             fault = f"sent an update that cannot be read: {error}"
         if fault:
@@ -264,7 +296,7 @@ class Strategy(FlowerStrategy):
             self.outcome.statistics[name] = published
         if self.weighting == "uniform":
             trained = dict.fromkeys(trained, 1.0)
-        return Update(arrays, trained, str(told.get("domain", "")), metrics)
+        return Update(name, arrays, trained, str(told.get("domain", "")), metrics, extras)
 
     def _moved(self, name: str, combined: np.ndarray, server_round: int) -> np.ndarray:
         """The new value of a tensor whose updates were ``combined``."""
@@ -297,6 +329,16 @@ class Strategy(FlowerStrategy):
             return f"sent {name} of type {array.dtype.name} instead of {info.dtype}"
         return None if _finite(array) else f"sent a non-finite update: {name}"
 
+    def _extras_fault(
+        self, extras: Mapping[str, np.ndarray], trained: Mapping[str, float]
+    ) -> str | None:
+        if extras and not self.answered:
+            return "sent extras, which nobody asked for"
+        for name in extras:
+            if fault := self._tensor_fault(name, extras[name], trained):
+                return f"{fault} (beside the model)"
+        return None
+
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
@@ -316,6 +358,11 @@ class Strategy(FlowerStrategy):
 
     def summary(self) -> None:
         """Nothing to log: ``fedshift explain`` says what a strategy does."""
+
+
+def _unpacked(content: RecordDict, key: str) -> Unpacked:
+    record = content.get(key)
+    return Unpacked(record if isinstance(record, ArrayRecord) else ArrayRecord())
 
 
 def _finite(array: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ FedAvg does. With mu = 0 it is FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Strategy
@@ -22,6 +22,6 @@ class FedProx(Strategy):
     mu: float = setting(0.01, at_least=0)
     """The weight of the squared distance from the model received."""
 
-    def terms(self) -> dict[str, float]:
-        """The proximal term's weight."""
-        return {"proximal": self.mu} if self.mu > 0 else {}
+    def rules(self) -> dict[str, dict[str, Any]]:
+        """The proximal term, unless its weight is 0."""
+        return {"proximal": {"mu": self.mu}} if self.mu > 0 else {}

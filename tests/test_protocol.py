@@ -53,7 +53,7 @@ def test_instruction_survives_a_flower_record() -> None:
         task={"structures": ["lumière", "b"]},
         steps=5,
         kept=("net/a", "net/b"),
-        terms={"proximal": 0.1},
+        rules={"proximal": {"mu": 0.1}},
         options={"splits": ["val"]},
     )
     assert Instruction.from_record(instruction.to_record()) == instruction

@@ -8,16 +8,18 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from convex import CENTRE, CURVATURE, EXAMPLES, Convex
 
 from fedshift import UserError, strategies
+from fedshift.client import rules
 from fedshift.client.model import Model
-from fedshift.client.terms import build_penalty
+from fedshift.client.rules.base import Visit
+from fedshift.client.rules.proximal import Proximal
 from fedshift.protocol import messages as protocol
 from fedshift.protocol.flower import (
     Array,
@@ -206,7 +208,9 @@ def tiny_model() -> Model:
 def test_proximal_penalty_is_half_mu_times_the_squared_distance() -> None:
     model = tiny_model()
     kept = frozenset(name for name, info in model.infos().items() if info.role != "weight")
-    penalty = build_penalty({"proximal": 0.3}, model, kept)
+    instruction = Instruction(action=Action.FIT, seed=0, kept=tuple(kept))
+    visit = Visit(instruction, cast(Any, None), model, torch.device("cpu"))
+    penalty = Proximal(visit, mu=0.3).penalty
     assert penalty is not None
     assert penalty(model.nets).item() == 0
     random = np.random.default_rng(0)
@@ -239,62 +243,22 @@ def test_proximal_penalty_is_half_mu_times_the_squared_distance() -> None:
 
 
 def test_fedprox_without_mu_asks_for_what_fedavg_asks_for() -> None:
-    prox, avg = start(FedProx(mu=0.0)), start(FedAvg())
-    assert prox.instruction == avg.instruction
-    assert start(FedProx(mu=0.5)).instruction.terms == {"proximal": 0.5}
+    assert FedProx(mu=0.0).rules() == FedAvg().rules() == {}
+    assert FedProx(mu=0.5).rules() == {"proximal": {"mu": 0.5}}
 
 
-def test_a_term_that_a_site_does_not_know_is_refused() -> None:
+def test_a_rule_that_a_site_does_not_know_is_refused() -> None:
+    instruction = Instruction(action=Action.FIT, seed=0, rules={"dual": {}})
+    visit = Visit(instruction, cast(Any, None), tiny_model(), torch.device("cpu"))
     with pytest.raises(ValueError, match="'dual', unknown here"):
-        build_penalty({"dual": 1.0}, tiny_model(), frozenset())
-
-
-# A convex problem: site k minimises a_k / 2 |w - c_k|^2 and counts n_k examples.
-
-CURVATURE = {"a": 1.0, "b": 2.0, "c": 0.5}
-CENTRE = {"a": np.array([1.0, -1.0]), "b": np.array([0.0, 3.0]), "c": np.array([-4.0, 2.0])}
-EXAMPLES = {"a": 10, "b": 30, "c": 20}
-CONVEX = {"net/w": TensorInfo("net", "weight", "averaged", (2,), "float64")}
-
-
-def descend(start_at: np.ndarray, name: str, steps: int, rate: float, terms: Any) -> np.ndarray:
-    """A site's gradient descent with the term that the client builds from ``terms``."""
-    weight = torch.tensor(start_at, requires_grad=True)
-    holder: Any = SimpleNamespace(tensors=lambda: {"net/w": weight})
-    penalty = build_penalty(terms, holder, frozenset())
-    centre = torch.from_numpy(CENTRE[name])
-    for _ in range(steps):
-        loss = 0.5 * CURVATURE[name] * torch.sum((weight - centre) ** 2)
-        if penalty is not None:
-            loss = loss + penalty({})
-        (gradient,) = torch.autograd.grad(loss, weight)
-        with torch.no_grad():
-            weight -= rate * gradient
-    return weight.detach().numpy()
-
-
-def federate(strategy: Strategy, rounds: int, steps: int, rate: float) -> np.ndarray:
-    start(strategy, CONVEX)
-    weight = np.zeros(2)
-    for number in range(1, rounds + 1):
-        sent = [
-            update(
-                name,
-                {"net/w": descend(weight, name, steps, rate, strategy.instruction.terms)},
-                EXAMPLES[name],
-            )
-            for name in sorted(NODES)
-        ]
-        model = fold(strategy, {"net/w": weight}, sent, number)
-        assert model is not None
-        weight = model["net/w"]
-    return weight
+        rules.build(visit)
 
 
 def test_fedavg_of_single_steps_reaches_the_weighted_minimiser() -> None:
-    curvature = sum(EXAMPLES[name] * CURVATURE[name] for name in NODES)
-    minimiser = sum(EXAMPLES[name] * CURVATURE[name] * CENTRE[name] for name in NODES) / curvature
-    np.testing.assert_allclose(federate(FedAvg(), 200, 1, 0.3), minimiser, atol=1e-10)
+    curvature = sum(EXAMPLES[name] * CURVATURE[name] for name in CENTRE)
+    minimiser = sum(EXAMPLES[name] * CURVATURE[name] * CENTRE[name] for name in CENTRE) / curvature
+    found = Convex(FedAvg(), steps=1, rate=0.3).run(200)
+    np.testing.assert_allclose(found, minimiser, atol=1e-10)
 
 
 def test_fedprox_follows_its_pseudo_code() -> None:
@@ -302,16 +266,16 @@ def test_fedprox_follows_its_pseudo_code() -> None:
     expected = np.zeros(2)
     for _ in range(rounds):
         updates: list[np.ndarray] = []
-        for name in NODES:
+        for name in CENTRE:
             local = expected.copy()
             for _ in range(steps):
                 gradient = CURVATURE[name] * (local - CENTRE[name]) + mu * (local - expected)
                 local = local - rate * gradient
             updates.append(EXAMPLES[name] * local)
         expected = np.sum(updates, axis=0) / sum(EXAMPLES.values())
-    found = federate(FedProx(mu=mu), rounds, steps, rate)
+    found = Convex(FedProx(mu=mu), steps, rate).run(rounds)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert not np.allclose(found, federate(FedAvg(), rounds, steps, rate), atol=1e-3)
+    assert not np.allclose(found, Convex(FedAvg(), steps, rate).run(rounds), atol=1e-3)
 
 
 # Streaming.
@@ -709,9 +673,8 @@ def test_what_has_priority_is_sent_first_and_answered_in_the_order_asked() -> No
 def test_the_list_of_strategies_names_each_with_its_cost(command: Callable[..., Any]) -> None:
     lines = {line.split()[0]: line for line in command("strategies").out.splitlines()}
     assert lines.keys() >= strategies.STRATEGIES.keys()
-    assert all(
-        "et al. 2" in lines[n] for n in strategies.STRATEGIES if n not in ("local", "pooled")
-    )
+    unpublished = ("flower", "local", "pooled")
+    assert all("et al. 2" in lines[n] for n in strategies.STRATEGIES if n not in unpublished)
     assert lines["local"].rstrip().endswith("0 + 0")
     assert lines["fedbn"].rstrip().endswith("1 + 1")
     assert "normalising layers" in lines["fedbn"]

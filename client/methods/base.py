@@ -129,6 +129,10 @@ class Method(ABC):
     """Plainer predictions of the same networks, scored beside the finished one as models of their
     own; the plainest, and quickest, first: it is also what is validated after each round."""
 
+    segmenting: ClassVar[bool] = False
+    """Whether it trains a segmentation network with :func:`fedshift.client.training.
+    train_segmentation`, into which some strategies reach."""
+
     @abstractmethod
     def networks(self, task: Segmentation) -> Networks:
         """Build the named sub-networks on the CPU. Initialisation draws from torch's default

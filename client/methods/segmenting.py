@@ -24,6 +24,7 @@ class Segmenting(Method):
     """
 
     tasks = frozenset({Segmentation})
+    segmenting = True
 
     width: int = setting(8, at_least=1)
     depth: int = setting(4, at_least=1, at_most=8)
