@@ -44,7 +44,7 @@ def draw_site(
     for name, (arrays, scene) in models.items():
         model = shared_model(method, task, scene.device)
         model.load(arrays)
-        probabilities = model.method.predict(model.nets, case.image, scene)
+        probabilities = model.predict(case.image, scene)
         predictions[MODEL_NAMES.get(name, name)] = case.to_native(probabilities)
     draw_examples(case, predictions, task["structures"], path, site=data.name)
     return True

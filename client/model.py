@@ -6,7 +6,8 @@ A tensor's name is ``<sub-network>/<its name in the network>``.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedshift import derive_seed
 from fedshift.client import methods
-from fedshift.client.methods.base import Method, Networks
+from fedshift.client.methods.base import Method, Networks, Scene, of_method
+from fedshift.client.spectra import harmonised, mean_amplitude
 from fedshift.client.tasks import Segmentation
 from fedshift.protocol.messages import Arrays, TensorInfo
 
@@ -108,6 +110,15 @@ class Model:
             for name, tensor in self.tensors().items()
             if names is None or name in names
         }
+
+    def predict(self, images: Sequence[np.ndarray] | np.ndarray, scene: Scene) -> np.ndarray:
+        """The method's class probabilities (S, C, H, W) for ``images`` (S, H, W) float32, which it
+        is shown harmonised where the strategy has the sites train so."""
+        wanted = mean_amplitude(scene.bank)
+        if wanted is not None:
+            images = harmonised(images, wanted, scene.device)
+        scene = replace(scene, bank=of_method(scene.bank))
+        return self.method.predict(self.nets, images, scene)
 
     def forget_gradients(self) -> None:
         """Drop what an earlier message left in the parameters' ``grad``."""

@@ -11,6 +11,7 @@ from torch import nn
 from fedshift import derive_seed
 from fedshift.client.losses import dice_ce
 from fedshift.client.methods.base import Budget, Networks
+from fedshift.client.sharpness import uphill
 from fedshift.sites.types import Case
 
 PREDICT_BATCH = 8
@@ -86,8 +87,8 @@ def train_segmentation(
     Adam starts afresh at every call: its moments belong to the weights a site had, not to those it
     is sent. The networks are moved to ``budget.device`` and left there.
 
-    Returns the means over the steps of ``loss`` (without the penalty) and, where the budget has
-    one, ``penalty``; and ``nonfinite_steps``, the number of steps whose gradient was not finite.
+    Returns the means over the steps of ``loss`` (without a penalty) and, where the budget has one,
+    ``penalty``; and ``nonfinite_steps``, the number of steps whose gradient was not finite.
     Mixed precision leaves such steps out and lowers its loss scale; in full precision they spoil
     the weights, and the caller must not use them.
     """
@@ -103,29 +104,46 @@ def train_segmentation(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=budget.amp)
     generator = torch.Generator().manual_seed(derive_seed(budget.seed, "augmentation"))
+
+    def leave_gradients(
+        images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Leave the objective's gradients in the parameters; return the loss and the penalty."""
+        with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
+            logits = net(images)
+        loss = objective = dice_ce(logits, labels)
+        penalties = []
+        if budget.penalty is not None:
+            penalties.append(budget.penalty(nets))
+        if budget.batch_penalty is not None:
+            with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
+                penalties.append(budget.batch_penalty(images))
+        for penalty in penalties:
+            objective = objective + penalty
+        optimizer.zero_grad()
+        scaler.scale(objective).backward()
+        return loss.detach(), sum(penalty.detach() for penalty in penalties)
+
     # Sums stay tensors until the end: reading a number at every step would stall a GPU.
     loss_sum, penalty_sum, nonfinite = torch.zeros(3, device=device).unbind()
     seed = derive_seed(budget.seed, "batches")
-    for original in slices.batches(batch, budget.steps, seed, device):
-        images, labels = augmentation(*original, generator)
+    appearance = budget.appearance or (lambda images: images)
+    for original, mask in slices.batches(batch, budget.steps, seed, device):
+        images, labels = augmentation(appearance(original), mask, generator)
         if on_gpu:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
-            logits = net(images)
-        loss = dice_ce(logits, labels)
-        loss_sum += loss.detach()
-        if budget.penalty is not None:
-            penalty = budget.penalty(nets)
-            penalty_sum += penalty.detach()
-            loss = loss + penalty
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        loss, penalty = leave_gradients(images, labels)
+        loss_sum += loss
+        penalty_sum += penalty
+        if budget.sharpness:
+            with uphill(net, budget.sharpness):
+                leave_gradients(images, labels)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         nonfinite += ~norm.isfinite()
         scaler.step(optimizer)
         scaler.update()
     metrics = {"loss": float(loss_sum) / budget.steps, "nonfinite_steps": float(nonfinite)}
-    if budget.penalty is not None:
+    if budget.penalty is not None or budget.batch_penalty is not None:
         metrics["penalty"] = float(penalty_sum) / budget.steps
     return metrics
 

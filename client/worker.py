@@ -20,7 +20,7 @@ import torch
 from fedshift import UserError, derive_seed
 from fedshift.client import rules, summaries
 from fedshift.client.ledger import Ledger
-from fedshift.client.methods.base import Budget, Scene, StatisticsBank
+from fedshift.client.methods.base import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.metrics import dice, score_case
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
@@ -35,6 +35,7 @@ from fedshift.protocol.messages import (
     EXTRAS,
     STATISTICS,
     Action,
+    Arrays,
     Instruction,
     Purpose,
     answer,
@@ -149,8 +150,9 @@ class SiteWorker:
         start = time.perf_counter()
         state = SiteState(self.folder, instruction.arm)
         kept = frozenset(instruction.kept)
-        model = self._model(instruction, content, state, up_to_round=instruction.round - 1)
         earlier, bank = instruction.round - 1, _bank(content)
+        own = state.load(earlier)
+        model = self._model(instruction, content, {name: own[name] for name in own if name in kept})
         budget = Budget(
             steps=instruction.steps,
             seed=derive_seed(
@@ -170,11 +172,18 @@ class SiteWorker:
             extras=read_arrays(content, EXTRAS),
             bank=bank,
             memory=state.notes("rules", earlier),
+            personal={name: own[name] for name in own if name not in kept},
         )
-        fit = partial(model.method.fit, self.data, model.nets, bank)
+        fit = partial(model.method.fit, self.data, model.nets, of_method(bank))
         model.forget_gradients()
         report = run_rules(rules.build(visit), fit, budget)
         tensors = {**model.read(kept), **visit.personal}
+        for name, array in tensors.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise UserError(
+                    f"training diverged in round {instruction.round}: {name}, which stays here, "
+                    "is not finite; lower method.lr"
+                )
         notes = {"method": budget.memory, "rules": visit.memory}
         if report.trained and (tensors or any(notes.values())):
             state.save(instruction.round, tensors, notes)
@@ -197,8 +206,9 @@ class SiteWorker:
         )
 
     def _validate(self, instruction: Instruction, content: RecordDict) -> Reply:
-        state = SiteState(self.folder, instruction.arm)
-        model = self._model(instruction, content, state, up_to_round=instruction.round)
+        """The Dice of the model that the site would use: its own, where it has one."""
+        own = SiteState(self.folder, instruction.arm).load(instruction.round)
+        model = self._model(instruction, content, own)
         cases = [case for case in self.data.splits["val"] if case.labelled.any()]
         metrics: dict[str, float | int] = {EXAMPLES: len(cases)}
         if cases:
@@ -215,7 +225,7 @@ class SiteWorker:
         """Mean Dice over the structures of ``case`` on the network's grid: quick, for curves."""
         assert case.label is not None
         label = case.label[case.labelled]
-        probabilities = model.method.predict(model.nets, case.image[case.labelled], scene)
+        probabilities = model.predict(case.image[case.labelled], scene)
         predicted = probabilities.argmax(axis=1)
         classes = range(1, model.task.classes)
         return float(np.mean([dice(label == index, predicted == index) for index in classes]))
@@ -260,7 +270,7 @@ class SiteWorker:
         labelled = np.flatnonzero(case.labelled)
         span = slice(labelled[0], labelled[-1] + 1)
         inside = case.labelled[span]
-        probabilities = model.method.predict(model.nets, case.image[case.labelled], scene)
+        probabilities = model.predict(case.image[case.labelled], scene)
         reference = np.where(inside[:, None, None], classes[case.reference[span]], 0)
         predicted = np.zeros_like(reference)
         predicted[inside] = case.to_native(probabilities)
@@ -307,22 +317,15 @@ class SiteWorker:
         return Purpose.STATISTICS, answer(self.name, statistics=statistics)
 
     def _model(
-        self,
-        instruction: Instruction,
-        content: RecordDict,
-        state: SiteState | None = None,
-        *,
-        up_to_round: int = 0,
+        self, instruction: Instruction, content: RecordDict, own: Arrays | None = None
     ) -> Model:
-        """The networks with the weights sent, and what the site keeps filled in from ``state``
-        (at the first round from the run's initial weights)."""
+        """The networks with the weights sent and, in their place, those of the site's ``own``; a
+        tensor that stays at the sites and is neither has the run's initial weights."""
         model = shared_model(instruction.method, instruction.task, self.device)
-        arrays = read_arrays(content)
-        if state is not None and instruction.kept:
-            own = state.load(up_to_round) or initial_arrays(
-                instruction.method, instruction.task, instruction.seed
-            )
-            arrays.update({name: own[name] for name in instruction.kept})
+        arrays = {**read_arrays(content), **(own or {})}
+        if missing := [name for name in instruction.kept if name not in arrays]:
+            initial = initial_arrays(instruction.method, instruction.task, instruction.seed)
+            arrays.update({name: initial[name] for name in missing})
         model.load(arrays)
         return model
 

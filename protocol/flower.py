@@ -23,6 +23,7 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -42,6 +43,7 @@ __all__ = [
     "Run",
     "ServerApp",
     "correct_source",
+    "flower_strategies",
     "identify_server",
     "set_message_id",
     "shallow_copy",

@@ -201,7 +201,8 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def _packed(array: np.ndarray) -> Array:
     dtype = str(array.dtype)
-    data = _npy_header(dtype, array.shape) + array.tobytes()
+    # Joined, its numbers are copied once.
+    data = b"".join((_npy_header(dtype, array.shape), np.ascontiguousarray(array).data))
     return Array(dtype, tuple(array.shape), "numpy.ndarray", data)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +46,22 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             f"cannot write {path} ({error.strerror or error}); make its folder writable or choose "
             "another out=DIR"
         ) from error
+
+
+_LONGEST_NAME = 120
+
+
+def folder_name(text: str) -> str:
+    """``text`` as the name of one folder, the same for equal texts and another for others.
+
+    What a file system may refuse becomes ``_``, and a long text is cut; both then end with a hash
+    of the text.
+    """
+    name = re.sub(r"[^\w.,=+\-\[\]() ]", "_", text).strip()
+    if name == text and not name.startswith(".") and 0 < len(name.encode()) <= _LONGEST_NAME:
+        return name
+    cut = name.encode()[: _LONGEST_NAME - 9].decode(errors="ignore").strip(". ")
+    return f"{cut}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

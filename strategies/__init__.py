@@ -13,22 +13,42 @@ if TYPE_CHECKING:
     from fedshift.strategies.base import Strategy
 
 STRATEGIES = {
+    "afl": "AFL",
+    "apfl": "APFL",
     "bulyan": "Bulyan",
+    "cyclic": "Cyclic",
+    "ditto": "Ditto",
     "fedadagrad": "FedAdagrad",
     "fedadam": "FedAdam",
     "fedavg": "FedAvg",
     "fedavgm": "FedAvgM",
     "fedbn": "FedBN",
+    "fedbuff": "FedBuff",
+    "fedce": "FedCE",
+    "feddg": "FedDG",
+    "feddg_ga": "FedDGGA",
+    "feddyn": "FedDyn",
     "fednova": "FedNova",
+    "fedper": "FedPer",
     "fedprox": "FedProx",
+    "fedrep": "FedRep",
+    "fedsam": "FedSAM",
     "fedyogi": "FedYogi",
+    "fine_tuning": "FineTuning",
+    "flower": "Flower",
     "geometric_median": "GeometricMedian",
+    "harmofl": "HarmoFL",
     "krum": "Krum",
     "local": "Local",
     "median": "Median",
+    "moon": "Moon",
     "multi_krum": "MultiKrum",
     "norm_clipping": "NormClipping",
     "pooled": "Pooled",
+    "qfedavg": "QFedAvg",
+    "scaffold": "Scaffold",
+    "silobn": "SiloBN",
+    "swarm": "Swarm",
     "trimmed_mean": "TrimmedMean",
 }
 """Module of this package -> the strategy's class in it."""
@@ -41,6 +61,11 @@ def build(settings: Mapping[str, Any]) -> Strategy:
     """
     values = dict(settings)
     name = str(values.pop("name", ""))
+    if name == "flower" or name[:1].isupper():
+        from fedshift.strategies import flower
+
+        # The names of Flower's classes begin with a capital, those of the modules here do not.
+        return flower.from_settings({**values, "name": "FedAvg" if name == "flower" else name})
     if name not in STRATEGIES:
         raise UserError(f"strategy={name} is not known{suggest(name, STRATEGIES)}")
     return from_mapping(named(name), values, "strategy")

@@ -44,13 +44,16 @@ from fedshift.protocol.messages import (
 from fedshift.protocol.settings import setting
 from fedshift.strategies.adam import adam_step
 from fedshift.strategies.aggregate import DomainMeans, Unpacked, Update
+from fedshift.strategies.clock import Clock, Timing
 
 
 @dataclass
 class RoundOutcome:
     """What happened in one round: metrics and bytes by site, who failed or was rejected and why.
 
-    ``skipped`` says why the model was left unchanged, or is None.
+    ``skipped`` says why the model was left unchanged, or is None. On a simulated clock ``timings``
+    are those of the sites that were asked, ``stragglers`` the seconds of those that would have
+    answered too late and were not waited for, and ``dropouts`` the sites that could not be asked.
     """
 
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -60,6 +63,9 @@ class RoundOutcome:
     bytes_down: Counter[str] = field(default_factory=Counter)
     bytes_up: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, Arrays] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    stragglers: dict[str, float] = field(default_factory=dict)
+    dropouts: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -77,6 +83,8 @@ class Strategy(FlowerStrategy):
     segmenting: ClassVar[bool] = False
     """Whether it reaches into the training loop of the segmentation network, so that only methods
     that have one can be combined with it."""
+    clocked: ClassVar[bool] = False
+    """Whether it follows the simulated clock, so that it cannot do without one."""
 
     # What ``fedshift strategies`` and ``fedshift explain`` say of it.
     paper: ClassVar[str] = ""
@@ -87,6 +95,8 @@ class Strategy(FlowerStrategy):
     """What a site keeps, beside what the method keeps."""
     cost: ClassVar[tuple[int, int]] = (1, 1)
     """What a selected site receives and sends in a round, in sizes of the model, at most."""
+    work: ClassVar[float] = 1.0
+    """How many gradients a site computes for each of its local steps: the simulated clock's."""
 
     fraction: float = setting(1.0, at_least=0, at_most=1)
     """The share of the sites drawn each round; never fewer than ``min_sites``."""
@@ -171,6 +181,9 @@ class Strategy(FlowerStrategy):
         self.state: Arrays = {}
         """What the coordinator keeps between rounds beside the model and the bank."""
         self._sent = ArrayRecord()
+        self.clock: Clock | None = None
+        self.now = 0.0
+        """Simulated seconds since the start of the run; 0 without a :attr:`clock`."""
 
     @property
     def current(self) -> Mapping[str, np.ndarray]:
@@ -186,15 +199,81 @@ class Strategy(FlowerStrategy):
         return {name: array for name, array in arrays.items() if name not in self.kept}
 
     def select(self, server_round: int) -> list[str]:
-        """The names of the sites that train in this round, sorted; drawn by name and seed, since
-        Flower's node ids are random."""
-        count = self.drawn()
-        names = list(self.sites)
-        if count == len(names):
+        """The names of the sites that train in this round, sorted; drawn among those available by
+        name and seed, since Flower's node ids are random."""
+        return self._draw(self.available(server_round), self.drawn(), server_round)
+
+    def _draw(self, names: list[str], count: int, server_round: int) -> list[str]:
+        """``count`` of the ``names``, or all if there are fewer, in their order."""
+        if count >= len(names):
             return names
         seed = derive_seed(self.instruction.seed, server_round, "site sampling")
         chosen = np.random.default_rng(seed).choice(len(names), size=count, replace=False)
         return [names[index] for index in sorted(chosen)]
+
+    # Simulated time.
+
+    def available(self, server_round: int) -> list[str]:
+        """The sites that can be asked in this round, sorted: all without a clock, and all those
+        that train alone, whom nobody asks."""
+        if self.clock is None or not self.exchanges:
+            return list(self.sites)
+        return [name for name in self.sites if self.clock.available(name, server_round)]
+
+    def timing(self, site: str, server_round: int, down: int, up: int) -> Timing:
+        """How long a site that is asked now takes, for ``down`` bytes to it and ``up`` from it. A
+        site that trains alone waits for no transfer."""
+        assert self.clock is not None
+        steps = self.work * self.instruction.steps
+        down, up = (down, up) if self.exchanges else (0, 0)
+        return self.clock.timing(site, server_round, self.now, down=down, steps=steps, up=up)
+
+    def _in_time(self, server_round: int, messages: list[Message]) -> list[Message]:
+        """The messages to sites that are there and will answer before the clock's deadline. Those
+        that would answer too late, and so train in vain, are the round's stragglers."""
+        if self.clock is None:
+            return messages
+        outcome = self.outcome
+        here = self.available(server_round)
+        outcome.dropouts = [name for name in self.sites if name not in here]
+        asked = []
+        for message in messages:
+            name = self.names[message.metadata.dst_node_id]
+            if name in outcome.dropouts:
+                del outcome.bytes_down[name]
+                continue
+            up = self.expected(message.content)
+            timing = self.timing(name, server_round, outcome.bytes_down[name], up)
+            if self.exchanges and self.clock.late(timing):
+                outcome.stragglers[name] = timing.seconds
+            else:
+                outcome.timings[name] = timing
+                asked.append(message)
+        return asked
+
+    def expected(self, content: RecordDict) -> int:
+        """How many bytes of arrays a site that is asked this answers with, at most."""
+        keys = (protocol.ARRAYS, protocol.EXTRAS) if self.answered else (protocol.ARRAYS,)
+        return content_bytes(RecordDict({key: content[key] for key in keys if key in content}))
+
+    def pass_time(self, server_round: int) -> None:
+        """Move :attr:`now` to the end of the round's training, by the bytes that were really sent.
+
+        Called before the new model is scored, which takes no simulated time. A round lasts as long
+        as its slowest site, but the deadline where it left stragglers behind.
+        """
+        if self.clock is None:
+            return
+        outcome = self.outcome
+        for name in outcome.timings:
+            if name in outcome.sites:
+                down, up = outcome.bytes_down[name], outcome.bytes_up[name]
+                outcome.timings[name] = self.timing(name, server_round, down, up)
+        ends = [timing.end_s for timing in outcome.timings.values()]
+        if outcome.stragglers:
+            assert self.clock.deadline_s is not None
+            ends.append(self.now + self.clock.deadline_s)
+        self.now = max(ends, default=self.now + self.clock.wait_s)
 
     # Flower's hooks.
 
@@ -205,9 +284,9 @@ class Strategy(FlowerStrategy):
         self.outcome = RoundOutcome()
         self._sent = arrays
         self.instruction = self.instruction.but(rules=self.rules())
-        return self._messages(
-            Action.FIT, server_round, arrays, self.select(server_round), self.extras()
-        )
+        names = self.select(server_round)
+        messages = self._messages(Action.FIT, server_round, arrays, names, self.extras())
+        return self._in_time(server_round, messages)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -223,10 +302,7 @@ class Strategy(FlowerStrategy):
         names: list[str],
         extras: Arrays | None = None,
     ) -> list[Message]:
-        instruction = self.instruction.but(action=action, round=server_round)
-        bank = protocol.pack_bank(self.bank) if self.bank else None
-        beside = pack_arrays(extras) if extras else None
-        content = protocol.request(instruction, arrays, bank=bank, extras=beside)
+        content = self._content(action, server_round, arrays, extras)
         size = content_bytes(content)
         self.outcome.bytes_down.update(dict.fromkeys(names, size))
         return [
@@ -238,6 +314,18 @@ class Strategy(FlowerStrategy):
             )
             for name in names
         ]
+
+    def _content(
+        self,
+        action: Action,
+        server_round: int,
+        arrays: ArrayRecord,
+        extras: Arrays | None = None,
+    ) -> RecordDict:
+        instruction = self.instruction.but(action=action, round=server_round)
+        bank = protocol.pack_bank(self.bank) if self.bank else None
+        beside = pack_arrays(extras) if extras else None
+        return protocol.request(instruction, arrays, bank=bank, extras=beside)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -366,7 +454,13 @@ def _unpacked(content: RecordDict, key: str) -> Unpacked:
 
 
 def _finite(array: np.ndarray) -> bool:
-    return not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())
+    if not np.issubdtype(array.dtype, np.floating):
+        return True
+    # A sum of squares is finite only where every number is, and takes half the time. It may
+    # overflow, too: then each number is looked at.
+    flat = array.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.dot(flat, flat)) or np.isfinite(array).all())
 
 
 def _non_finite(published: Mapping[str, np.ndarray]) -> str | None:

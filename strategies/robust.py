@@ -75,11 +75,7 @@ class Robust(Strategy):
 
     def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
         """Also refuse a part of a sub-network: vectors of unlike length cannot be compared."""
-        for name, info in self.tensors.items():
-            lacking = name not in arrays and name not in self.kept
-            if lacking and info.network in trained and not info.domains:
-                return f"sent {info.network} without its tensor {name}"
-        return super().fault(arrays, trained)
+        return incomplete(self, arrays, trained) or super().fault(arrays, trained)
 
 
 @dataclass(eq=False)
@@ -159,23 +155,32 @@ class StoredUpdates(DomainMeans):
             if network in missing:
                 continue
             if network not in counts:
-                counts[network] = self._counts(network)
+                counts[network] = self.counts(network)
             yield name, self._combined(name, counts[network])
 
-    def _counts(self, network: str) -> np.ndarray:
+    def counts(self, network: str) -> np.ndarray:
         """How much each site counts in a sub-network, (n,)."""
         weights = np.array(self._weights[network])
         squared = np.zeros((len(weights), len(weights)))
         if self._rule.compares:
-            squared = self._squared_distances(network, len(weights))
+            squared = self._squared_distances(network)
         return self._rule.choose(weights, squared)
 
-    def _squared_distances(self, network: str, count: int) -> np.ndarray:
+    def _squared_distances(self, network: str) -> np.ndarray:
         """Between the sites' updates of a sub-network, (n, n).
 
         |x - y|^2 = x.x + y.y - 2 x.y, of changes: weights are so much longer than what a round
         adds to them that too few digits would be left.
         """
+        products = self.products(network)
+        lengths = np.diag(products)
+        squared = np.maximum(lengths[:, None] + lengths - 2 * products, 0)
+        # What overflows is far away.
+        return np.nan_to_num(squared, nan=_FAR, posinf=_FAR)
+
+    def products(self, network: str) -> np.ndarray:
+        """The scalar products of the sites' changes of a sub-network, (n, n), in their order."""
+        count = len(self._weights[network])
         products = np.zeros((count, count))
         for name in self._offsets:
             if name not in self._rule.steered or self.tensors[name].network != network:
@@ -184,10 +189,7 @@ class StoredUpdates(DomainMeans):
             for part, values in self._blocks(name, np.arange(count)):
                 changes = np.subtract(values, origin[part], dtype=np.float64)
                 products += changes @ changes.T
-        lengths = np.diag(products)
-        squared = np.maximum(lengths[:, None] + lengths - 2 * products, 0)
-        # What overflows is far away.
-        return np.nan_to_num(squared, nan=_FAR, posinf=_FAR)
+        return products
 
     def _combined(self, name: str, counts: np.ndarray) -> np.ndarray:
         info = self.tensors[name]
@@ -211,6 +213,17 @@ class StoredUpdates(DomainMeans):
                 self._file.seek(self._offsets[name][site] + start * dtype.itemsize)
                 self._file.readinto(row)
             yield part, values
+
+
+def incomplete(
+    strategy: Strategy, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]
+) -> str | None:
+    """Say that an update lacks a tensor of an averaged or broadcast sub-network it trained."""
+    for name, info in strategy.tensors.items():
+        lacking = name not in arrays and name not in strategy.kept
+        if lacking and info.network in trained and not info.domains:
+            return f"sent {info.network} without its tensor {name}"
+    return None
 
 
 def in_order(values: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ ones; only the network is a vector (or two, a ``body`` and a ``head``) and there
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -51,9 +53,18 @@ class VectorModel:
 
     def __init__(self, names: Collection[str]) -> None:
         self.nets: dict[str, nn.Module] = {"net": Vectors(names)}
+        self.loss: Callable[[], torch.Tensor] | None = None
+        """The site's objective at the weights now loaded: its risk, for want of images."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {f"net/{name}": value for name, value in self.nets["net"].named_parameters()}
+
+    def infos(self) -> dict[str, TensorInfo]:
+        info = TensorInfo("net", "weight", "averaged", (2,), "float64")
+        return dict.fromkeys(self.tensors(), info)
+
+    def forget_gradients(self) -> None:
+        self.nets["net"].zero_grad()
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         with torch.no_grad():
@@ -72,9 +83,9 @@ class VectorModel:
 class Convex:
     """A federation of :data:`CENTRE`'s sites under ``strategy``, from zero.
 
-    Every parameter of ``names`` has its own copy of the problem, or of the problem with its centre
-    moved by ``moved``. Sites take ``steps`` steps of length ``rate`` a round. ``model`` is the
-    coordinator's; ``memory``, ``personal`` and ``kept`` are what each site has on its disk.
+    Every parameter of ``names`` has its own copy of the problem. Sites take ``steps`` steps of
+    length ``rate`` a round of a run of ``planned`` rounds. ``model`` is the coordinator's;
+    ``memory``, ``personal`` and ``kept`` are what each site has on its disk.
     """
 
     strategy: Strategy
@@ -82,6 +93,7 @@ class Convex:
     rate: float = 0.1
     names: tuple[str, ...] = ("w",)
     centres: Mapping[str, np.ndarray] = field(default_factory=lambda: CENTRE)
+    planned: int = 0
     model: Arrays = field(default_factory=dict)
     memory: dict[str, Arrays] = field(default_factory=dict)
     personal: dict[str, Arrays] = field(default_factory=dict)
@@ -89,11 +101,8 @@ class Convex:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        tensors = {
-            f"net/{name}": TensorInfo("net", "weight", "averaged", (2,), "float64")
-            for name in self.names
-        }
-        instruction = Instruction(action=Action.FIT, seed=0, steps=self.steps)
+        tensors = VectorModel(self.names).infos()
+        instruction = Instruction(action=Action.FIT, seed=0, steps=self.steps, rounds=self.planned)
         self.sites = sorted(self.centres)
         nodes = {name: number for number, name in enumerate(self.sites, start=2)}
         self.strategy.begin(nodes, tensors, instruction)
@@ -110,6 +119,7 @@ class Convex:
             record, _ = self.strategy.aggregate_train(self.rounds, self._replies(asked))
             assert record is not None, self.strategy.outcome
             assert not self.strategy.outcome.rejected, self.strategy.outcome.rejected
+            self.strategy.pass_time(self.rounds)
             self.model |= unpack_arrays(record)
         return self.model[f"net/{self.names[0]}"]
 
@@ -129,16 +139,18 @@ class Convex:
         assert isinstance(config, ConfigRecord)
         instruction = Instruction.from_record(config)
         model = VectorModel(self.names)
+        model.loss = partial(self.loss, site, model.nets)
         sent = read_arrays(message.content)
-        kept = self.kept.get(site) or {name: np.zeros(2) for name in instruction.kept}
-        model.load({**sent, **{name: kept[name] for name in instruction.kept}})
+        initial = {name: np.zeros(2) for name in instruction.kept}
+        model.load({**initial, **sent, **self.kept.get(site, {})})
         visit = Visit(
             instruction=instruction,
-            site=cast(Any, None),
+            site=cast(Any, SimpleNamespace(name=site)),
             model=cast(Any, model),
             device=torch.device("cpu"),
             extras=read_arrays(message.content, protocol.EXTRAS),
             memory=self.memory.get(site, {}),
+            personal=self.personal.get(site, {}),
         )
 
         def fit(budget: Budget) -> FitReport:
@@ -156,7 +168,7 @@ class Convex:
         budget = Budget(instruction.steps, seed, torch.device("cpu"), round=instruction.round)
         report = run_rules(rules.build(visit), fit, budget)
         self.memory[site] = visit.memory
-        self.personal[site] = {**model.read(instruction.kept), **visit.personal}
+        self.personal[site] = visit.personal
         self.kept[site] = model.read(instruction.kept)
         self.metrics[site] = report.metrics
         arrays = {

@@ -383,6 +383,8 @@ SIZE, PARTS = 40_000, 10
         ("norm_clipping", 3.6),
         ("median", 1.3),
         ("multi_krum", 1.3),
+        ("qfedavg", 3.6),
+        ("fedce", 1.3),
     ],
 )
 def test_memory_is_three_models_or_less_whatever_the_number_of_sites(
@@ -408,7 +410,8 @@ def test_memory_is_three_models_or_less_whatever_the_number_of_sites(
                 for part in tensors:
                     sent.update(pack_arrays({part: np.full(SIZE, node, np.float32)}))
                 told = {"trained": {"net": 1}}
-                content = answer(site, arrays=sent, details=told, metrics={"steps": float(node)})
+                metrics = {"steps": float(node), "risk_received": 1.0, "risk_without": 1.0}
+                content = answer(site, arrays=sent, details=told, metrics=metrics)
                 del sent
                 asked = Message(RecordDict(), dst_node_id=node, message_type="train")
                 message = Message(content, reply_to=asked)

@@ -25,6 +25,17 @@ from fedshift.sites.types import SiteData
 Networks = dict[str, nn.Module]
 StatisticsBank = Mapping[str, Mapping[str, np.ndarray]]
 """What the sites published last: site name -> statistic's name -> array. Never an image."""
+OF_RULES = "rule."
+"""How the names begin of what a strategy's local rules publish beside the method."""
+
+
+def of_method(bank: StatisticsBank) -> StatisticsBank:
+    """Of ``bank`` what the sites' methods published."""
+    own = {
+        site: {name: array for name, array in found.items() if not name.startswith(OF_RULES)}
+        for site, found in bank.items()
+    }
+    return {site: found for site, found in own.items() if found}
 
 
 class Participation(Enum):
@@ -76,6 +87,14 @@ class Budget:
     penalty: Callable[[Mapping[str, nn.Module]], torch.Tensor] | None = None
     """The strategy's local term, added to the training loss at every step (FedProx's proximal
     term); it is given the networks and returns a scalar."""
+    batch_penalty: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """As ``penalty``, where a strategy is ``segmenting``: it is given the images that the
+    segmentation network has just seen (B, 1, H, W)."""
+    appearance: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """What such a strategy makes of the images of a batch before the method changes them."""
+    sharpness: float = 0.0
+    """Above 0, such a strategy's steps follow the gradient this far up the slope
+    (:mod:`fedshift.client.sharpness`)."""
     round: int = 1
     """The current round, from 1."""
     rounds: int = 1
@@ -130,8 +149,8 @@ class Method(ABC):
     own; the plainest, and quickest, first: it is also what is validated after each round."""
 
     segmenting: ClassVar[bool] = False
-    """Whether it trains a segmentation network with :func:`fedshift.client.training.
-    train_segmentation`, into which some strategies reach."""
+    """Whether it trains an LV-Unet as the sub-network ``segmenter`` with :func:`fedshift.client.
+    training.train_segmentation`, into which some strategies reach."""
 
     @abstractmethod
     def networks(self, task: Segmentation) -> Networks:

@@ -69,4 +69,9 @@ class Segmenting(Method):
         assert isinstance(net, LVUNet)
         net.eval()
         with torch.inference_mode():
-            return net.encode(images.to(net.head.weight.device))[-1].mean(dim=(2, 3))
+            return representation(net.encode(images.to(net.head.weight.device))[-1])
+
+
+def representation(block: torch.Tensor) -> torch.Tensor:
+    """The features (B, D) of images whose last residual block of the encoder is (B, D, h, w)."""
+    return block.mean(dim=(2, 3))

@@ -7,7 +7,18 @@ from importlib import import_module
 from fedshift.client.rules.base import LocalRule, Visit
 
 RULES = {
+    "alternating": "fedshift.client.rules.alternating:Alternating",
+    "amplitude_exchange": "fedshift.client.rules.amplitude_exchange:AmplitudeExchange",
+    "apfl": "fedshift.client.rules.apfl:APFL",
+    "contrast": "fedshift.client.rules.contrast:Contrast",
+    "control_variate": "fedshift.client.rules.control_variate:ControlVariate",
+    "ditto": "fedshift.client.rules.ditto:Ditto",
+    "dynamic": "fedshift.client.rules.dynamic:Dynamic",
+    "harmonised": "fedshift.client.rules.harmonised:Harmonised",
+    "leave_one_out": "fedshift.client.rules.leave_one_out:LeaveOneOut",
     "proximal": "fedshift.client.rules.proximal:Proximal",
+    "risk": "fedshift.client.rules.risk:Risk",
+    "sharpness": "fedshift.client.rules.sharpness:Sharpness",
 }
 """Rule's name -> ``module:class``."""
 

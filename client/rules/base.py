@@ -37,8 +37,9 @@ class Visit:
     noted here in the last round the site trained in, and may be changed; it stays at the site.
 
     A rule may leave in ``sent`` what goes to the coordinator beside the update (named as tensors
-    are, of their shape), and in ``personal`` the tensors of a model that is the site's own. To the
-    method's report it may add metrics, and statistics for the bank.
+    are, of their shape), and in ``personal`` the tensors of a model that is the site's own, where
+    it finds those of the last round. To the method's report it may add metrics, and statistics for
+    the bank.
     """
 
     instruction: Instruction
@@ -58,6 +59,14 @@ class Visit:
             name: tensor
             for name, tensor in self.model.tensors().items()
             if name not in kept and tensor.requires_grad
+        }
+
+    def steered(self) -> dict[str, torch.Tensor]:
+        """Those of them that the strategy moves: not of balanced and summed sub-networks, whose
+        combination the method decides."""
+        infos = self.model.infos()
+        return {
+            name: tensor for name, tensor in self.exchanged().items() if not infos[name].domains
         }
 
 
@@ -118,11 +127,27 @@ def sum_of(terms: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(terms)).sum()
 
 
+def published_beside(report: FitReport, statistics: Arrays, summarised: int) -> FitReport:
+    """``report`` with a rule's ``statistics`` of so many images beside the method's. Their names
+    begin with :data:`~fedshift.client.methods.base.OF_RULES`."""
+    if report.statistics:
+        summarised = min(summarised, report.summarised)
+    report.statistics = {**report.statistics, **statistics}
+    report.summarised = summarised
+    return report
+
+
 def scale_of(optimizer: Optimizer) -> torch.Tensor | float:
     """By what the gradients are scaled when ``before_step`` sees them: mixed precision leaves it to
     a fused optimiser to undo its loss scale. 1 otherwise."""
     scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else scale
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    """The parameters that ``optimizer`` steps."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 @contextmanager

@@ -1,0 +1,24 @@
+"""Ditto's personal objective: Li et al., Ditto: Fair and Robust Federated Learning Through
+Personalization, ICML 2021, Eq. 2 and Algorithm 1:
+
+    h_k(v; w_t) = F_k(v) + (lam / 2) ||v - w_t||^2        over the parameters of averaged networks
+"""
+
+from __future__ import annotations
+
+from fedshift.client.methods.base import FitReport
+from fedshift.client.rules.base import Train, Visit
+from fedshift.client.rules.own_model import OwnModel
+from fedshift.client.rules.proximal import Proximal
+
+
+class Ditto(OwnModel):
+    """Train the site's own model near the shared one it was sent."""
+
+    def __init__(self, visit: Visit, lam: float) -> None:
+        super().__init__(visit)
+        # Built here, while the model holds what was sent: the own one is held near that.
+        self._near = Proximal(visit, lam).penalty
+
+    def train_own(self, train: Train) -> FitReport:
+        return train(penalty=self._near)

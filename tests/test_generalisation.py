@@ -1,0 +1,368 @@
+"""Domain generalisation at the sites: amplitude spectra against NumPy, the exchange and the
+normalisation of amplitudes by hand, and small runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedshift.client import model as model_module
+from fedshift.client import rules
+from fedshift.client.methods.base import FitReport, Scene, of_method
+from fedshift.client.model import Model
+from fedshift.client.rules.amplitude_exchange import DEVIATION, MEAN
+from fedshift.client.rules.base import LocalRule, Visit, published_beside
+from fedshift.client.spectra import (
+    HARMONISED,
+    Window,
+    amplitude,
+    harmonised,
+    mean_amplitude,
+    moments,
+    with_amplitude,
+)
+from fedshift.protocol.messages import Action, Arrays, Instruction
+from fedshift.protocol.storage import read_tensors
+from fedshift.sites.types import Case, Domain, SiteData
+
+CPU = torch.device("cpu")
+SIZES = [(8, 6), (7, 9), (8, 9)]
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype("f4"))
+
+
+def spectrum(images: torch.Tensor) -> np.ndarray:
+    """NumPy's transform in double precision, frequency 0 in the middle."""
+    found = np.fft.fft2(images.double().numpy(), norm="ortho")
+    return np.fft.fftshift(found, axes=(-2, -1))
+
+
+def case(images: np.ndarray, name: str = "one") -> Case:
+    label = (images > 0.5).astype(np.uint8)
+    return Case(
+        id=name,
+        subject=name,
+        session="",
+        domain=Domain("vendor"),
+        image=images,
+        label=label,
+        labelled=np.ones(len(images), bool),
+        spacing_mm=(1.0, 1.0, 1.0),
+        reference=label,
+        native_spacing_mm=(1.0, 1.0, 1.0),
+        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
+    )
+
+
+def site(size: tuple[int, int] = (8, 8)) -> SiteData:
+    cases = tuple(case(drawn(3, *size, seed=k).numpy() + 1, str(k)) for k in range(2))
+    return SiteData("a", "train", ("spot",), {"train": cases, "val": (), "test": ()})
+
+
+# Spectra.
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_image_takes_an_amplitude_and_keeps_its_phase(size: tuple[int, int]) -> None:
+    images, other = drawn(2, 1, *size), drawn(*size, seed=1)
+    found = with_amplitude(images, amplitude(other))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(
+        np.abs(spectrum(found)), np.abs(spectrum(other))[None, None].repeat(2, 0), atol=1e-5
+    )
+    turned = spectrum(found) * np.conj(spectrum(images))
+    np.testing.assert_allclose(turned.imag, 0, atol=1e-4)
+    assert turned.real.min() > -1e-4
+    np.testing.assert_allclose(
+        with_amplitude(images[0], amplitude(images[0, 0])), images[0], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_window_is_the_middle_of_the_centred_spectrum(size: tuple[int, int]) -> None:
+    window = Window(size, reach=0.25)
+    rows, columns = window.shape
+    assert (rows, columns) == (2 * int(size[0] / 4) + 1, 2 * int(size[1] / 4) + 1)
+    images = drawn(2, *size)
+    centred = np.abs(spectrum(images))
+    top, left = size[0] // 2 - rows // 2, size[1] // 2 - columns // 2
+    expected = centred[:, top : top + rows, left : left + columns]
+    np.testing.assert_allclose(window.of(amplitude(images)), expected, rtol=1e-4)
+
+
+def test_a_window_never_reaches_the_highest_frequency_of_an_even_side() -> None:
+    assert Window((8, 9), reach=0.5).shape == (7, 9)
+    assert Window((8, 9), reach=0.0).shape == (1, 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_low_amplitudes_are_interpolated_and_all_else_stays(size: tuple[int, int]) -> None:
+    window = Window(size, reach=0.3)
+    images = drawn(3, 1, *size)
+    noise = window.noise(3, torch.Generator().manual_seed(0))
+    towards, share = 2 + 0.3 * noise, torch.tensor([0.0, 0.25, 1.0])
+    found = window.interpolate(images, towards, share)
+    np.testing.assert_allclose(found[0], images[0], atol=1e-5)
+    before, after = spectrum(images)[:, 0], spectrum(found)[:, 0]
+    inside = np.zeros(size, bool)
+    rows, columns = window.shape
+    top, left = size[0] // 2 - rows // 2, size[1] // 2 - columns // 2
+    inside[top : top + rows, left : left + columns] = True
+    np.testing.assert_allclose(after[:, ~inside], before[:, ~inside], atol=1e-5)
+    weight = share.numpy()[:, None]
+    wanted = (1 - weight) * np.abs(before[:, inside]) + weight * towards.reshape(3, -1).numpy()
+    np.testing.assert_allclose(np.abs(after[:, inside]), wanted, atol=1e-4)
+    np.testing.assert_allclose(np.angle(after / before), 0, atol=1e-3)
+
+
+def test_noise_is_standard_normal_and_alike_at_opposite_frequencies() -> None:
+    noise = Window((16, 20), reach=0.2).noise(4000, torch.Generator().manual_seed(3))
+    assert noise.shape == (4000, 7, 9)
+    assert torch.equal(noise, noise.flip(1, 2))
+    np.testing.assert_allclose(noise.std(dim=0), 1, atol=0.06)
+    np.testing.assert_allclose(noise.mean(dim=0), 0, atol=0.08)
+
+
+def test_moments_are_over_all_slices() -> None:
+    stacks = [drawn(40, 7, 6), drawn(3, 7, 6, seed=1)]
+    mean, deviation = moments([case(stack.numpy()) for stack in stacks], CPU)
+    amplitudes = np.abs(np.fft.fft2(torch.cat(stacks).double().numpy(), norm="ortho"))
+    np.testing.assert_allclose(mean, amplitudes.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(deviation, amplitudes.std(axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_is_over_the_sites_that_published_one() -> None:
+    assert mean_amplitude({"a": {"style": np.ones(1)}}) is None
+    bank = {
+        "a": {HARMONISED: np.full((2, 2), 1.0, "f4")},
+        "b": {},
+        "c": {HARMONISED: np.full((2, 2), 4.0, "f4")},
+    }
+    np.testing.assert_array_equal(mean_amplitude(bank), np.full((2, 2), 2.5))
+
+
+# The rules.
+
+
+def at_work(
+    name: str, settings: dict[str, Any], bank: dict[str, Arrays], round: int = 2
+) -> tuple[Callable[[torch.Tensor], torch.Tensor] | None, FitReport, Visit]:
+    """What the rule has images look like in training, its report, and its visit."""
+    instruction = Instruction(action=Action.FIT, seed=0, round=round, rules={name: settings})
+    data = site()
+    model: Any = None
+    told = Visit(instruction, data, model, CPU, bank=bank)
+    (rule,) = rules.build(told)
+    assert isinstance(rule, LocalRule)
+    changes: dict[str, Any] = {}
+
+    def train(**asked: Any) -> FitReport:
+        changes.update(asked)
+        return FitReport({"segmenter": 6})
+
+    report = rule.around(train)
+    return changes.get("appearance"), report, told
+
+
+def flat(value: float, size: tuple[int, int] = (8, 8)) -> np.ndarray:
+    return np.full(size, value, "f4")
+
+
+def test_harmofl_normalises_to_its_own_amplitude_until_there_is_a_mean() -> None:
+    images = drawn(2, 1, 8, 8, seed=9)
+    own = moments(site().splits["train"], CPU)[0]
+    appearance, report, told = at_work("harmonised", {}, {})
+    assert appearance is not None
+    np.testing.assert_allclose(amplitude(appearance(images))[1, 0], own, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(report.statistics[HARMONISED], own)
+    assert report.summarised == 6
+    np.testing.assert_array_equal(told.memory[HARMONISED], own)
+
+    bank = {"a": {HARMONISED: flat(1)}, "b": {HARMONISED: flat(3)}}
+    appearance, report, _ = at_work("harmonised", {}, bank)
+    assert appearance is not None
+    np.testing.assert_allclose(amplitude(appearance(images))[0, 0], flat(2), rtol=1e-4)
+    np.testing.assert_array_equal(report.statistics[HARMONISED], own)
+
+
+EXCHANGE = {"share": 1.0, "reach": 0.25}
+
+
+def low(value: float, deviation: float = 0.0) -> Arrays:
+    return {MEAN: flat(value, (5, 5)), DEVIATION: flat(deviation, (5, 5))}
+
+
+def test_amplitudes_lie_between_the_image_and_the_other_site() -> None:
+    images = drawn(50, 1, 8, 8, seed=9)
+    appearance, _, _ = at_work("amplitude_exchange", EXCHANGE, {"a": low(500), "b": low(7)})
+    assert appearance is not None
+    window = Window((8, 8), 0.25)
+    before, after = (window.of(amplitude(batch[:, 0])) for batch in (images, appearance(images)))
+    # One lambda an image: (after - before) / (7 - before). The site's own 500 is never used.
+    towards = (after - before) / (7 - before)
+    np.testing.assert_allclose(towards, towards[:, :1, :1].expand_as(towards), atol=1e-3)
+    values = towards[:, 0, 0]
+    assert 0 <= values.min() < 0.1
+    assert 0.9 < values.max() <= 1
+    assert float(values.mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_another_site_is_drawn_with_its_spread_and_a_share_of_the_images_is_moved() -> None:
+    images = drawn(400, 1, 8, 8, seed=9)
+    bank = {"b": low(4, deviation=8), "c": low(60)}
+    appearance, _, _ = at_work("amplitude_exchange", {"share": 0.25, "reach": 0.25}, bank)
+    assert appearance is not None
+    found = appearance(images)
+    moved = (found != images).flatten(1).any(dim=1)
+    assert float(moved.float().mean()) == pytest.approx(0.25, abs=0.06)
+    middle = Window((8, 8), 0.25).of(amplitude(found[moved, 0])).mean(dim=(1, 2))
+    assert (middle > 20).any()
+    assert (middle < 6).any()
+    assert found.isfinite().all(), "a drawn amplitude is never below 0"
+
+
+def test_nothing_is_moved_before_others_have_published() -> None:
+    appearance, report, told = at_work("amplitude_exchange", EXCHANGE, {"a": low(500)})
+    assert appearance is None
+    mean, deviation = moments(site().splits["train"], CPU)
+    for name, expected in ((MEAN, mean), (DEVIATION, deviation)):
+        windowed = Window((8, 8), 0.25).of(torch.from_numpy(expected)).numpy()
+        np.testing.assert_array_equal(report.statistics[name], windowed)
+        np.testing.assert_array_equal(told.memory[name], windowed)
+
+
+def test_draws_depend_on_the_round_alone() -> None:
+    images = drawn(6, 1, 8, 8)
+    bank = {"b": low(4, deviation=2)}
+
+    def moved(number: int) -> torch.Tensor:
+        appearance, _, _ = at_work("amplitude_exchange", EXCHANGE, bank, number)
+        assert appearance is not None
+        return appearance(images)
+
+    assert torch.equal(moved(2), moved(2))
+    assert not torch.equal(moved(2), moved(3))
+
+
+# Beside the method.
+
+
+def test_the_fewest_images_behind_a_statistic_count() -> None:
+    report = published_beside(FitReport(statistics={"style": np.ones(1)}, summarised=3), {}, 9)
+    assert report.summarised == 3
+    report = published_beside(FitReport(), {"rule.x": np.ones(1)}, 9)
+    assert (report.summarised, list(report.statistics)) == (9, ["rule.x"])
+
+
+def test_a_method_does_not_see_what_rules_publish() -> None:
+    bank = {"a": {"style": np.ones(1), HARMONISED: flat(1)}, "b": {HARMONISED: flat(1)}}
+    assert of_method(bank) == {"a": {"style": np.ones(1)}}
+
+
+def test_images_are_predicted_harmonised() -> None:
+    model = Model(
+        {"name": "supervised", "width": 4, "depth": 2}, {"structures": ["spot"]}, CPU, seed=0
+    )
+    images = drawn(40, 8, 8).numpy()
+    scene = Scene("a", CPU)
+    plain = model.method.predict(model.nets, images, scene)
+    np.testing.assert_array_equal(model.predict(images, scene), plain)
+    wanted = amplitude(drawn(8, 8, seed=2)).numpy()
+    common = Scene("a", CPU, bank={"b": {HARMONISED: wanted}})
+    found = model.predict(images, common)
+    expected = model.method.predict(model.nets, harmonised(images, wanted, CPU), scene)
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - plain).max() > 1e-3
+    # A scanner that changes nothing but amplitudes makes no difference any more.
+    gain = 0.5 + amplitude(drawn(8, 8, seed=3))
+    scanned = torch.fft.ifft2(torch.fft.fft2(torch.from_numpy(images)) * gain).real.numpy()
+    np.testing.assert_allclose(model.predict(scanned, common), found, atol=1e-4)
+    assert np.abs(model.predict(scanned, scene) - plain).max() > 1e-2
+
+
+# Small runs.
+
+STYLE = (
+    "method=style_transfer",
+    "method.translator_width=4",
+    "method.pretraining_rounds=0",
+    "method.translator_rounds=1",
+)
+DRAI = ("method=drai", "method.generation_rounds=1")
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("feddg", STYLE), ("harmofl", DRAI)], ids=["feddg-style", "harmofl-drai"]
+)
+def test_methods_that_publish_themselves_are_not_disturbed(
+    name: str, method: tuple[str, ...], simulate: Callable[..., Path], tmp_path: Path
+) -> None:
+    quiet = ("baselines=[]", "evaluated=[global]", "validate_every=0", "rounds=3")
+    run = simulate(tmp_path / "run", f"strategy={name}", *method, *quiet)
+    for line in lines_of(run):
+        assert not line["failed"], line["failed"]
+        assert not line["rejected"]
+    held = read_tensors(run / "checkpoints" / "round_0003.safetensors")
+    published = {key.rpartition("::")[2] for key in held if "vendor_a::" in key}
+    assert any(key.startswith("rule.") for key in published)
+    assert any(not key.startswith("rule.") for key in published)
+
+
+def test_every_prediction_of_harmofl_is_harmonised(
+    simulate: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(images: Any, wanted: Any, device: Any) -> np.ndarray:
+        seen.append(len(images))
+        return harmonised(images, wanted, device)
+
+    monkeypatch.setattr(model_module, "harmonised", watched)
+    simulate(tmp_path / "run", "strategy=harmofl", "baselines=[]", "evaluated=[global]", "rounds=1")
+    # Three sites validate after round 1; four are scored on the test split, and drawn.
+    assert len(seen) >= 3 + 4
+
+
+def test_statistics_of_too_few_images_stay_at_the_site(
+    simulate: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = simulate(
+        tmp_path / "run",
+        "strategy=feddg",
+        "baselines=[]",
+        "evaluated=[global]",
+        "policy.min_count=1000",
+    )
+    for line in lines_of(run):
+        assert all(told["statistics_withheld"] == 1 for told in line["sites"].values())
+    held = read_tensors(run / "checkpoints" / "round_0002.safetensors")
+    assert not any("rule." in key for key in held)
+
+
+def test_a_run_that_was_cut_ends_in_the_same_bytes(
+    simulate: Callable[..., Path], tmp_path: Path
+) -> None:
+    overrides = ("strategy=feddg", "strategy.fraction=0.6", "baselines=[]", "evaluated=[global]")
+    whole = simulate(tmp_path / "whole", *overrides)
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for path in ("round_0002.json", "round_0002.safetensors"):
+        (cut / "checkpoints" / path).unlink()
+    (cut / "cross_site.csv").unlink()
+    simulate(cut, *overrides, "resume=true")
+    last = "checkpoints/round_0002.safetensors"
+    assert (cut / last).read_bytes() == (whole / last).read_bytes()
+    assert (cut / "cases.csv").read_bytes() == (whole / "cases.csv").read_bytes()
