@@ -77,8 +77,8 @@ def engine(run: Simulation, workers: int) -> Outcome:
         rows = train_and_score(grid, run.plan)
         cpu_s = cpu_seconds() - start_cpu  # while the workers still live
     wall_s = time.perf_counter() - start
-    packed, _ = checkpoint.load(run.plan.checkpoints, run.plan.rounds, run.plan.identity)
-    weights = {name.removeprefix("segmenter/"): array for name, array in packed.items()}
+    held = checkpoint.load(run.plan.checkpoints, run.plan.rounds, run.plan.identity)
+    weights = {name.removeprefix("segmenter/"): array for name, array in held.model.items()}
     scores = {
         (row["site"], row["case"], row["structure"]): [row[metric] for metric in METRICS]
         for row in rows

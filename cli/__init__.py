@@ -60,6 +60,14 @@ def simulate(overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(overrides: Overrides = None) -> None:
+    """Run a grid of simulations, such as strategy=fedavg,fedbn seed=0,1,2, and rank them."""
+    from fedshift.cli.compare import compare as run
+
+    run(overrides or [])
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     overrides: Overrides = None,
@@ -85,6 +93,34 @@ def report(
 
     for run in runs:
         draw(run)
+
+
+@app.command()
+def advise(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[RUN|COMPARISON]", help="The folder of either.")
+    ] = None,
+    graded: Annotated[
+        bool, typer.Option("--graded", help="Count the hits on federations built for one advice.")
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="With --graded: seeds, joined by commas.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="With --graded: the folder of its runs.")] = Path(
+        "graded"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --graded: worker processes.")
+    ] = None,
+) -> None:
+    """Say what to try next - harmonise, personalise, robust, nothing - and check it."""
+    from fedshift.cli.advise import advise as tell
+    from fedshift.cli.advise import grade
+
+    if graded == (folder is not None):
+        raise UserError("name the folder of a run or of a comparison, or give --graded")
+    if folder is not None:
+        tell(folder)
+    else:
+        grade(out, seeds, workers)
 
 
 @app.command(epilog="\n\n".join(f"{number}  {title}" for number, title in PAPERS.items()))

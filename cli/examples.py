@@ -4,6 +4,7 @@ site, and what the method itself shows of its work."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from fedshift import derive_seed
 from fedshift.cli.runs import stored_run
 from fedshift.client.examples import draw_site
 from fedshift.client.illustrations import draw as draw_illustration
-from fedshift.client.methods.base import Scene
+from fedshift.client.methods.base import Scene, of_method
 from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.messages import Arrays, Instruction
@@ -68,6 +69,7 @@ def _draw_method(
     model = shared_model(instruction.method, instruction.task, scene.device)
     model.load(arrays)
     shown = []
+    scene = replace(scene, bank=of_method(scene.bank))
     for picture in model.method.illustrate(data, model.nets, scene):
         name = f"method_{data.name}-{picture.name}.png"
         draw_illustration(picture, figures / name)

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedshift import strategies
+from fedshift import UserError, strategies
 from fedshift.cli.config import choices, load
 from fedshift.cli.runs import open_federation, task_settings
 from fedshift.client.model import Model
@@ -65,15 +65,17 @@ def explain(overrides: Sequence[str]) -> None:
         for tensor, info in infos.items()
         if tensor not in kept
     )
+    down, up = (sent * models / 1e6 for models in strategy.cost)
     console.print(
         f"{len(training)} sites train ({', '.join(training[:8])}"
-        f"{', ...' if len(training) > 8 else ''}); a round moves {sent / 1e6:.2f} MB to each "
-        "selected site and as much back.",
+        f"{', ...' if len(training) > 8 else ''}); a round moves {down:.2f} MB to each selected "
+        f"site and {up:.2f} MB back.",
         highlight=False,
     )
     for rule, settings in strategy.rules().items():
         told = ", ".join(f"{key}={value}" for key, value in settings.items())
-        console.print(f"In their training sites follow the rule {rule} ({told}).", highlight=False)
+        told = f" ({told})" if told else ""
+        console.print(f"In their training sites follow the rule {rule}{told}.", highlight=False)
     for other in same_as(strategy, name, infos, len(training)):
         console.print(f"[yellow]Warning: {other}[/yellow]")
 
@@ -87,14 +89,21 @@ def same_as(
         sentences.append(f"with one training site {name} is local training.")
     mine = (strategy.keeps(infos), strategy.rules(), strategy.model, strategy.combines)
     for other_name in choices("strategy"):
-        if other_name in (name, "pooled", "flower"):
+        # silobn is fedavg on most networks: that is worth a warning to who asked for silobn only.
+        if other_name in (name, "pooled", "flower", "silobn"):
             continue
         other = strategies.build({"name": other_name})
-        if (other.keeps(infos), other.rules(), other.model, other.combines) != mine:
+        try:
+            theirs = (other.keeps(infos), other.rules(), other.model, other.combines)
+        except UserError:  # It cannot be combined with this method at all.
+            continue
+        if theirs != mine:
             continue
         why = ""
         if "fedbn" in (name, other_name):
             why = ": the networks have no normalising layer with tensors of its own"
+        elif name == "silobn":
+            why = ": the normalising layers have no running statistics"
         elif "fedprox" in (name, other_name):
             why = ": the proximal weight is 0"
         sentences.append(f"{name} would be the same as {other_name}{why}.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 from rich.console import Console
@@ -15,6 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+from fedshift.server.progress import Progress as Watcher
+
+Watch = Callable[[str], AbstractContextManager[Watcher]]
+"""Opens a watcher for a run of this title."""
 
 _LINE_EVERY_S = 10.0
 

@@ -10,6 +10,8 @@ from fedshift.server import report as reports
 
 
 def report(run: Path) -> None:
-    """Rebuild ``figures/`` and ``report.html`` of ``run`` and print its summary."""
+    """Rebuild ``figures/`` and ``report.html`` of ``run`` and its folds; print its summary."""
+    for fold in sorted(run.glob("folds/*")):
+        reports.build(fold)
     reports.build(run)
     Console().print(reports.summary(run))

@@ -20,9 +20,10 @@ from fedshift.protocol.messages import POOLED, Instruction
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
-from fedshift.server.rounds import RunPlan, meet, prepare
+from fedshift.server.rounds import Budget, RunPlan, meet, prepare, read_rounds
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation, SiteSpec
+from fedshift.strategies.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ def read_config(path: Path) -> Config:
 
 
 def open_federation(config: Config) -> tuple[Federation, DataSettings]:
-    """List the sites that ``config`` describes, the one left out of this fold as an unseen one."""
+    """List the sites that ``config`` describes, those left out of this fold as unseen ones."""
     data = DataSettings.from_config(config["data"])
     federation = load_federation(config["federation"], data, config["seed"])
     sites = tuple(
-        replace(site, role="unseen") if site.name == config.get("left_out") else site
+        replace(site, role="unseen") if site.name in config.get("left_out", ()) else site
         for site in federation.sites
     )
     return replace(federation, sites=sites), data
@@ -69,6 +70,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
     asked = config["strategy"]
     baselines = [name for name in settings.baselines if name != asked["name"]]
     arms = [asked, *({"name": name} for name in baselines)]
+    clock = Clock.from_config(config.get("clock", {"name": "none"}), settings.seed)
     return RunPlan(
         out=out,
         identity=identity,
@@ -82,7 +84,27 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         checkpoints_kept=settings.checkpoints_kept,
         evaluated=settings.evaluated,
         deadline_s=settings.deadline_s,
+        budget=_budget(settings, clock),
+        clock=clock,
+        tracking=settings.tracking,
     )
+
+
+def _budget(settings: RunSettings, clock: Clock | None) -> Budget | None:
+    """What ends the run early, if anything; raises :class:`UserError` for half of a budget, or time
+    without a clock."""
+    if settings.budget == "time" and clock is None:
+        raise UserError(
+            "budget=time is simulated time, and there is no clock; add clock=hospitals or clock=lan"
+        )
+    if settings.budget == "steps":
+        if settings.budget_limit is not None:
+            raise UserError("budget_limit limits budget=bytes or budget=time; add one of them")
+        return None
+    if settings.budget_limit is None:
+        unit = "bytes" if settings.budget == "bytes" else "seconds of the simulated clock"
+        raise UserError(f"budget={settings.budget} needs budget_limit, in {unit}")
+    return Budget(settings.budget, settings.budget_limit)
 
 
 @contextmanager
@@ -95,7 +117,9 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     settings = RunSettings.from_config(config)
     cards_path = run / "checkpoints" / "sites.json"
     done = checkpoint.last_round(run / "checkpoints")
-    if done < settings.rounds or not cards_path.exists():
+    lines = read_rounds(run)
+    ended = bool(lines) and lines[-1].get("ended") is not None
+    if (done < settings.rounds and not ended) or not cards_path.exists():
         raise UserError(
             f"{run} holds {done} of {settings.rounds} rounds; finish it first with "
             "fedshift simulate ... resume=true"
@@ -122,5 +146,5 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
             config,
             cards,
             finished_models(training, plan),
-            training.instruction.but(round=plan.rounds),
+            training.instruction.but(round=training.done),
         )

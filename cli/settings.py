@@ -9,7 +9,7 @@ from typing import Literal
 from fedshift.cli.config import Config
 from fedshift.protocol.settings import from_mapping, setting
 
-_GROUPS = ("federation", "data", "task", "method", "strategy", "policy", "engine", "out")
+_GROUPS = ("federation", "data", "task", "method", "strategy", "clock", "policy", "engine", "out")
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,13 @@ class RunSettings:
     seed: int = setting(0, at_least=0)
     rounds: int = setting(10, at_least=1)
     local_steps: int = setting(30, at_least=1)
-    protocol: Literal["together", "leave_one_site_out", "unlabel_one_site"] = "together"
-    left_out: str | None = None
-    """The site that a fold of leave-one-site-out does without; never set by hand."""
+    budget: Literal["steps", "bytes", "time"] = "steps"
+    budget_limit: float | None = setting(None, at_least=0)
+    protocol: Literal[
+        "together", "leave_one_site_out", "leave_one_vendor_out", "unlabel_one_site"
+    ] = "together"
+    left_out: tuple[str, ...] = ()
+    """The sites that a fold of the leave-one-out protocols does without; never set by hand."""
     baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")
     validate_every: int = setting(1, at_least=0)
     evaluated: tuple[Literal["local", "personal", "global", "pooled"], ...] = (
@@ -32,6 +36,7 @@ class RunSettings:
         "pooled",
     )
     checkpoints_kept: int | None = setting(None, at_least=1)
+    tracking: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     deadline_s: float | None = setting(None, at_least=0)
 
     @classmethod

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +19,67 @@ from fedshift import UserError
 from fedshift.cli import examples
 from fedshift.cli.config import Config, load
 from fedshift.cli.engine import run_engine
-from fedshift.cli.progress import Screen
+from fedshift.cli.progress import Screen, Watch
 from fedshift.cli.runs import build_plan, open_federation, read_config
 from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
-from fedshift.protocol.storage import keep_lines, write_atomic
-from fedshift.server import checkpoint, report, tables
+from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
+from fedshift.server import checkpoint, report, tables, tracking
+from fedshift.server.rounds import read_rounds
+from fedshift.sites.types import Federation
 from fedshift.strategies.pooled import Pooled
 
 
 def simulate(overrides: Sequence[str]) -> None:
     """Train, score and report; prints the summary."""
     config = load(overrides)
-    settings = RunSettings.from_config(config)
+    RunSettings.from_config(config)
     federation, _ = open_federation(config)
     config["federation"]["name"] = federation.name
     out = output_folder(config)
     console = Console()
     with alone_in(out):
-        if settings.protocol == "together":
-            run_folder(out, config, console)
-        else:
-            training = [site.name for site in federation.sites if site.role == "train"]
-            _in_turn(out, config, training, console)
+        run(out, config, console)
     console.print(report.summary(out))
 
 
-def run_folder(out: Path, config: Config, console: Console) -> None:
-    """Fill one run folder, or what is left of it."""
+def run(
+    out: Path,
+    config: Config,
+    console: Console,
+    *,
+    watch: Watch | None = None,
+    drawn: bool = True,
+) -> None:
+    """Run what ``config`` describes, or what is left of it: one run folder, or one with folds.
+
+    ``watch`` opens a watcher for each run folder (None: a screen on ``console``). With ``drawn``
+    the folder gets its figures and page.
+    """
+    if config["protocol"] == "together":
+        run_folder(out, config, console, watch=watch, drawn=drawn)
+    else:
+        _in_turn(out, config, console, watch, drawn=drawn)
+
+
+def run_folder(
+    out: Path,
+    config: Config,
+    console: Console,
+    *,
+    watch: Watch | None = None,
+    drawn: bool = True,
+) -> None:
+    """Fill one run folder, or what is left of it; see :func:`run`."""
     federation, data = open_federation(config)
     settings = RunSettings.from_config(config)
     engine = EngineSettings.from_config(config)
     policy = Policy.from_config(config["policy"])
     identity = checkpoint.fingerprint(config)
     plan = build_plan(out, config, federation.structures, identity)
+    tracking.check(plan.tracking)
     done = _open_folder(out, config, identity, resume=settings.resume)
     sites = LocalSites(
         federation=federation,
@@ -65,15 +91,19 @@ def run_folder(out: Path, config: Config, console: Console) -> None:
         amp=engine.amp,
     )
     if (out / "cross_site.csv").exists():
-        console.print(f"{out} is finished; drawing its report again", highlight=False)
+        if drawn:
+            console.print(f"{out} is finished; drawing its report again", highlight=False)
+        with tracking.opened(out, plan.tracking, read_rounds(out)):
+            pass  # A sink that is asked for afterwards gets the whole run.
     else:
         egress = _Egress(sites, out / "egress.jsonl", done)
         plan = replace(plan, after_round=egress.collect)
         title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"
-        with Screen(console, title) as screen:
-            run_engine(plan, sites, engine, screen)
-    examples.draw(out, sites)
-    report.build(out)
+        with (watch or partial(Screen, console))(title) as progress:
+            run_engine(plan, sites, engine, progress)
+    if drawn:
+        examples.draw(out, sites)
+        report.build(out)
 
 
 class _Egress:
@@ -112,7 +142,7 @@ def alone_in(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-_BEGUN = {"config.yaml", "checkpoints", "rounds.jsonl", "egress.jsonl"}
+_BEGUN = {"config.yaml", "checkpoints", "rounds.jsonl", "egress.jsonl", tracking.FOLDER}
 """All that a run's folder holds before its first round is finished."""
 
 
@@ -137,8 +167,7 @@ def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> i
                 f"{out} holds a run with another config ({', '.join(changed[:5])}); repeat that "
                 "run's options or choose another out=DIR"
             )
-        for leftover in out.rglob(".*.tmp"):  # A kill came between writing and renaming.
-            leftover.unlink()
+        _sweep(out)
         return done
     out.mkdir(parents=True, exist_ok=True)
     held = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
@@ -146,11 +175,19 @@ def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> i
         raise UserError(f"{out} is not empty and holds no run; choose another out=DIR")
     if held:
         read_config(stored)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    _sweep(out)
+    for name in ("checkpoints", tracking.FOLDER):
+        shutil.rmtree(out / name, ignore_errors=True)
     for name in ("rounds.jsonl", "egress.jsonl"):
         (out / name).unlink(missing_ok=True)
     write_atomic(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return 0
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a kill between writing and renaming left."""
+    for leftover in out.rglob(".*.tmp"):
+        leftover.unlink()
 
 
 def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
@@ -163,36 +200,83 @@ def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
     )
 
 
-def _in_turn(out: Path, config: Config, training: list[str], console: Console) -> None:
-    """Leave each of the ``training`` sites out in turn, or hide its labels; score the models of the
-    others on it.
+@dataclass(frozen=True)
+class Fold:
+    """One run of a protocol that leaves something out in turn.
 
-    Each fold is a run folder of its own under ``folds/``. The tables of ``out`` hold, for every
-    site, the models that never saw it, or never its labels.
+    ``name`` is its folder's; ``without`` says what is left out. The fold differs from the whole in
+    ``changes`` to the config, and stands for ``sites``: with ``vendor``, for their images of it.
+    """
+
+    name: str
+    without: str
+    sites: tuple[str, ...]
+    changes: Config
+    vendor: str | None = None
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether a table's row is of what this fold stands for."""
+        return row["site"] in self.sites and self.vendor in (None, row["vendor"])
+
+
+def folds(config: Config, federation: Federation) -> list[Fold]:
+    """The folds of the config's protocol; none when all sites train together.
+
+    A vendor is left out with every site that has any image of it. Raises :class:`UserError` when
+    a fold would leave no site to train.
     """
     protocol = config["protocol"]
-    if len(training) < 2:
-        raise UserError(
-            f"protocol={protocol} needs at least two training sites; "
-            f"the federation has {len(training)}"
-        )
+    training = [site for site in federation.sites if site.role == "train"]
+    names = [site.name for site in training]
+    found = []
+    if protocol == "leave_one_site_out":
+        found = [Fold(name, name, (name,), {"left_out": [name]}) for name in names]
+    elif protocol == "unlabel_one_site":
+        for name in names:
+            hidden = sorted({*config["data"]["unlabelled_sites"], name})
+            data = {**config["data"], "unlabelled_sites": hidden}
+            found.append(Fold(name, f"the labels of {name}", (name,), {"data": data}))
+    elif protocol == "leave_one_vendor_out":
+        for vendor in sorted({vendor for site in training for vendor in site.vendors}):
+            left = tuple(site.name for site in training if vendor in site.vendors)
+            changes = {"left_out": list(left)}
+            found.append(Fold(folder_name(vendor), f"vendor {vendor}", left, changes, vendor))
+    for fold in found:
+        if len(fold.sites) == len(training):
+            of = "with images of other vendors" if fold.vendor else "that trains"
+            raise UserError(
+                f"protocol={protocol}: without {fold.without} no site could train; the federation "
+                f"needs another site {of}"
+            )
+    return found
+
+
+def _in_turn(
+    out: Path, config: Config, console: Console, watch: Watch | None, *, drawn: bool
+) -> None:
+    """Run each fold in a run folder of its own under ``folds/``.
+
+    The tables of ``out`` hold, for every site, the models that never saw it, or never its labels.
+    Of a site with several vendors that are left out in turn, each image has the models that never
+    saw its vendor; its summary lacks the metrics that ``cases.csv`` lacks.
+    """
+    federation, _ = open_federation(config)
+    turns = folds(config, federation)
     _open_folder(out, config, checkpoint.fingerprint(config), resume=config["resume"])
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
-    for number, name in enumerate(training, start=1):
-        fold = out / "folds" / name
-        fold_config = {**config, "out": str(fold), "protocol": "together"}
-        if protocol == "leave_one_site_out":
-            without, fold_config["left_out"] = name, name
-        else:
-            without = f"the labels of {name}"
-            hidden = sorted({*config["data"]["unlabelled_sites"], name})
-            fold_config["data"] = {**config["data"], "unlabelled_sites": hidden}
-        console.print(f"fold {number} of {len(training)}: without {without}", highlight=False)
-        run_folder(fold, fold_config, console)
-        cases += [row for row in tables.read_cases(fold / "cases.csv") if row["site"] == name]
-        found = tables.read_cross_site(fold / "cross_site.csv")
-        summary += [row for row in found if row["site"] == name]
+    for number, turn in enumerate(turns, start=1):
+        console.print(f"fold {number} of {len(turns)}: without {turn.without}", highlight=False)
+        fold = out / "folds" / turn.name
+        changed = {**config, "out": str(fold), "protocol": "together", **turn.changes}
+        run_folder(fold, changed, console, watch=watch, drawn=drawn)
+        cases += filter(turn.holds, tables.read_cases(fold / "cases.csv"))
+        summary += filter(turn.holds, tables.read_cross_site(fold / "cross_site.csv"))
+    whole = {row["site"] for row in summary}
+    mixed = [row for row in cases if row["site"] not in whole]
     tables.write_cases(out / "cases.csv", cases)
-    tables.write_cross_site(out / "cross_site.csv", summary)
-    report.build(out)
+    tables.write_cross_site(
+        out / "cross_site.csv", summary + tables.summarise(mixed, config["seed"])
+    )
+    if drawn:
+        report.build(out)

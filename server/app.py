@@ -6,13 +6,15 @@ import json
 
 from fedshift.protocol.flower import Context, Grid, ServerApp
 from fedshift.protocol.storage import write_atomic
-from fedshift.server import tables
+from fedshift.server import tables, tracking
 from fedshift.server.cross_site import finished_models, measure_shift, score
 from fedshift.server.progress import Progress
-from fedshift.server.rounds import RunPlan, meet, messages_left, prepare, train
+from fedshift.server.rounds import RunPlan, Sites, meet, messages_left, prepare, read_rounds, train
 
 SPLITS = ("val", "test")
 """What is scored at the end; every summary is of the test split alone."""
+NOTES_TOLD = 8
+"""As many notes of sites are told before training; the report has all."""
 
 
 def make_server_app(plan: RunPlan, progress: Progress) -> ServerApp:
@@ -30,17 +32,37 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
     """Run what is left of a run. ``cross_site.csv`` is written last: with it the run is done."""
     sites = meet(grid, plan)
     training = prepare(sites, plan)
+    if not training.done:
+        _tell_notes(sites, progress)
     models = finished_models(training, plan)
     exchanges = len(models) + 2  # every model is scored at every site; shift takes two
     progress.expect(messages_left(training, plan) + exchanges * len(sites.scored))
     train(training, plan, progress)
 
-    instruction = training.instruction.but(round=plan.rounds)
+    instruction = training.instruction.but(round=training.done)
     rows, problems = score(sites, instruction, models, SPLITS, progress)
-    shift_rows, missing, advice = measure_shift(sites, instruction, models, progress)
+    shift_rows, missing, encoder = measure_shift(sites, instruction, models, progress)
     plan.after_round()
+    tracking.write_table(plan.out / "rounds.csv", read_rounds(plan.out), plan.strategies[0].model)
     tables.write_cases(plan.out / "cases.csv", rows)
     tables.write_shift(plan.out / "shift.csv", shift_rows)
-    notes = {"problems": problems + missing, "advice": advice}
+    notes = {"problems": problems + missing, "encoder": encoder}
     write_atomic(plan.checkpoints / "evaluation.json", json.dumps(notes, indent=1) + "\n")
     tables.write_cross_site(plan.out / "cross_site.csv", tables.summarise(rows, plan.seed))
+
+
+def _tell_notes(sites: Sites, progress: Progress) -> None:
+    """What sites say of their data, such as labels that the grid cuts off: known only afterwards,
+    it would cost the run."""
+    told: dict[str, list[str]] = {}
+    for name, card in sites.cards.items():
+        for note in card.notes:
+            told.setdefault(note, []).append(name)
+    # What one site alone says weighs more than what all say.
+    ordered = sorted(told, key=lambda note: len(told[note]))
+    for note in ordered[:NOTES_TOLD]:
+        names = told[note]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        progress.say(f"{', '.join(names[:3])}{more}: {note}")
+    if len(ordered) > NOTES_TOLD:
+        progress.say(f"and {len(ordered) - NOTES_TOLD} more notes of sites, all in the report")

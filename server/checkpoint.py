@@ -24,7 +24,7 @@ _NAME = re.compile(r"round_(\d+)\.json$")
 _BANK = "bank::"
 _STATE = "state::"
 
-_ELSEWHERE = ("engine", "out", "resume")
+_ELSEWHERE = ("engine", "out", "resume", "tracking")
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

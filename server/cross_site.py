@@ -73,6 +73,8 @@ def finished_models(training: Training, plan: RunPlan) -> list[ModelRef]:
 def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRef]:
     strategy, sites = arm.strategy, training.sites
     names = list(strategy.sites)
+    absent = strategy.kept.difference(arm.model)
+    """What is held by the sites alone."""
 
     def own(name: str) -> Arrays:
         """What site ``name`` keeps of this arm, with what the arm shares."""
@@ -95,7 +97,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
             except NoModel as reason:
                 missing = reason
                 continue
-            mean.add({key: array for key, array in held.items() if key in strategy.kept}, 1.0)
+            mean.add({key: array for key, array in held.items() if key in absent}, 1.0)
         kept = mean.result()
         if not kept:
             raise missing
@@ -108,7 +110,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
     if strategy.kept or strategy.personal:
         for name in names:
             yield ModelRef("personal", name, partial(own, name), strategy.bank)
-    if strategy.kept:
+    if absent:
         yield ModelRef("global", POOLED, mean_own, strategy.bank)
     else:
         yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model), strategy.bank)
@@ -174,7 +176,8 @@ def measure_shift(
     """Measure how far apart the sites' images are, in the features of one fixed encoder: the
     global model's or, without one, the pooled or the first site's.
 
-    Returns the rows of ``shift.csv``, a sentence for everything missing from them, and advice.
+    Returns the rows of ``shift.csv``, a sentence for everything missing from them, and whose
+    features were compared.
     """
     problems: list[str] = []
     order = ("global", "pooled", "local", "personal")
@@ -205,8 +208,7 @@ def measure_shift(
     questions = shift.questions(statistics, instruction.seed)
     answers = gather(Action.SHIFT_ANSWER, sorted(questions), questions) if questions else {}
     rows, missing = shift.pairwise(statistics, answers, instruction.seed)
-    advice = shift.advice(rows, statistics)
     encoder = {"global": "the federated model", "pooled": "the pooled model"}.get(
         ref.model, f"the {ref.model} model of {ref.trained_on}"
     )
-    return rows, problems + missing, f"{advice} (Features: {encoder}.)"
+    return rows, problems + missing, encoder

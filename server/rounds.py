@@ -34,10 +34,11 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.protocol.storage import keep_lines, write_atomic
-from fedshift.server import checkpoint
+from fedshift.server import checkpoint, tracking
 from fedshift.server.exchange import exchange
 from fedshift.server.progress import Progress
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.clock import Clock, Timing
 from fedshift.strategies.local import Local
 from fedshift.strategies.pooled import Pooled
 
@@ -66,10 +67,12 @@ class Budget:
         costliest = max(after - before for before, after in pairwise([0.0, *spent]))
         if spent[-1] + costliest <= self.limit:
             return None
+        numbers = (spent[-1], self.limit, costliest)
+        told = [f"{number:,.0f}" if self.kind == "bytes" else f"{number:g}" for number in numbers]
         unit = "bytes" if self.kind == "bytes" else "s"
         return (
-            f"another round would pass budget_limit: {spent[-1]:,.0f} of {self.limit:,.0f} {unit} "
-            f"are spent, and a round took up to {costliest:,.0f}"
+            f"another round would pass budget_limit: {told[0]} of {told[1]} {unit} are spent, and "
+            f"a round took up to {told[2]}"
         )
 
 
@@ -80,9 +83,10 @@ class RunPlan:
     ``strategies`` are the arms, the one asked for first. ``identity`` is the config's fingerprint.
     Every ``validate_every`` rounds the models are scored on validation (0: never); ``evaluated``
     lists which models enter the cross-site matrix. Of the checkpoints the newest
-    ``checkpoints_kept`` stay (None: all). A ``budget`` may end the run before ``rounds``.
-    ``after_round`` is called when a round's line is about to be written (a simulation collects the
-    sites' ledgers then).
+    ``checkpoints_kept`` stay (None: all). A ``budget`` may end the run before ``rounds``. With a
+    ``clock`` rounds take simulated time, in which sites may be slow or away.
+    ``tracking`` names the sinks that are fed each round. ``after_round`` is called when a round's
+    line is about to be written (a simulation collects the sites' ledgers then).
     """
 
     out: Path
@@ -98,6 +102,8 @@ class RunPlan:
     checkpoints_kept: int | None = None
     deadline_s: float | None = None
     budget: Budget | None = None
+    clock: Clock | None = None
+    tracking: tuple[str, ...] = ()
     after_round: Callable[[], None] = lambda: None
 
     def validates(self, number: int) -> bool:
@@ -305,6 +311,8 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     instruction = plan.instruction.but(task=task)
     method, initial = _method(sites, plan, instruction)
     _check_roles(method, unlabelled, plan)
+    if plan.clock is not None:
+        plan.clock.check(sites.scored)
     arms = []
     for strategy in plan.strategies:
         names = sites.labelled if method.participation == "labelled" else sites.trainable
@@ -318,6 +326,7 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
             method.tensors,
             instruction.but(steps=steps),
         )
+        strategy.clock = plan.clock
         arms.append(Arm(strategy, pack_arrays(strategy.shared(initial))))
     done = checkpoint.last_round(plan.checkpoints)
     if done:
@@ -328,6 +337,9 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     training = Training(sites, instruction, method, arms, done)
     for line in read_rounds(plan.out):
         _charge(training, plan, line)
+        for arm in arms:
+            part = line if arm is arms[0] else line["baselines"][arm.strategy.model]
+            arm.strategy.now = part.get("clock_s", 0.0)
     return training
 
 
@@ -355,6 +367,11 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
     not meet."""
     name = plan.method["name"]
     for strategy in plan.strategies:
+        if strategy.clocked and plan.clock is None:
+            raise UserError(
+                f"strategy={strategy.name} decides by the simulated clock, and there is none; add "
+                "clock=hospitals or clock=lan"
+            )
         if strategy.segmenting and not method.segmenting:
             raise UserError(
                 f"strategy={strategy.name} reaches into the training of a segmentation "
@@ -372,7 +389,11 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
         if isinstance(strategy, Local):
             raise UserError(
                 f"method={name} trains between sites, which {strategy.model} training keeps apart; "
-                f"leave {strategy.model} out of baselines and choose another strategy"
+                + (
+                    "choose another strategy"
+                    if strategy is plan.strategies[0]
+                    else f"leave {strategy.model} out of baselines"
+                )
             )
 
 
@@ -381,9 +402,12 @@ def train(training: Training, plan: RunPlan, progress: Progress) -> None:
     last models."""
     if training.done:
         progress.say(f"resuming after round {training.done} of {plan.rounds}")
-    while training.done < plan.rounds and training.ended is None:
-        _round(training.done + 1, training, plan, progress)
-        training.done += 1
+    with tracking.opened(plan.out, plan.tracking, read_rounds(plan.out)) as sinks:
+        while training.done < plan.rounds and training.ended is None:
+            line = _round(training.done + 1, training, plan, progress)
+            training.done += 1
+            for sink in sinks:
+                sink.add(line)
     if training.ended and training.done < plan.rounds:
         progress.say(f"ended after round {training.done} of {plan.rounds}: {training.ended}")
 
@@ -408,7 +432,8 @@ def _method(sites: Sites, plan: RunPlan, instruction: Instruction) -> tuple[Meth
     return MethodCard.from_json(details(reply.content)), read_arrays(reply.content)
 
 
-def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -> None:
+def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -> dict[str, Any]:
+    """Run a round; returns its line."""
     start = time.perf_counter()
     grid, config = training.sites.grid, ConfigRecord()
     label = f"round {number}/{plan.rounds}"
@@ -421,6 +446,7 @@ def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -
         model, _ = arm.strategy.aggregate_train(number, replies)
         if model is not None:
             arm.model = model
+        arm.strategy.pass_time(number)
         _tell(arm.strategy, label, progress)
     if plan.validates(number):
         asked = [
@@ -431,7 +457,7 @@ def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -
             arm.strategy.aggregate_evaluate(number, replies)
 
     plan.after_round()
-    _write_round(number, training, plan, time.perf_counter() - start)
+    return _write_round(number, training, plan, time.perf_counter() - start)
 
 
 def _replies(
@@ -475,8 +501,8 @@ def _tell(strategy: Strategy, label: str, progress: Progress) -> None:
         progress.say(f"{label}: {strategy.model} stays as it was: {strategy.outcome.skipped}")
 
 
-def _write_round(number: int, training: Training, plan: RunPlan, seconds: float) -> None:
-    """Append the round's line, then save the checkpoint."""
+def _write_round(number: int, training: Training, plan: RunPlan, seconds: float) -> dict[str, Any]:
+    """Append the round's line, then save the checkpoint; returns the line."""
     main, *references = training.arms
     line = {
         "round": number,
@@ -495,12 +521,13 @@ def _write_round(number: int, training: Training, plan: RunPlan, seconds: float)
         write_atomic(plan.checkpoints / "method.json", described + "\n")
     held = checkpoint.Checkpoint(unpack_arrays(main.model), main.strategy.bank, main.strategy.state)
     checkpoint.save(plan.checkpoints, number, held, plan.identity, plan.checkpoints_kept)
+    return line
 
 
 def _line(arm: Arm) -> dict[str, Any]:
     """An arm's part of the round's line, with the seconds its sites trained; numbers that are not
     finite become null."""
-    outcome = arm.strategy.outcome
+    strategy, outcome = arm.strategy, arm.strategy.outcome
     spent = sum(metrics.get("seconds", 0.0) for metrics in outcome.sites.values())
     return {
         "seconds": round(spent, 3),
@@ -514,10 +541,31 @@ def _line(arm: Arm) -> dict[str, Any]:
                 },
                 "bytes_down": outcome.bytes_down[name],
                 "bytes_up": outcome.bytes_up[name],
+                **(_simulated(outcome.timings[name]) if name in outcome.timings else {}),
             }
             for name, metrics in outcome.sites.items()
         },
         "failed": outcome.failed,
         "rejected": outcome.rejected,
         "skipped": outcome.skipped,
+        **(
+            {}
+            if strategy.clock is None
+            else {
+                "clock_s": strategy.now,
+                "stragglers": outcome.stragglers,
+                "dropouts": outcome.dropouts,
+            }
+        ),
+    }
+
+
+def _simulated(timing: Timing) -> dict[str, float]:
+    """A site's part of the line on a simulated clock: when it was sent the model, how long it took
+    to answer, and how much of that was transfer."""
+    return {
+        "simulated_start_s": timing.start_s,
+        "simulated_s": timing.seconds,
+        "download_s": timing.download_s,
+        "upload_s": timing.upload_s,
     }

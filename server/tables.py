@@ -251,7 +251,7 @@ def overview(
     sign = _sign(metric)
     vendor_of = {row["site"]: row["vendor"] for row in cross_site_rows}
     result = []
-    for (model, trained_on), values in _site_values(cross_site_rows, metric).items():
+    for (model, trained_on), values in site_values(cross_site_rows, metric).items():
         seen = {site: value for site, value in values.items() if site not in unseen}
         worst_site = min(seen, key=lambda site: sign * values[site], default="")
         by_vendor: dict[str, list[float]] = defaultdict(list)
@@ -282,7 +282,7 @@ def _sign(metric: str) -> int:
     return 1 if metric in HIGHER_IS_BETTER else -1
 
 
-def _site_values(
+def site_values(
     cross_site_rows: Sequence[Mapping[str, Any]], metric: str
 ) -> dict[tuple[str, str], dict[str, float]]:
     """The mean over structures for each (model, trained_on) and site, all sorted by name."""
@@ -340,7 +340,7 @@ def rank_correlation(
     sign = _sign(metric)
     drops = {
         (home, site): sign * (values[home] - value)
-        for (model, home), values in _site_values(cross_site_rows, metric).items()
+        for (model, home), values in site_values(cross_site_rows, metric).items()
         for site, value in values.items()
         if model == "local" and home in values and site != home
     }

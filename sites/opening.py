@@ -69,7 +69,7 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
         )
     if hidden:
         notes.append("data.unlabelled_sites hides the training and validation labels")
-    notes += _notes(site, cases, data)
+    notes = _notes(site, cases, data) + notes
     notes += [f"left out: {reason}" for reason in left_out]
     return SiteData(
         site.name,

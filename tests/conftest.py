@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -141,9 +142,15 @@ def _round_line(text: str) -> dict[str, Any]:
     return timeless(json.loads(text))
 
 
+def _round_rows(text: str) -> list[dict[str, str]]:
+    """The rows of rounds.csv without the times."""
+    rows = list(csv.DictReader(text.splitlines()))
+    return [{name: row[name] for name in row if name != "seconds"} for row in rows]
+
+
 @pytest.fixture(scope="session")
 def contents() -> Callable[..., dict[str, Any]]:
-    """What a run folder holds, by relative path: bytes, and rounds.jsonl without its times.
+    """What a run folder holds, by relative path: bytes, and the rounds without their times.
 
     Left out are the page and the curves' figure, which show times, and the config, which names
     the folder.
@@ -157,6 +164,8 @@ def contents() -> Callable[..., dict[str, Any]]:
                 continue
             if path.name == "rounds.jsonl":
                 found[name] = [_round_line(line) for line in path.read_text().splitlines()]
+            elif path.name == "rounds.csv":
+                found[name] = _round_rows(path.read_text())
             else:
                 found[name] = path.read_bytes()
         return found

@@ -44,6 +44,7 @@ def test_the_run_folder_holds_what_it_promises(reference: Path) -> None:
     assert {path.name for path in reference.iterdir()} == {
         "config.yaml",
         "rounds.jsonl",
+        "rounds.csv",
         "cases.csv",
         "cross_site.csv",
         "shift.csv",

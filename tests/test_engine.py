@@ -21,6 +21,7 @@ from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.client.worker import SiteWorker
+from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Message
 from fedshift.protocol.messages import (
     CONFIG,
@@ -32,9 +33,11 @@ from fedshift.protocol.messages import (
     request,
     unpack_arrays,
 )
+from fedshift.server.app import _tell_notes
 from fedshift.server.engines.devices import CONTEXT_BYTES, place, useful_workers
 from fedshift.server.engines.inline import InlineGrid
-from fedshift.server.rounds import find
+from fedshift.server.progress import Silent
+from fedshift.server.rounds import Sites, find
 from fedshift.sites import DataSettings, load_federation
 from fedshift.strategies.fedavg import FedAvg
 
@@ -330,3 +333,20 @@ def test_without_a_gpu_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch)
     assert place("cpu", None, 3, 2, lambda _: 0) == ["cpu"] * 3
     assert useful_workers(None, 100, 16) == 1
     assert useful_workers(5, 100, 16) == 5
+
+
+def test_what_sites_note_is_told_before_training_the_rarest_first() -> None:
+    def card(name: str, *notes: str) -> SiteCard:
+        return SiteCard(name, "train", (), (), (), {}, (), (8, 8), notes)
+
+    cards = [card("a", "one subject"), card("b", "one subject", "the grid cuts off labels")]
+    cards += [card(f"c{number}", "one subject", f"odd {number}") for number in range(9)]
+    told: list[str] = []
+    watcher = Silent()
+    watcher.say = told.append  # type: ignore[method-assign]
+    _tell_notes(Sites(None, {}, {each.name: each for each in cards}), watcher)  # type: ignore[arg-type]
+    assert told[0] == "b: the grid cuts off labels"
+    assert told[-1] == "and 3 more notes of sites, all in the report"
+    assert len(told) == 9
+    _tell_notes(Sites(None, {}, {each.name: each for each in cards[:2]}), watcher)  # type: ignore[arg-type]
+    assert told[-1] == "a, b: one subject"

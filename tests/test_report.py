@@ -381,7 +381,7 @@ def test_a_site_left_out_in_turn_is_scored_by_models_that_never_saw_it(tmp_path:
     run = tmp_path / "run"
     for site in ("a", "b/c"):
         fold = write_run(run / "folds" / site.replace("/", " "), ["d"], ("x",), rounds=2)
-        notes = {"problems": [f"model at {site}: refused"], "advice": "none"}
+        notes = {"problems": [f"model at {site}: refused"], "encoder": ""}
         (fold / "checkpoints" / "evaluation.json").write_text(json.dumps(notes))
     (run / "config.yaml").write_text("protocol: leave_one_site_out\nrounds: 2\n")
     scores = {
@@ -489,17 +489,18 @@ def test_the_vendors_have_a_table_where_some_have_several_sites(tmp_path: Path) 
 def test_advice_and_gaps_of_the_evaluation_are_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["a", "b"], ("x",), rounds=1)
     gaps = [f"local model of a at b: <reason> {number}" for number in range(22)]
-    notes = {"problems": gaps, "advice": "Harmonise & check."}
+    notes = {"problems": gaps, "encoder": "the <federated> model"}
     (run / "checkpoints" / "evaluation.json").write_text(json.dumps(notes), encoding="utf-8")
 
     page = Page(build(run))
 
     assert "22 gaps in the evaluation" in page.text
-    assert page.text.index("label shares") < page.text.index("Harmonise & check.")
+    assert page.text.index("label shares") < page.text.index("What to try next: No advice")
     assert all(gap in page.text for gap in gaps[:20])
     assert "and 2 more, in checkpoints/evaluation.json" in page.text
     printed = shown(run)
-    assert "Harmonise & check." in printed
+    assert "Features: the <federated> model." in page.text
+    assert "What to try next: No advice" in printed
     assert f"not evaluated: {gaps[0]}" in printed
 
     (run / "checkpoints" / "evaluation.json").write_text("{", encoding="utf-8")

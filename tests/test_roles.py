@@ -244,7 +244,7 @@ def test_each_site_in_turn_loses_its_labels(run_toy: Callable[..., Path], tmp_pa
         (["data.unlabelled_sites=[]"], "every training site has some; .* data.unlabelled_sites"),
         (["data.unlabelled_sites=[vendor_a,vendor_b,vendor_d]"], "no site can train"),
         (["baselines=[local]"], "leave local out of baselines"),
-        (["strategy=pooled"], "leave pooled out of baselines"),
+        (["strategy=pooled"], "pooled training keeps apart; choose another strategy"),
     ],
 )
 def test_a_federation_without_both_kinds_of_sites_is_refused(

@@ -28,7 +28,7 @@ def place(
     ``need(device)`` is what one site's training takes there and ``free(device)`` what is left
     there, in bytes. Raises :class:`UserError` for a device that this machine lacks.
     """
-    names = _devices(devices)
+    names = device_names(devices)
     useful = useful_workers(workers, sites, threads)
     if names == ["cpu"]:
         return ["cpu"] * useful
@@ -52,7 +52,11 @@ def useful_workers(workers: int | None, sites: int, threads: int) -> int:
     return min(sites, workers or max(1, cores // threads))
 
 
-def _devices(devices: str) -> list[str]:
+def device_names(devices: str) -> list[str]:
+    """The devices that ``auto`` or a list such as ``cuda:0,cuda:1`` names, in order.
+
+    Raises :class:`UserError` for a device that this machine lacks.
+    """
     count = torch.cuda.device_count()
     if devices == "auto":
         return [f"cuda:{index}" for index in range(count)] or ["cpu"]

@@ -18,14 +18,14 @@ class Answer:
     """Mean Dice over sites, nan where the run has no such model or site.
 
     ``in_turn`` says what was left out of each site in turn, if anything: all values are then of
-    models that never saw the site, or never its labels, and ``away`` those of the other sites' own
-    models.
+    models that never saw the site, its vendor, or its labels, and ``away`` those of the other
+    sites' own models.
 
     ``home`` and ``away`` are means over the single-site models: where each was trained, and at the
     other training sites. The ``unseen_*`` values are means over the sites that train nothing.
     """
 
-    in_turn: Literal["", "site", "labels"]
+    in_turn: Literal["", "site", "vendor", "labels"]
     sites: int
     federated: float
     worst_site: str
@@ -83,7 +83,10 @@ class Answer:
     def _sentences_in_turn(self) -> list[str]:
         said = []
         never, each, without = "that it never saw", "left out", "the site"
-        if self.in_turn == "labels":
+        if self.in_turn == "vendor":
+            never, each = "whose vendor it never saw", "left out with its vendor"
+            without = "its vendor"
+        elif self.in_turn == "labels":
             never, each, without = "whose labels it never saw", "without labels", "its labels"
         if _known(self.federated):
             said.append(

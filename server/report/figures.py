@@ -8,7 +8,7 @@ summaries over sites instead of one mark a site.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from fedshift.server.report.run import Run, count, format_bytes, format_value, shift_label
+from fedshift.server.report.run import (
+    Run,
+    count,
+    format_bytes,
+    format_value,
+    shift_label,
+    time_unit,
+)
 
 MANY_SITES = 12
 HEAT_MAP_METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
@@ -30,6 +37,15 @@ ARMS: dict[str, tuple[str, Literal["-", "--"], str]] = {
     "pooled": ("#4d4d4d", "--", "pooled (upper bound)"),
 }
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+TIMELINE_ROUNDS = 8
+TIMELINE = {
+    "download": ("#56B4E9", None),
+    "training": ("#0072B2", None),
+    "upload": ("#E69F00", None),
+    "too late": ("#f3d9d0", "////"),
+    "away": ("#d0d0d0", None),
+}
+"""What a site does in simulated time: colour and hatching."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -63,10 +79,17 @@ def draw_all(run: Run) -> dict[str, bytes]:
     }
     if run.rounds:
         jobs["curves.png"] = partial(curves, run)
+    if run.simulated:
+        jobs["timeline.png"] = partial(timeline, run)
     if run.correlations:
         jobs["shift_drop.png"] = partial(shift_drop, run)
     if run.egress:
         jobs["egress.png"] = partial(egress, run)
+    return to_png(jobs)
+
+
+def to_png(jobs: Mapping[str, Callable[[], Figure]]) -> dict[str, bytes]:
+    """Call each to draw its figure in the pages' style; return the PNG files' bytes by name."""
     style: dict[Any, Any] = {**mpl.rcParamsDefault}
     with mpl.rc_context(style | STYLE):
         return {name: _png(draw()) for name, draw in jobs.items()}
@@ -76,7 +99,8 @@ def shade(values: np.ndarray, metric: str) -> np.ndarray:
     """Return RGBA in 0..1 for ``values`` of any shape; darker is better, nan is light grey.
 
     Ratios run from 0 to 1, distances from 0 to the largest value, signed errors from minus to plus
-    the largest size on a diverging scale; a metric without a direction stays unshaded.
+    the largest size on a diverging scale, and so do differences in Dice (``gain``), to 0.1 at
+    least; a metric without a direction stays unshaded.
     """
     finite = values[np.isfinite(values)]
     top = float(np.abs(finite).max()) if finite.size else 1.0
@@ -87,10 +111,13 @@ def shade(values: np.ndarray, metric: str) -> np.ndarray:
         name, norm = "YlGnBu_r", Normalize(0, top)
     elif metric == "volume_error_ml":
         name, norm = "PuOr", Normalize(-top, top)
+    elif metric == "gain":
+        name, norm = "PuOr", Normalize(-max(top, 0.1), max(top, 0.1))
     else:
         name, norm = "Greys", Normalize(-9 * top, 90 * top)
     # The ends of the map are left out: nearly white and nearly black cells hide their numbers.
-    colors = mpl.colormaps[name](0.06 + 0.82 * norm(np.nan_to_num(values)))
+    start = 0.09 if name == "PuOr" else 0.06  # The middle of a diverging map is its zero.
+    colors = mpl.colormaps[name](start + 0.82 * norm(np.nan_to_num(values)))
     colors[~np.isfinite(values)] = (0.93, 0.93, 0.93, 1.0)
     return np.asarray(colors)
 
@@ -143,7 +170,7 @@ def heat_map(run: Run, metric: str) -> Figure:
         f"{metric_title(metric)}: each model (row) at each site (column)\n"
         f"test split, {_structure_words(run)}"
         + ("; every model trained without the column's site" if run.in_turn else "")
-        + ("'s labels" if run.in_turn == "labels" else ""),
+        + {"vendor": "'s vendor", "labels": "'s labels"}.get(run.in_turn, ""),
         x=0.01,
         ha="left",
         fontsize=10,
@@ -199,6 +226,66 @@ def curves(run: Run) -> Figure:
         if dice[arm] or loss[arm]
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
+
+
+def timeline(run: Run) -> Figure:
+    """Who did what in simulated time in the first rounds; of many sites the slowest."""
+    lines = run.rounds[:TIMELINE_ROUNDS]
+    limit = lines[-1]["clock_s"]
+    unit, size = time_unit(limit)
+    slowest: dict[str, float] = {}
+    for line in run.rounds:
+        taken = {name: site.get("simulated_s", 0.0) for name, site in line["sites"].items()}
+        for name, seconds in {**dict.fromkeys(line["dropouts"], 0.0), **taken}.items():
+            slowest[name] = max(slowest.get(name, 0.0), seconds)
+        for name, seconds in line["stragglers"].items():
+            slowest[name] = max(slowest.get(name, 0.0), seconds)
+    named = sorted(sorted(slowest, key=lambda name: -slowest[name])[:MANY_SITES])
+    row_of = {name: row for row, name in enumerate(named)}
+    bars: dict[str, list[tuple[int, float, float]]] = {name: [] for name in TIMELINE}
+    start = 0.0
+    for line in run.rounds:
+        for name, site in line["sites"].items():
+            begun = site.get("simulated_start_s", limit)
+            if name not in row_of or begun >= limit:
+                continue
+            down, up = site["download_s"], site["upload_s"]
+            training = site["simulated_s"] - down - up
+            for part, length in (("download", down), ("training", training), ("upload", up)):
+                bars[part].append((row_of[name], begun, length))
+                begun += length
+        if start < limit:
+            for part, names in (("too late", line["stragglers"]), ("away", line["dropouts"])):
+                length = line["clock_s"] - start
+                bars[part] += [(row_of[name], start, length) for name in names if name in row_of]
+        start = line["clock_s"]
+    figure = Figure(figsize=(10.2, 1.5 + 0.3 * len(named)), layout="constrained")
+    axes = figure.subplots()
+    for part, (color, hatch) in TIMELINE.items():
+        if bars[part]:
+            rows, lefts, lengths = zip(*bars[part], strict=True)
+            axes.barh(
+                rows,
+                np.array(lengths) / size,
+                left=np.array(lefts) / size,
+                height=0.3 if part == "away" else 0.7,
+                color=color,
+                hatch=hatch,
+                edgecolor="#777777" if hatch else color,
+                linewidth=0,
+                label=part,
+            )
+    ends = [line["clock_s"] / size for line in lines]
+    axes.vlines(ends, -0.5, len(named) - 0.5, colors="#222222", linewidth=0.9, label="end of round")
+    axes.set_yticks(range(len(named)), named)
+    axes.set_xlim(0, limit / size)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.set_xlabel(f"simulated time ({unit})")
+    if len(named) < len(slowest):
+        axes.set_title(f"the {len(named)} slowest of {len(slowest)} sites")
+    figure.legend(loc="outside upper left", ncols=6, handlelength=1.2)
     return figure
 
 

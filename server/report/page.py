@@ -1,19 +1,11 @@
-"""The report page: one HTML file that needs no other file and no network.
-
-Everything that comes from the run folder passes through :func:`html.escape`; on top of that the
-page's content-security policy allows no request and no script but its own.
-"""
+"""The report page: one HTML file that needs no other file and no network."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from urllib.parse import quote
 
 import numpy as np
@@ -29,6 +21,7 @@ from fedshift.server.report.figures import (
     metric_title,
     shade,
 )
+from fedshift.server.report.html import document, figure, section, shaded
 from fedshift.server.report.run import (
     Matrix,
     Run,
@@ -64,9 +57,6 @@ def build(run: Path) -> Path:
 
 
 def _page(run: Run, figures: Mapping[str, bytes]) -> str:
-    part = files("fedshift.server.report")
-    script = part.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = (
         _notes(run),
         _cross_site(run, figures),
@@ -81,15 +71,7 @@ def _page(run: Run, figures: Mapping[str, bytes]) -> str:
         _problems(run),
         _config(run),
     )
-    return Template(part.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(_title(run)),
-        facts=_facts(run),
-        headline=_headline(run),
-        sections="\n".join(section for section in sections if section),
-        style=part.joinpath("page.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=f"sha256-{digest}",
-    )
+    return document(_title(run), _facts(run), _headline(run), sections)
 
 
 def _title(run: Run) -> str:
@@ -99,7 +81,9 @@ def _title(run: Run) -> str:
 def _facts(run: Run) -> str:
     facts = [f"method {run.setting('method')}", f"strategy {run.setting('strategy')}"]
     if run.in_turn:
-        each = "left out" if run.in_turn == "site" else "without labels"
+        each = {"vendor": "left out with its vendor", "labels": "without labels"}.get(
+            run.in_turn, "left out"
+        )
         facts.append(f"{count(len(run.sites), 'site')}, each {each} in turn")
     else:
         trained = len(run.sites) - len(run.unseen)
@@ -120,9 +104,10 @@ def _headline(run: Run) -> str:
         return '<p class="answer">No model has been scored yet.</p>'
     found = answer(run)
     worst = f" (worst: {found.worst_site} {found.worst:.3f})" if found.sites > 1 else ""
-    where = {"": "", "site": ", at the site left out", "labels": ", at the site without labels"}
+    without = "without labels" if found.in_turn == "labels" else "left out"
+    where = f", at the site {without}" if found.in_turn else ""
     tiles = [
-        (found.federated, f"federated, mean Dice{where[found.in_turn]}{worst}"),
+        (found.federated, f"federated, mean Dice{where}{worst}"),
         (found.home, "single-site models at home"),
         (found.away, "single-site models at other sites"),
         (found.personal, "personalised models at home"),
@@ -179,7 +164,7 @@ def _names(sites: Sequence[str]) -> str:
 def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
     """Every metric's matrix as a table, one shown at a time."""
     if not run.cross_site:
-        return _section("Every model at every site", "<p>No cross-site evaluation yet.</p>")
+        return section("Every model at every site", "<p>No cross-site evaluation yet.</p>")
     whole: tuple[str | None, ...] = (None,) if len(run.structures) > 1 else ()
     structures = (*whole, *run.structures)
     many = len(run.vendors) > MANY_SITES
@@ -200,7 +185,7 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
         )
         name = "cross_site_dice.png"
         picture = (
-            _figure(figures[name], name, "Dice of each model at each site.")
+            figure(figures[name], name, "Dice of each model at each site.")
             if (name in figures)
             else ""
         )
@@ -211,6 +196,8 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
                 "": "Framed: the site that the model was trained at. ",
                 "site": "Each column shows models that never saw that site: it was left out, and "
                 "the models come from the other sites. ",
+                "vendor": "Each column shows models that never saw a site with its vendor's "
+                "scanners: all of them were left out. ",
                 "labels": "Each column shows models that never saw a label of that site: it took "
                 "part with its images alone. ",
             }[run.in_turn]
@@ -219,7 +206,7 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
             f"minus worst) are over the {'' if run.in_turn else 'training '}sites."
         )
         picture = ""
-    return _section(
+    return section(
         "Every model at every site",
         f'<p class="lead">{lead} Darker is better.</p>'
         f'<div class="matrices"><div class="choose" hidden>{metric_list}{structure_list}</div>'
@@ -249,7 +236,7 @@ def _by_vendor(run: Run) -> str:
     body = ""
     for item, line, colors in zip(found, values, shade(values, "dice"), strict=True):
         cells = "".join(
-            f"<td {_shaded(color)}>{format_value('dice', value)}</td>"
+            f"<td {shaded(color)}>{format_value('dice', value)}</td>"
             for value, color in zip(line, colors, strict=True)
         )
         label = escape(run.label((item.model, item.trained_on)))
@@ -264,22 +251,17 @@ def _by_vendor(run: Run) -> str:
     )
 
 
-def _shaded(color: np.ndarray) -> str:
-    """The attributes of a cell of this colour."""
-    return f'class="cell{" dark" if is_dark(color) else ""}" style="background:{hex_color(color)}"'
-
-
 def _folds(run: Run) -> str:
     """Where the run without each site, or without its labels, is."""
     if not run.folds:
         return ""
-    labels = "the labels of " if run.in_turn == "labels" else ""
+    part = {"vendor": "vendor ", "labels": "the labels of "}.get(run.in_turn, "")
     items = "".join(
         f'<li><a href="folds/{escape(quote(fold.folder.name))}/report.html">'
-        f"without {labels}{escape(fold.folder.name)}</a></li>"
+        f"without {part}{escape(fold.folder.name)}</a></li>"
         for fold in run.folds
     )
-    return _section(
+    return section(
         "The folds",
         '<p class="lead">Each fold is a run of its own, with its training curves, shift, examples '
         f"and what left each site on its own page.</p><ul>{items}</ul>",
@@ -295,7 +277,7 @@ def _method(run: Run) -> str:
     for site, pictures in run.pictures.items():
         shown = "".join(
             f"<h3>{escape(picture.title)}</h3>"
-            f"{_figure(picture.path.read_bytes(), picture.title, picture.caption)}"
+            f"{figure(picture.path.read_bytes(), picture.title, picture.caption)}"
             for picture in pictures
         )
         opened = " open" if few or not sites else ""
@@ -303,7 +285,7 @@ def _method(run: Run) -> str:
             f'<details class="site"{opened}><summary>{escape(site)}{_about(run, site)}'
             f"</summary>{shown}</details>"
         )
-    return _section(
+    return section(
         f"The method at work: {run.setting('method')}",
         '<p class="lead">What the method does with test images of each site, drawn with the '
         "finished model where the images are; like the examples below, these pictures never leave "
@@ -328,7 +310,7 @@ def _evaluations(run: Run) -> str:
         )
     if not shown:
         return ""
-    return _section(
+    return section(
         "Evaluated later",
         '<p class="lead">The same models on other data, without further training. All metrics are '
         f"in <code>evaluations/</code>.</p>{shown}",
@@ -431,7 +413,7 @@ def _site_table(run: Run, matrix: Matrix) -> str:
     lines = []
     for row, site in enumerate(matrix.sites):
         cells = "".join(
-            f"<td {_shaded(color)}>{format_value(matrix.metric, value)}</td>"
+            f"<td {shaded(color)}>{format_value(matrix.metric, value)}</td>"
             for value, color in zip(columns[row], colors[row], strict=True)
         )
         failed = f"{matrix.failed[:, row].sum()} of {matrix.masks[:, row].sum()}"
@@ -461,20 +443,29 @@ def _training(run: Run, figures: Mapping[str, bytes]) -> str:
     if run.in_turn:
         return ""  # Each fold trains for itself, and its page says how.
     if not run.rounds:
-        return _section("Training", "<p>No round has finished yet.</p>")
+        return section("Training", "<p>No round has finished yet.</p>")
     seconds = sum(line["seconds"] for line in run.rounds)
     down, up = (sum(line[key] for line in run.rounds) for key in ("bytes_down", "bytes_up"))
     text = (
         f"{count(len(run.rounds), 'round')} in {seconds:.1f} s of training and exchange; "
         f"{format_bytes(down)} went to the sites and {format_bytes(up)} came back."
     )
-    picture = _figure(
+    picture = figure(
         figures["curves.png"],
         "curves.png",
         "Each site's validation split after every round: the federated model, the model that the "
         "site trains alone, and the pooled one where it was trained.",
     )
-    return _section("Training", f'<p class="lead">{text}</p>{picture}')
+    if run.simulated:
+        bars = figure(
+            figures["timeline.png"],
+            "timeline.png",
+            "The first rounds. A site that would answer after the deadline is too late and is not "
+            "waited for; one that cannot be asked is away. Scoring takes no simulated time.",
+        )
+        said = f'<p class="lead">{escape(run.simulated)}</p>'
+        picture += f"<h3>In simulated time</h3>{said}{bars}"
+    return section("Training", f'<p class="lead">{text}</p>{picture}')
 
 
 def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
@@ -482,10 +473,10 @@ def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
         return ""
     title = "How far apart the sites are, and what it costs"
     if not run.shift:
-        return _section(title, "<p>No shift between sites was measured.</p>")
+        return section(title, "<p>No shift between sites was measured.</p>")
     advice = f"<p>{escape(run.advice)}</p>" if run.advice else ""
     if not run.correlations:
-        return _section(
+        return section(
             title,
             "<p>Shift was measured but cannot be set against a drop in Dice: that takes local "
             f"models scored at home and at other sites.</p>{advice}{_pair_table(run)}",
@@ -496,7 +487,7 @@ def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
         f"<td>{found.n_pairs}</td></tr>"
         for found in run.correlations
     )
-    picture = _figure(
+    picture = figure(
         figures["shift_drop.png"],
         "shift_drop.png",
         "A point is an ordered pair of sites: how much Dice a site's own model loses at the other "
@@ -512,7 +503,7 @@ def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
             f"so p cannot fall below {1 / namings:.2f}: read ρ as a description of these sites, "
             "not as evidence.</p></div>"
         )
-    return _section(
+    return section(
         title,
         f'{picture}<div class="scroll"><table><thead><tr><th scope="col" class="text">shift metric'
         '</th><th scope="col">Spearman ρ</th><th scope="col">p</th><th scope="col">pairs</th></tr>'
@@ -553,12 +544,12 @@ def _examples(run: Run) -> str:
     if not paths:
         return ""
     shown = "".join(
-        _figure(path.read_bytes(), f"examples at {path.stem.removeprefix('examples_')}")
+        figure(path.read_bytes(), f"examples at {path.stem.removeprefix('examples_')}")
         for path in paths[:MAX_EXAMPLES]
     )
     left_out = len(paths) - MAX_EXAMPLES
     more = f" {left_out} more are in <code>figures/</code>." if left_out > 0 else ""
-    return _section(
+    return section(
         "Examples",
         '<p class="lead">Test slices with the contours of the truth and of the models. They are '
         "drawn where the images are and never leave the site; this page shows them because the "
@@ -570,7 +561,7 @@ def _egress(run: Run, figures: Mapping[str, bytes]) -> str:
     if run.in_turn:
         return ""
     if not run.egress:
-        return _section("What left each site", "<p>The ledger is empty.</p>")
+        return section("What left each site", "<p>The ledger is empty.</p>")
     purposes = sorted({purpose for sent in run.egress.values() for purpose in sent})
     many = len(run.egress) > MANY_SITES
     sites = [] if many else sorted(run.egress)
@@ -596,8 +587,8 @@ def _egress(run: Run, figures: Mapping[str, bytes]) -> str:
         head = '<th scope="col">sites</th><th scope="col">most at one site</th>'
         foot = f"<td>{len(totals)}</td><td>{format_bytes(max(totals.values()))}</td>"
     records = sum(item.records for found in run.egress.values() for item in found.values())
-    picture = _figure(figures["egress.png"], "egress.png", "Bytes that left, over the whole run.")
-    return _section(
+    picture = figure(figures["egress.png"], "egress.png", "Bytes that left, over the whole run.")
+    return section(
         "What left each site",
         '<p class="lead">Every tensor and every number that left a site, summed from the ledger '
         "that the site keeps (<code>egress.jsonl</code>, one line a record). The pooled reference "
@@ -641,7 +632,7 @@ def _sites(run: Run) -> str:
             f'<td class="name">{escape(spacing)}</td>'
             f'<td class="text"><small>{notes}</small></td></tr>'
         )
-    return _section(
+    return section(
         "Sites",
         '<div class="scroll"><table><thead><tr><th scope="col" class="text">site</th>'
         '<th scope="col" class="text">vendor</th><th scope="col">train</th>'
@@ -694,7 +685,7 @@ def _problems(run: Run) -> str:
         )
     elif run.cross_site:
         body += "<p>Evaluation: nothing is missing.</p>"
-    return _section("Failures and rejected updates", body, "problems")
+    return section("Failures and rejected updates", body, "problems")
 
 
 def _ranges(rounds: Sequence[int]) -> str:
@@ -709,24 +700,8 @@ def _ranges(rounds: Sequence[int]) -> str:
 
 
 def _config(run: Run) -> str:
-    return _section(
+    return section(
         "Configuration",
         "<details><summary>The whole resolved configuration</summary>"
         f"<pre>{escape(run.config_text)}</pre></details>",
-    )
-
-
-def _section(title: str, body: str, anchor: str = "") -> str:
-    mark = f' id="{anchor}"' if anchor else ""
-    return f"<section{mark}><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _figure(png: bytes, name: str, caption: str = "") -> str:
-    data = base64.b64encode(png).decode()
-    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    # Drawn at 1.5 device pixels for each pixel of the page; a PNG holds its width at byte 16.
-    width = round(int.from_bytes(png[16:20], "big") / 1.5)
-    return (
-        f'<figure><img alt="{escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
-        f"{said}</figure>"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from yaml import YAMLError
 from fedshift import UserError
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
+from fedshift.server.advice.rules import Evidence, advise
 from fedshift.server.shift import NO_DISTANCES
 from fedshift.server.tables import (
     Overview,
@@ -33,6 +35,9 @@ Model = tuple[str, str]
 
 EACH_OWN: Model = ("personal", "all")
 
+MANY_NAMES = 6
+"""A sentence names no more sites than this."""
+
 MODEL_ORDER = ("local", "", "personal", "global", "pooled")
 """The order of rows; a method's own stages stand at the empty name."""
 
@@ -43,6 +48,7 @@ SHIFT_LABELS = {
     "feature_frechet": "feature Fréchet distance",
     "norm_kl": "normalisation statistics, KL",
     "label_tv": "label shares, total variation",
+    "label_shift": "labelled volume that differs",
     "mmd": "MMD in features",
     "mmd_p": "MMD, p",
     "proxy_a_distance": "proxy A-distance",
@@ -133,7 +139,7 @@ class Picture(NamedTuple):
 class Run:
     """The contents of a run folder; a part that the folder does not hold is empty. ``cards``
     holds the site cards by name, ``notes`` a sentence for everything missing from the evaluation,
-    and ``advice`` what the shift suggests."""
+    and ``encoder`` says in whose features shift was measured."""
 
     folder: Path
     config_text: str
@@ -143,20 +149,23 @@ class Run:
     cross_site: list[dict[str, Any]]
     shift: list[dict[str, Any]]
     notes: tuple[str, ...]
-    advice: str
+    encoder: str
 
     @property
-    def in_turn(self) -> Literal["", "site", "labels"]:
-        """What was left out of each site in turn, if anything: all of it, or its labels. A column
-        of the matrix then holds models that never saw that."""
+    def in_turn(self) -> Literal["", "site", "vendor", "labels"]:
+        """What was left out of each site in turn, if anything: all of it, with all other sites of
+        its vendor, or its labels. A column of the matrix then holds models that never saw that."""
         protocol = self.config.get("protocol")
         if protocol == "leave_one_site_out":
             return "site"
+        if protocol == "leave_one_vendor_out":
+            return "vendor"
         return "labels" if protocol == "unlabel_one_site" else ""
 
     @cached_property
     def folds(self) -> tuple[Run, ...]:
-        """The runs that leave one site out each, by that site's name (``folder.name``)."""
+        """The runs that leave a site, a vendor or a site's labels out each, by its name
+        (``folder.name``)."""
         return tuple(map(read_run, _parents(self.folder.glob("folds/*/config.yaml"))))
 
     @cached_property
@@ -205,6 +214,25 @@ class Run:
             for line in self.rounds:
                 trained.update(line["sites"], line["failed"], line["rejected"])
         return frozenset(names - trained) if trained else frozenset()
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What advice rests on."""
+        loss = {
+            site: metrics["loss"]
+            for line in self.rounds
+            for site, metrics in line["sites"].items()
+            if metrics.get("loss") is not None
+        }
+        return Evidence(self.shift, self.cross_site, self.cards, self.unseen, loss)
+
+    @cached_property
+    def advice(self) -> str:
+        """What to try next and why, in a few sentences; empty where no shift was measured."""
+        if not self.shift:
+            return ""
+        features = f" (Features: {self.encoder}.)" if self.encoder else ""
+        return f"{advise(self.evidence).sentence}{features}"
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -258,7 +286,8 @@ class Run:
         label = model_label(model)
         if not self.in_turn or model[1] != POOLED:
             return label
-        return f"{label}, without the site" + ("'s labels" if self.in_turn == "labels" else "")
+        part = {"vendor": "'s vendor", "labels": "'s labels"}.get(self.in_turn, "")
+        return f"{label}, without the site{part}"
 
     def setting(self, group: str) -> str:
         """The name chosen for a group of the configuration, such as ``strategy``."""
@@ -322,6 +351,23 @@ class Run:
         """What the strategy trains: ``local`` and ``pooled`` may also be run for themselves."""
         name = self.setting("strategy")
         return name if name in ("local", "pooled") else "federated"
+
+    @cached_property
+    def simulated(self) -> str:
+        """What the simulated clock showed and who was late or away, in a few sentences; empty
+        without a clock."""
+        if not self.rounds or "clock_s" not in self.rounds[-1]:
+            return ""
+        took = format_time(self.rounds[-1]["clock_s"])
+        said = f"On the simulated clock {count(len(self.rounds), 'round')} took {took}."
+        for what, key in (("Not waited for", "stragglers"), ("Could not be asked", "dropouts")):
+            times = Counter(name for line in self.rounds for name in line[key])
+            if times:
+                first = times.most_common(MANY_NAMES)
+                named = ", ".join(f"{name} ({count(number, 'time')})" for name, number in first)
+                more = len(times) - len(first)
+                said += f" {what}: {named}" + (f" and {more} more." if more else ".")
+        return said
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
@@ -451,6 +497,20 @@ def format_bytes(count: float) -> str:
     return f"{count / 1000:.1f} GB"
 
 
+def format_time(seconds: float) -> str:
+    """Simulated time in the unit that fits: 40 s, 12.5 min, 3.2 h."""
+    unit, size = time_unit(seconds)
+    return f"{seconds / size:.3g} {unit}"
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """The unit in which to read so many seconds, and its length in seconds."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return unit, size
+    return "s", 1.0
+
+
 def count(number: int, noun: str) -> str:
     """``1 site``, ``2 sites``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -491,7 +551,7 @@ def read_run(folder: Path) -> Run:
         cross_site=read_cross_site(cross_site_path) if cross_site_path.is_file() else [],
         shift=read_shift(shift_path) if shift_path.is_file() else [],
         notes=tuple(evaluation.get("problems", ())),
-        advice=evaluation.get("advice", ""),
+        encoder=evaluation.get("encoder", ""),
     )
 
 

@@ -41,6 +41,8 @@ def summary(run: Path) -> RenderableType:
         lines += [_dice(contents), *(Text(line) for line in answer(contents).sentences())]
     else:
         lines.append(Text("No model has been scored yet."))
+    if contents.simulated:
+        lines.append(Text(contents.simulated))
     if contents.correlations:
         lines.append(_correlations(contents))
     if contents.advice:
@@ -70,6 +72,7 @@ def _dice(run: Run) -> Table:
     where = {
         "": "",
         "site": ", each site by models that never saw it",
+        "vendor": ", each site by models that never saw its vendor",
         "labels": ", each site by models that never saw its labels",
     }[run.in_turn]
     table = _table(title=f"Dice on the test split{where}")

@@ -1,0 +1,135 @@
+"""What a comparison's workers do: prepare a site, run a cell, and tell how far it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+
+from fedshift import UserError
+from fedshift.cli.config import Config
+from fedshift.cli.simulate import alone_in, run
+from fedshift.server.rounds import read_rounds
+from fedshift.sites import DataSettings, open_site
+from fedshift.sites.types import SiteSpec
+
+FAILURE = "failed.txt"
+"""In a failed cell's folder: the reason and, if nobody expected it, where it came from."""
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """Prepare a site's images, so that no two cells do it at once."""
+
+    site: SiteSpec
+    structures: tuple[str, ...]
+    data: DataSettings
+    seed: int
+
+    def __call__(self, device: str, tell: Callable[[float, str], None]) -> None:
+        """Fill the cache with them."""
+        open_site(self.site, self.structures, self.data, self.seed)
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """Run a cell, or what is left of it; ``number`` is its place in the grid and ``folds`` the
+    number of runs in it."""
+
+    number: int
+    folder: Path
+    config: Config
+    folds: int
+
+    def __call__(self, device: str, tell: Callable[[float, str], None]) -> None:
+        """Do what ``fedshift simulate`` does on this one device, but for figures and page."""
+        engine = {**self.config["engine"], "workers": 1, "devices": device}
+        with alone_in(self.folder):
+            (self.folder / FAILURE).unlink(missing_ok=True)
+            if (self.folder / "cross_site.csv").exists() and untrained(self.folder):
+                _clear(self.folder)  # To try again.
+            run(
+                self.folder,
+                {**self.config, "engine": engine},
+                Console(quiet=True),
+                watch=Reporter(tell, self.folds),
+                drawn=False,
+            )
+        if reason := untrained(self.folder):
+            raise UserError(reason)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what is in ``folder``, but not itself: it is locked."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class Reporter:
+    """Watches the runs of a cell, one after the other, for whoever shows how far it is."""
+
+    def __init__(self, tell: Callable[[float, str], None], runs: int) -> None:
+        self._tell = tell
+        self._runs = runs
+        self._opened = 0
+        self._units = self._done = 0
+
+    def __call__(self, title: str) -> Reporter:
+        """Watch the next run."""
+        self._opened += 1
+        return self
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is open."""
+
+    def expect(self, units: int) -> None:
+        """Say how many units of work are ahead in this run."""
+        self._units, self._done = units, 0
+
+    def advance(self, what: str) -> None:
+        """Say that one unit is done, and what it was."""
+        self._done += 1
+        share = (self._opened - 1 + self._done / max(1, self._units)) / self._runs
+        fold = f"fold {self._opened}/{self._runs}, " if self._runs > 1 else ""
+        self._tell(min(share, 1.0), f"{fold}{what}")
+
+    def say(self, sentence: str) -> None:
+        """The run's own files tell it again."""
+
+
+def untrained(folder: Path) -> str | None:
+    """Why a finished cell trained nothing in any round of a run, if so: its models are the initial
+    ones, whatever they score."""
+    for lines in rounds(folder):
+        trained = any(
+            "examples" in metrics and site not in line["rejected"]
+            for line in lines
+            for site, metrics in line["sites"].items()
+        )
+        if not trained:
+            last = lines[-1]
+            why = [*last["failed"].values(), *last["rejected"].values(), last["skipped"]]
+            return f"no site trained in any round: {why[0]}"
+    return None
+
+
+def rounds(folder: Path) -> list[list[dict[str, Any]]]:
+    """The lines of ``rounds.jsonl`` of a finished cell's run, or of each of its folds."""
+    runs = sorted(folder.glob("folds/*")) or [folder]
+    return [read_rounds(run) for run in runs]

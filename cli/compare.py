@@ -1,0 +1,238 @@
+"""``fedshift compare``: a grid of simulated runs, packed onto this machine, and what they show."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from fedshift import UserError
+from fedshift.cli import grid as grids
+from fedshift.cli.board import Board
+from fedshift.cli.cells import FAILURE, OpenSite, RunCell, rounds, untrained
+from fedshift.cli.grid import Grid, Prepared
+from fedshift.cli.pool import Pool, places
+from fedshift.cli.runs import read_config
+from fedshift.cli.settings import EngineSettings
+from fedshift.cli.simulate import alone_in
+from fedshift.protocol.storage import write_atomic
+from fedshift.server import checkpoint, comparison
+from fedshift.server.comparison.cells import Cell
+from fedshift.server.report.run import count, read_run
+
+GRID = "comparison.json"
+"""The grid as asked for; with it a folder is a comparison."""
+
+
+def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None:
+    """Run what is left of the grid, compare its cells, and print the result. ``task`` is what a
+    cell is run as, :class:`RunCell` if not given.
+
+    Raises :class:`UserError` for a wrong option in any cell, before anything is run, and when
+    every cell failed.
+    """
+    grid = Grid.parse(overrides)
+    out = grid.out
+    prepared = grids.prepare(grid)
+    devices = _places(grid, prepared)
+    console = Console()
+    with alone_in(out):
+        _open(out, grid, prepared)
+        cells = run_cells(prepared, devices, console, task or RunCell)
+        failed = [cell for cell in cells if cell.status == "failed"]
+        if len(failed) == len(cells):
+            raise UserError(f"no cell could be run; the first failed: {failed[0].error}")
+        comparison.build(out, cells, baseline=grid.baseline(cells))
+        console.print(comparison.summary(out))
+    for error, times in Counter(cell.error for cell in failed).items():
+        sentence = f"{count(times, 'cell')} failed: {error}"
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+# The folder.
+
+
+def _open(out: Path, grid: Grid, prepared: Sequence[Prepared]) -> None:
+    """Make ``out`` ready for the grid; cells of an earlier grid that are in it keep their results.
+
+    Raises :class:`UserError` when ``out`` holds something else, which is left as it is.
+    """
+    stored = out / GRID
+    if stored.exists():
+        _check_fixed(stored, grid)
+        _adopt(out / "cells", prepared)
+    elif any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no comparison; choose another out=DIR")
+    write_atomic(stored, grid.to_json())
+
+
+def _check_fixed(stored: Path, grid: Grid) -> None:
+    """Raise :class:`UserError` unless the options that both grids hold fixed are equal."""
+    try:
+        earlier = json.loads(stored.read_text(encoding="utf-8"))
+        fixed, axes = earlier["fixed"], earlier["axes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{stored} cannot be read ({error}); restore it or choose another out=DIR"
+        ) from error
+    keys = (fixed.keys() | grid.fixed.keys()) - axes.keys() - grid.axes.keys() - {"data.cache"}
+    changed = sorted(key for key in keys if fixed.get(key) != grid.fixed.get(key))
+    if changed:
+        raise UserError(
+            f"{stored.parent} holds a comparison with other options ({', '.join(changed)}); repeat "
+            "them or choose another out=DIR"
+        )
+
+
+def _adopt(folder: Path, prepared: Sequence[Prepared]) -> None:
+    """Give a run its cell's new name: with another axis in the grid, the same run has another."""
+    wanted = {one.identity: one.cell.folder for one in prepared if not one.cell.folder.exists()}
+    names = {one.cell.folder for one in prepared}
+    for config in sorted(folder.glob("*/config.yaml")) if wanted else []:
+        if config.parent not in names:
+            place = wanted.pop(checkpoint.fingerprint(read_config(config)), None)
+            if place is not None:
+                config.parent.rename(place)
+
+
+def _status(one: Prepared) -> Literal["done", "left"]:
+    """Whether the cell's folder holds all of this run's results; ``cross_site.csv`` comes last."""
+    folder = one.cell.folder
+    done = (
+        (folder / "cross_site.csv").exists()
+        and checkpoint.fingerprint(read_config(folder / "config.yaml")) == one.identity
+        and untrained(folder) is None
+    )
+    return "done" if done else "left"
+
+
+# The work.
+
+
+def _places(grid: Grid, prepared: Sequence[Prepared]) -> list[str]:
+    """The device of each worker."""
+    devices = grid.own.get("engine.devices", "auto").strip("'\"")
+    engines = [EngineSettings.from_config(one.config) for one in prepared]
+    threads = max(engine.threads for engine in engines)
+    return places(devices, engines[0].most_workers, threads, len(prepared))
+
+
+class Schedule:
+    """Which of the cells that are left comes next, and how long each will take.
+
+    Entrants take turns until one cell of each is done. From then on the ones that take longest
+    come first, so that no worker is idle at the end.
+    """
+
+    def __init__(self, prepared: Sequence[Prepared]) -> None:
+        self._prepared = prepared
+        self._waiting = set(range(len(prepared)))
+        self._begun: Counter[str] = Counter()
+        self._measured: dict[str, float] = {}
+        self._pace = 1.0
+
+    def learn(self, number: int) -> None:
+        """Take it that the cell is done, and how long its training took."""
+        self._waiting.discard(number)
+        one = self._prepared[number]
+        lines = chain.from_iterable(rounds(one.cell.folder))
+        self._measured[one.cell.entrant] = sum(line["seconds"] for line in lines)
+        known = [one for one in self._prepared if one.cell.entrant in self._measured]
+        seconds = sum(self._measured[one.cell.entrant] for one in known)
+        self._pace = seconds / sum(one.work for one in known)
+
+    def expected(self, number: int) -> float:
+        """How long the cell's training takes: in seconds or, as long as nothing is measured, in
+        steps."""
+        one = self._prepared[number]
+        return self._measured.get(one.cell.entrant, self._pace * one.work)
+
+    def next(self) -> int | None:
+        """The number of the cell to begin now; None when none is left."""
+        if not self._waiting:
+            return None
+        number = max(self._waiting, key=self._urgency)
+        self._waiting.discard(number)
+        self._begun[self._prepared[number].cell.entrant] += 1
+        return number
+
+    def _urgency(self, number: int) -> tuple[float, ...]:
+        entrant = self._prepared[number].cell.entrant
+        unknown = entrant not in self._measured
+        turns = self._begun[entrant] if unknown else 0
+        return unknown, -turns, self.expected(number), -number
+
+
+def run_cells(
+    prepared: Sequence[Prepared],
+    devices: Sequence[str],
+    console: Console,
+    task: type[RunCell],
+) -> list[Cell]:
+    """Run the cells that are not finished, on a worker for each of ``devices``, as ``task``; what
+    their sites need is prepared first. Returns all cells as they stand then."""
+    cells = [replace(one.cell, status=_status(one)) for one in prepared]
+    schedule = Schedule(prepared)
+    for number, cell in enumerate(cells):
+        if cell.status == "done":
+            schedule.learn(number)
+    left = [one for one, cell in zip(prepared, cells, strict=True) if cell.status == "left"]
+    if not left:
+        return cells
+
+    def pick() -> RunCell | None:
+        number = schedule.next()
+        if number is None:
+            return None
+        one = prepared[number]
+        return task(number, one.cell.folder, one.config, one.folds)
+
+    board = Board(console, cells, schedule.expected)
+    try:
+        with Pool(devices[: len(left)]) as pool, board:
+            sites = iter(_sites(left))
+            for _ in pool.run(lambda: next(sites, None)):
+                pass  # The cells that need a site which cannot be opened will say so.
+            for event in pool.run(pick):
+                number = event.task.number
+                board.show(number, event)
+                if event.kind == "done":
+                    cells[number] = replace(cells[number], status="done")
+                    schedule.learn(number)
+                    for problem in _problems(cells[number].folder):
+                        board.say(f"  {problem}")
+                elif event.kind == "failed":
+                    cells[number] = replace(cells[number], status="failed", error=event.text)
+                    reason = f"{event.text}\n\n{event.trace}".strip() + "\n"
+                    write_atomic(cells[number].folder / FAILURE, reason)
+    except KeyboardInterrupt:
+        board.say(f"stopped: {board.counts()}")
+        raise
+    return cells
+
+
+def _sites(left: Sequence[Prepared]) -> list[OpenSite]:
+    """What opens each site of these cells once; seeds may share images, and folds do."""
+    found: dict[str, OpenSite] = {}
+    for one in left:
+        for site in one.federation.sites:
+            structures, seed = one.federation.structures, one.config["seed"]
+            found.setdefault(
+                repr((site.images, structures, one.data)),
+                OpenSite(site, structures, one.data, seed),
+            )
+    return list(found.values())
+
+
+def _problems(folder: Path) -> list[str]:
+    """What failed or was rejected in a cell, a sentence each."""
+    return [
+        f"{problem.site} {problem.kind} {count(len(problem.rounds), 'time')}: {problem.reason}"
+        for problem in read_run(folder).problems
+    ]

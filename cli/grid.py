@@ -1,0 +1,230 @@
+"""The grid of a comparison: from swept options to cells, each with its whole configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+
+from fedshift import UserError
+from fedshift.cli.config import Config, choices, load
+from fedshift.cli.runs import build_plan, open_federation
+from fedshift.cli.settings import EngineSettings, RunSettings
+from fedshift.cli.simulate import folds
+from fedshift.client import methods
+from fedshift.client.policy import Policy
+from fedshift.protocol.storage import folder_name
+from fedshift.server import checkpoint
+from fedshift.server.comparison.cells import Cell
+from fedshift.sites import DataSettings
+from fedshift.sites.types import Federation
+
+OWN = ("out", "baseline", "engine.workers", "engine.devices")
+"""What is said of the comparison as a whole; a sweep over these would be no comparison."""
+
+_REFUSED = {
+    "baselines": "local and pooled are strategies of the grid, as in strategy=local,pooled,fedavg",
+    "resume": "a comparison always goes on with what its folder holds",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What was asked for: options that all cells share and the axes, each in the order typed, as
+    texts in Hydra's grammar; ``own`` are those of :data:`OWN`."""
+
+    fixed: Mapping[str, str]
+    axes: Mapping[str, tuple[str, ...]]
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, overrides: Sequence[str]) -> Grid:
+        """Sort ``KEY=VALUE`` texts; Hydra's sweeps (``a,b``, ``range(0,3)``, ``choice(a,b)``, and
+        ``glob(fed*)`` over a group's choices) become axes.
+
+        Raises :class:`UserError` for a text that is no option, an option given twice, a value
+        named twice in a sweep, and what cannot be swept or set in a comparison.
+        """
+        fixed: dict[str, str] = {}
+        axes: dict[str, tuple[str, ...]] = {}
+        own: dict[str, str] = {}
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                raise UserError(f"'{text}' is not KEY=VALUE; write for example strategy=fedavg")
+            if key in _REFUSED:
+                raise UserError(f"{key} is not for comparisons: {_REFUSED[key]}")
+            if key in fixed or key in axes or key in own:
+                raise UserError(f"{key} is given twice; name all its values once, as in seed=0,1,2")
+            if key in OWN:
+                own[key] = value
+                continue
+            values = _swept(key, text)
+            if values is None:
+                fixed[key] = value
+                continue
+            if len(set(values)) < len(values):
+                raise UserError(f"{text} names a value twice; name each once")
+            axes[key] = values
+        return cls(fixed, axes, own)
+
+    @property
+    def out(self) -> Path:
+        """The comparison's folder; raises :class:`UserError` when none is named."""
+        if not self.own.get("out"):
+            raise UserError("a comparison needs a folder; name it with out=DIR")
+        return Path(self.own["out"]).expanduser()
+
+    def cells(self) -> list[Cell]:
+        """The product of the axes, the last one varying fastest."""
+        folder = self.out / "cells"
+        found = []
+        for values in product(*self.axes.values()):
+            settings = dict(zip(self.axes, values, strict=True))
+            name = ",".join(f"{key}={value}" for key, value in settings.items())
+            found.append(Cell(settings, folder / folder_name(name or "run")))
+        return found
+
+    def baseline(self, cells: Sequence[Cell]) -> str:
+        """The entrant that all others are tested against.
+
+        It is the first that has all settings of ``baseline=``, by default ``strategy=fedavg``, or
+        else the first of all. Raises :class:`UserError` when none has what was asked for.
+        """
+        entrants = list(dict.fromkeys(cell.entrant for cell in cells))
+        asked = self.own.get("baseline")
+        if asked in entrants:
+            return asked
+        wanted = set((asked or "strategy=fedavg").split())
+        for cell in cells:
+            if wanted <= {f"{key}={value}" for key, value in cell.settings.items()}:
+                return cell.entrant
+        if asked is None:
+            return entrants[0]
+        raise UserError(
+            f"baseline={asked} is no entrant of this comparison; choose from "
+            + ", ".join(f"'{entrant}'" for entrant in entrants)
+        )
+
+    def to_json(self) -> str:
+        """The contents of ``comparison.json``: what decides which runs the comparison holds."""
+        cells = self.cells()
+        grid = {
+            "fixed": dict(self.fixed),
+            "axes": {key: list(values) for key, values in self.axes.items()},
+            "baseline": self.baseline(cells),
+            "cells": {cell.folder.name: dict(cell.settings) for cell in cells},
+        }
+        return json.dumps(grid, indent=1, ensure_ascii=False) + "\n"
+
+
+def _swept(key: str, text: str) -> tuple[str, ...] | None:
+    """The values that an option sweeps over, or None when it has one value."""
+    try:
+        override: Override = OverridesParser.create().parse_overrides([text])[0]
+    except HydraException:
+        return None  # Such as a regular expression, which is taken as it stands.
+    if not override.is_sweep_override():
+        return None
+    value = override.value()
+    if isinstance(value, Glob):
+        found = tuple(value.filter(choices(key)))
+        if not found:
+            raise UserError(f"{text} matches no choice of {key}")
+        return found
+    if not override.is_discrete_sweep() or getattr(value, "shuffle", False):
+        raise UserError(f"{text} has no fixed list of values; name them, as in {key}=a,b")
+    return tuple(override.sweep_string_iterator())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell, with the configuration that it runs, its fingerprint, the sites it opens, and the
+    work it is, in site steps; ``folds`` is the number of runs in it."""
+
+    cell: Cell
+    config: Config
+    identity: str
+    federation: Federation
+    data: DataSettings
+    work: float
+    folds: int
+
+
+def prepare(grid: Grid) -> list[Prepared]:
+    """Compose and check every cell's configuration.
+
+    Raises :class:`UserError`, naming the cell, for a wrong option in any of them, and for cells
+    that would take different numbers of steps although none was asked for.
+    """
+    cells = grid.cells()
+    federations: dict[str, tuple[Federation, DataSettings]] = {}
+    prepared = []
+    for cell in cells:
+        try:
+            prepared.append(_prepared(grid, cell, federations))
+        except UserError as error:
+            if not cell.settings:
+                raise
+            raise UserError(f"{' '.join(_pairs(cell))}: {error}") from error
+    _check_budgets(grid, prepared)
+    return prepared
+
+
+def _pairs(cell: Cell) -> list[str]:
+    return [f"{key}={value}" for key, value in cell.settings.items()]
+
+
+def _prepared(
+    grid: Grid, cell: Cell, federations: dict[str, tuple[Federation, DataSettings]]
+) -> Prepared:
+    fixed = [f"{key}={value}" for key, value in grid.fixed.items()]
+    workers = [f"{key}={value}" for key, value in grid.own.items() if key == "engine.workers"]
+    config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)])
+    settings = RunSettings.from_config(config)
+    if EngineSettings.from_config(config).name != "inline":
+        raise UserError("the engine of a comparison is the inline one; leave engine out")
+    # Many seeds and strategies share a federation, whose table may be long.
+    key = json.dumps([config["federation"], config["data"], settings.seed])
+    if key not in federations:
+        federations[key] = open_federation(config)
+    federation, data = federations[key]
+    config["federation"]["name"] = federation.name
+    config |= {"out": str(cell.folder), "resume": True}
+    build_plan(cell.folder, config, federation.structures, identity="")
+    Policy.from_config(config["policy"])
+    method = dict(config["method"])
+    methods.build(method.pop("name"), method)
+    training = sum(site.role == "train" for site in federation.sites)
+    turns = max(1, len(folds(config, federation)))
+    return Prepared(
+        cell,
+        config,
+        checkpoint.fingerprint(config),
+        federation,
+        data,
+        work=float(turns * training * settings.rounds * settings.local_steps),
+        folds=turns,
+    )
+
+
+def _check_budgets(grid: Grid, prepared: Sequence[Prepared]) -> None:
+    """Cells are compared at one number of steps, unless it is what is compared."""
+    if grid.axes.keys() & {"rounds", "local_steps"}:
+        return
+    first: dict[int, Prepared] = {}
+    for one in prepared:
+        if one.config["budget"] == "steps":
+            first.setdefault(one.config["rounds"] * one.config["local_steps"], one)
+    if len(first) > 1:
+        told = " and ".join(f"{one.cell.entrant} {steps}" for steps, one in first.items())
+        raise UserError(
+            f"the cells would take different numbers of local steps ({told}); set rounds and "
+            "local_steps, or another budget"
+        )
