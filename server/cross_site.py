@@ -78,9 +78,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
 
     def own(name: str) -> Arrays:
         """What site ``name`` keeps of this arm, with what the arm shares."""
-        ask = training.instruction.but(
-            action=Action.MODEL, round=training.done, arm=strategy.model
-        )
+        ask = training.instruction.but(action=Action.MODEL, round=training.done, arm=strategy.model)
         (_, reply), *_ = sites.ask([name], ask)
         if reply.has_error():
             raise NoModel(f"{strategy.model} model of {name}: {reply.error.reason}")

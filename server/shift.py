@@ -1,13 +1,13 @@
 """How far apart the sites' images are, computed from what each site sent of them.
 
 The order of calls: every site's summary -> :func:`questions` -> every site's answer ->
-:func:`pairwise` -> :func:`advice`. The arrays are those of :mod:`fedshift.protocol.statistics`;
+:func:`pairwise`. The arrays are those of :mod:`fedshift.protocol.statistics`;
 ``docs/shift.md`` defines each distance and says how to read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -27,9 +27,6 @@ MMD_RELABELLINGS = 999
 DOMAIN_RELABELLINGS = 19
 """Each costs a direction that travels, so far fewer than for MMD: chance exceeds the largest of
 19 with probability 1/20."""
-
-STRUCTURAL_SHARE = 0.25
-"""Label shift above this part of the labelled volume counts as structural."""
 
 _NORM_EPS = 1e-5  # what the normalisation layers themselves add to a variance
 
@@ -139,48 +136,6 @@ def pairwise(
     return rows, _missing(sent)
 
 
-def advice(rows: Sequence[Mapping[str, Any]], statistics: Statistics) -> str:
-    """Say in one sentence whether the sites differ in appearance or in structure, and what to try.
-
-    A pair differs in structure when its label shift is more than ``STRUCTURAL_SHARE`` of the
-    larger site's labelled share of the image; in appearance when its proxy A-distance is above
-    its null. More pairs of the first kind: personalise. More of the second: harmonise. The
-    encoder's features see structure too, so a pair of both kinds counts as both.
-    """
-    table = {(row["site_a"], row["site_b"], row["metric"]): row["value"] for row in rows}
-    shares = {
-        site: 1.0 - float(kept[names.CLASS_VOLUMES][0] / kept[names.CLASS_VOLUMES].sum())
-        for site, kept in statistics.items()
-        if names.CLASS_VOLUMES in kept
-    }
-    appearance = [
-        value > table[first, second, "proxy_a_null95"]
-        for (first, second, metric), value in table.items()
-        if metric == "proxy_a_distance"
-    ]
-    structure = [
-        value > STRUCTURAL_SHARE * max(shares[first], shares[second])
-        for (first, second, metric), value in table.items()
-        if metric == "label_tv"
-    ]
-    if not appearance or not structure:
-        kind = "Appearance" if not appearance else "Structural"
-        return f"{kind} shift could not be measured, so no way to treat the shift is advised."
-    found = (
-        f"Appearance differs beyond chance at {sum(appearance)} of {len(appearance)} pairs of "
-        f"sites, labelled structure at {sum(structure)} of {len(structure)}"
-    )
-    if not any(appearance) and not any(structure):
-        return f"{found}: one shared model should serve every site."
-    if np.mean(structure) > np.mean(appearance):
-        step = "personalise (FedBN, or fine-tuning at the site)"
-    elif np.mean(appearance) > np.mean(structure):
-        step = "harmonise (an adaptation method, or augmentation of noise and intensity)"
-    else:
-        step = "harmonise first, then personalise what remains"
-    return f"{found}: {step}, and check it against the measured cross-site drop."
-
-
 def _wasserstein(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Wasserstein-1 between histograms, their mass at the bins' middles, in image units."""
     edges = names.intensity_edges()
@@ -216,6 +171,16 @@ def _total_variation(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.abs(_normalised(others) - _normalised(own)).sum(axis=1) / 2.0
 
 
+def _label_shift(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The total variation as a part of the larger labelled share of the two: 0 to 1.
+
+    The background, most of an image, would hide a structure twice as large. 0 where neither site
+    has anything labelled.
+    """
+    labelled = np.maximum(1.0 - _normalised(own)[0], 1.0 - _normalised(others)[:, 0])
+    return _total_variation(own, others) / np.where(labelled > 0, labelled, 1.0)
+
+
 _DISTANCES = (
     _Distance("intensity_wasserstein", (names.INTENSITY_HISTOGRAM,), _wasserstein),
     _Distance("intensity_js", (names.INTENSITY_HISTOGRAM,), _jensen_shannon),
@@ -223,6 +188,7 @@ _DISTANCES = (
     _Distance("feature_frechet", (names.FEATURE_MEAN, names.FEATURE_COVARIANCE), frechet_distances),
     _Distance("norm_kl", (names.NORM_MEAN, names.NORM_VARIANCE), _norm_kl),
     _Distance("label_tv", (names.CLASS_VOLUMES,), _total_variation),
+    _Distance("label_shift", (names.CLASS_VOLUMES,), _label_shift),
 )
 
 _NEEDS = {distance.metric: distance.needs for distance in _DISTANCES} | {

@@ -27,6 +27,8 @@ PHANTOM_KEYS = (
     "subjects",
     "slices",
     "size",
+    "structure_shift",
+    "faulty_sites",
 )
 
 
@@ -98,16 +100,15 @@ def _phantom_sites(
             raise UserError(
                 f"federation.{key} is not a setting; {nearest('did you mean', key, PHANTOM_KEYS)}."
             )
-    for key in set(PHANTOM_KEYS) - {"name", "unseen", "sites_per_vendor"}:
+    optional = {"name", "unseen", "sites_per_vendor", "structure_shift", "faulty_sites"}
+    for key in set(PHANTOM_KEYS) - optional:
         if key not in federation:
             raise UserError(f"federation.{key} is missing; a phantom federation needs it.")
     counts = {
-        key: _count(key, federation.get(key, 1))
-        for key in ("sites_per_vendor", "subjects", "slices", "size")
+        key: _count(key, federation.get(key, 1)) for key in ("sites_per_vendor", "slices", "size")
     }
-    shift = federation["shift"]
-    if not isinstance(shift, int | float) or isinstance(shift, bool) or not 0 <= shift <= 1:
-        raise UserError(f"federation.shift must be a number from 0 to 1, not {shift!r}.")
+    shift = _grade("shift", federation["shift"])
+    structure_shift = _grade("structure_shift", federation.get("structure_shift", 0.0))
     given = federation["sites"]
     if not isinstance(given, Mapping) or not given:
         raise UserError(
@@ -121,8 +122,12 @@ def _phantom_sites(
             raise UserError(
                 f"federation.unseen: no site {name!r}; {nearest('nearest:', name, given)}."
             )
+    subjects = _subjects(federation["subjects"], given)
+    faults = _faults(federation.get("faulty_sites") or {})
     sites = []
-    for site, named in given.items():
+    for place, (site, named) in enumerate(given.items()):
+        # Each site's convention, evenly from the innermost outlines to the outermost.
+        outline = structure_shift * (2 * place / (len(given) - 1) - 1) if len(given) > 1 else 0.0
         vendors = [named] if isinstance(named, str) else list(named)
         for vendor in vendors:
             if vendor not in known:
@@ -136,7 +141,7 @@ def _phantom_sites(
         for copy in range(copies):
             name = str(site) if copies == 1 else f"{site}_{copy + 1:03d}"
             images = []
-            for number in range(counts["subjects"]):
+            for number in range(subjects[site]):
                 # A site with several scanners uses them in turn.
                 vendor = vendors[number % len(vendors)]
                 subject = f"{name}-{number + 1:03d}"
@@ -145,13 +150,61 @@ def _phantom_sites(
                     "vendor": vendor,
                     "subject": subject,
                     "seed": seed,
-                    "shift": float(shift),
+                    "shift": shift,
                     "size": counts["size"],
                     "slices": counts["slices"],
+                    "outline": outline,
+                    "fault": faults.get(name, ""),
                 }
                 images.append(ImageSource(subject, subject, Domain(vendor), phantom=recipe))
             sites.append(SiteSpec(name, tuple(images), "unseen" if site in unseen else "train"))
+    names = [site.name for site in sites]
+    for name in faults:
+        if name not in names:
+            raise UserError(
+                f"federation.faulty_sites: no site {name!r}; {nearest('nearest:', name, names)}."
+            )
     return sites, tuple(structures)
+
+
+def _grade(key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise UserError(f"federation.{key} must be a number from 0 to 1, not {value!r}.")
+    return float(value)
+
+
+def _subjects(value: Any, sites: Mapping[str, Any]) -> dict[str, int]:
+    """The number of subjects of each of ``sites``: one number for all, or a mapping."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(sites, _count("subjects", value))
+    for name in value:
+        if name not in sites:
+            raise UserError(
+                f"federation.subjects: no site {name!r}; {nearest('nearest:', name, sites)}."
+            )
+    for name in sites:
+        if name not in value:
+            raise UserError(
+                f"federation.subjects has no number for the site {name}; add it or give one "
+                "number for all."
+            )
+    return {name: _count(f"subjects.{name}", number) for name, number in value.items()}
+
+
+def _faults(value: Any) -> dict[str, str]:
+    from fedshift.sites import phantoms
+
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"federation.faulty_sites must map a site's name to its fault, not {value!r}."
+        )
+    for name, fault in value.items():
+        if fault not in phantoms.FAULTS:
+            raise UserError(
+                f"federation.faulty_sites.{name} must be {' or '.join(phantoms.FAULTS)}, "
+                f"not {fault!r}."
+            )
+    return {str(name): str(fault) for name, fault in value.items()}
 
 
 def _count(key: str, value: Any) -> int:

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage, stats
 
 from fedshift import UserError
-from fedshift.sites import phantoms
+from fedshift.sites import DataSettings, load_federation, phantoms
 from fedshift.sites.phantoms import cardiac, ct, fetal_head, mri, ultrasound
 from fedshift.sites.phantoms.acquisition import interpolate
 from fedshift.sites.phantoms.fields import smooth_field
@@ -31,9 +31,17 @@ def scan(
     shift: float = 1.0,
     size: int = 64,
     slices: int = 4,
+    **more: Any,
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     return phantoms.draw(
-        anatomy, vendor=vendor, subject=subject, seed=seed, shift=shift, size=size, slices=slices
+        anatomy,
+        vendor=vendor,
+        subject=subject,
+        seed=seed,
+        shift=shift,
+        size=size,
+        slices=slices,
+        **more,
     )
 
 
@@ -460,3 +468,102 @@ def test_a_network_of_one_vendor_fails_at_another_at_full_shift_and_not_without(
     home, away = train_and_score("vendor_c", "vendor_a", shift=0.0)
     assert home > 0.85
     assert abs(home - away) < 0.03
+
+
+# What makes a site unlike others besides its scanner.
+
+
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_a_convention_moves_the_outline_in_or_out_and_leaves_the_image(anatomy: str) -> None:
+    image, label, spacing = scan(anatomy)
+    half = spacing[1] / 2
+    for outline in (-1.0, -0.6, 0.6, 1.0):
+        same, moved, _ = scan(anatomy, outline=outline)
+        assert np.array_equal(same, image)
+        for plane, before in zip(moved > 0, label > 0, strict=True):
+            outside = ndimage.distance_transform_edt(~before) * spacing[1] - half
+            inside = ndimage.distance_transform_edt(before) * spacing[1] - half
+            reach = phantoms.OUTLINE_MM * abs(outline)
+            expected = outside <= reach if outline > 0 else inside > reach
+            assert np.array_equal(plane, expected | before if outline > 0 else expected & before)
+        # What stays labelled keeps its structure; what is new takes a neighbour's.
+        both = (moved > 0) & (label > 0)
+        assert np.array_equal(moved[both], label[both])
+        assert set(np.unique(moved)) <= set(np.unique(label))
+    assert np.array_equal(scan(anatomy, outline=0.0)[1], label)
+
+
+def test_a_slice_without_a_structure_has_no_outline_to_move() -> None:
+    empty = np.zeros((1, 8, 8), np.uint8)
+    assert not phantoms._outlined(empty, 5.0, (1.0, 1.0)).any()
+
+
+@pytest.mark.parametrize("anatomy", ANATOMIES)
+def test_a_faulty_site_delivers_noise_or_the_labels_of_others(anatomy: str) -> None:
+    image, label, _ = scan(anatomy)
+    noise, kept, _ = scan(anatomy, fault="noise")
+    assert np.array_equal(kept, label)
+    # Nothing of the subject is left, at about the same brightness (a Rayleigh mean is 1.25 scale).
+    assert abs(np.corrcoef(noise.ravel(), image.ravel())[0, 1]) < 0.05
+    assert noise.dtype == np.float32
+    assert noise.mean() == pytest.approx(1.2533 * image.mean(), rel=0.03)
+    seen, other, _ = scan(anatomy, fault="labels")
+    assert np.array_equal(seen, image)
+    assert other.any() and not np.array_equal(other, label)
+    with pytest.raises(UserError, match="fault=broken"):
+        scan(anatomy, fault="broken")
+    with pytest.raises(UserError, match="outline=2"):
+        scan(anatomy, outline=2.0)
+
+
+def federation(**changed: Any) -> dict[str, Any]:
+    node = {"kind": "phantom", "anatomy": "cardiac", "shift": 1.0, "unseen": []}
+    sites = {name: [name] for name in phantoms.vendors("cardiac")}
+    return {**node, "sites": sites, "subjects": 2, "slices": 2, "size": 32, **changed}
+
+
+def recipes(**changed: Any) -> dict[str, list[dict[str, Any]]]:
+    found = load_federation(federation(**changed), DataSettings(), seed=0)
+    return {site.name: [dict(image.phantom or {}) for image in site.images] for site in found.sites}
+
+
+def test_conventions_spread_evenly_over_the_sites_and_copies_share_theirs() -> None:
+    found = recipes(structure_shift=0.5, sites_per_vendor=2)
+    outlines = {name: {recipe["outline"] for recipe in images} for name, images in found.items()}
+    for letter, expected in zip("abcd", (-0.5, -1 / 6, 1 / 6, 0.5), strict=True):
+        for copy in (1, 2):
+            (outline,) = outlines[f"vendor_{letter}_00{copy}"]
+            assert outline == pytest.approx(expected)
+    alone = recipes(structure_shift=1.0, sites={"x": ["vendor_a"]})
+    assert {recipe["outline"] for recipe in alone["x"]} == {0.0}
+    assert {recipe["outline"] for images in recipes().values() for recipe in images} == {0.0}
+
+
+def test_sites_may_differ_in_their_number_of_subjects() -> None:
+    counts = {"vendor_a": 5, "vendor_b": 1, "vendor_c": 2, "vendor_d": 3}
+    assert {name: len(images) for name, images in recipes(subjects=counts).items()} == counts
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"structure_shift": 1.5}, "federation.structure_shift"),
+        ({"structure_shift": True}, "federation.structure_shift"),
+        ({"faulty_sites": {"vendor_x": "noise"}}, "no site 'vendor_x'"),
+        ({"faulty_sites": {"vendor_a": "odd"}}, "federation.faulty_sites.vendor_a"),
+        ({"faulty_sites": ["vendor_a"]}, "federation.faulty_sites"),
+        ({"subjects": {"vendor_a": 2}}, "no number for the site vendor_b"),
+        ({"subjects": {"vendor_x": 2}}, "no site 'vendor_x'"),
+        ({"subjects": 0}, "federation.subjects"),
+    ],
+)
+def test_what_a_phantom_federation_cannot_be_is_named(changed: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        recipes(**changed)
+
+
+def test_faults_are_of_single_sites() -> None:
+    found = recipes(faulty_sites={"vendor_b_002": "labels"}, sites_per_vendor=2)
+    faults = {name: {recipe["fault"] for recipe in images} for name, images in found.items()}
+    assert faults.pop("vendor_b_002") == {"labels"}
+    assert set().union(*faults.values()) == {""}

@@ -278,6 +278,8 @@ def test_label_tv_compares_the_share_of_each_class_in_the_labelled_slices_only()
         expected = np.array([(labels == 0).sum(), (labels == 1).sum()]) * 8 * 1 * 1.5 / 1000
         assert sent[data.name][names.CLASS_VOLUMES] == pytest.approx(expected)
     assert value(rows, "label_tv") == pytest.approx(share["b"] - share["a"])
+    # Of all that the site with more has labelled, whatever the background.
+    assert value(rows, "label_shift") == pytest.approx(1.0 - share["a"] / share["b"])
 
 
 def test_the_domain_classifier_is_the_discriminant_of_the_training_blocks_images() -> None:
@@ -439,9 +441,9 @@ def test_a_site_below_the_minimum_count_sends_nothing_and_is_named() -> None:
 def test_a_site_without_labels_lacks_label_shift_only_and_that_is_said() -> None:
     rng = np.random.default_rng(22)
     rows, notes, _ = measure(site("a", rng), site("b", rng, labelled=0))
-    assert {row["metric"] for row in rows} == set(shift.METRICS) - {"label_tv"}
+    assert {row["metric"] for row in rows} == set(shift.METRICS) - {"label_tv", "label_shift"}
     assert len(notes) == 1
-    assert notes[0].startswith("label_tv: left out for b,")
+    assert notes[0].startswith("label_tv, label_shift: left out for b,")
 
 
 def test_a_network_without_normalisation_lacks_norm_kl_only() -> None:
@@ -510,27 +512,3 @@ def test_features_that_are_not_finite_name_the_site() -> None:
             device=CPU,
             min_count=MIN,
         )
-
-
-# --- advice -----------------------------------------------------------------------------------
-
-
-def test_a_scanner_shift_advises_harmonising_and_an_anatomy_shift_personalising() -> None:
-    rng = np.random.default_rng(29)
-    rows, _, sent = measure(site("a", rng), site("b", rng, change=gain))
-    assert "harmonise (" in shift.advice(rows, sent)
-
-    def blind(row: dict) -> dict:
-        return row | {"value": 0.0} if row["metric"] == "proxy_a_distance" else row
-
-    rows, _, sent = measure(site("a", rng, radius=5), site("b", rng, radius=10))
-    assert "harmonise first, then personalise" in shift.advice(rows, sent)
-    assert "personalise (" in shift.advice([blind(row) for row in rows], sent)
-
-
-def test_no_shift_advises_one_shared_model_and_no_labels_no_advice() -> None:
-    rng = np.random.default_rng(11)
-    rows, _, sent = measure(site("a", rng), site("b", rng))
-    assert "one shared model" in shift.advice(rows, sent)
-    unlabelled = [row for row in rows if row["metric"] != "label_tv"]
-    assert shift.advice(unlabelled, sent).startswith("Structural shift could not be measured")

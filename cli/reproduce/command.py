@@ -34,7 +34,7 @@ def reproduce(
     bench = Bench(out or Path("reproductions") / paper.number, chosen, workers, console)
     start = time.monotonic()
     with alone_in(bench.out):
-        tables = {seed: paper.measure(bench, seed) for seed in _seeds(seeds)}
+        tables = {seed: paper.measure(bench, seed) for seed in seed_list(seeds)}
         result = Reproduction(
             paper,
             chosen,
@@ -66,7 +66,7 @@ def _preset(name: str) -> Preset:
     raise UserError(f"--preset {name} is unknown{suggest(name, get_args(Preset))}")
 
 
-def _seeds(text: str) -> Sequence[int]:
+def seed_list(text: str) -> Sequence[int]:
     """Whole numbers from 0, each once."""
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):

@@ -1,0 +1,2 @@
+"""What to try next in a federation, from what a run measured, and whether a comparison bears it
+out."""
