@@ -81,12 +81,13 @@ class WeightedMean:
             total = self._sums[name].reshape(-1)
             for start in range(0, values.size, _BLOCK):
                 part = slice(start, start + _BLOCK)
-                products = total[part] if first else self._products[: values[part].size]
+                block, summed = values[part], total[part]
+                products = summed if first else self._products[: block.size]
                 # Cast, then multiply in place: a third less time than a product of both types.
-                products[...] = values[part]
+                products[...] = block
                 products *= weight
                 if not first:
-                    total[part] += products
+                    summed += products
             self._weights[name] += weight
 
     def __contains__(self, name: str) -> bool:
