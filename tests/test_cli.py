@@ -6,6 +6,7 @@ import csv
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert "heavy: []" in done.stdout
     for name in ("demo", "simulate", "evaluate", "report", "explain", "sites"):
         assert name in done.stdout
+
+
+def test_every_package_is_installed() -> None:
+    root = Path(__file__).parent.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    parts = ("cli", "client", "configs", "protocol", "server", "sites", "strategies")
+    found = {"fedshift"} | {
+        ".".join(("fedshift", *path.parent.relative_to(root).parts))
+        for part in parts
+        for path in (root / part).rglob("__init__.py")
+    }
+    assert set(listed) == found
 
 
 def test_version_and_unknown_commands(command: Command) -> None:
