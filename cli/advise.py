@@ -62,7 +62,7 @@ def grade(out: Path, seeds: str, workers: int | None) -> None:
     numbers = seed_list(seeds)
     overrides = [] if workers is None else [f"engine.workers={workers}"]
     console = Console()
-    table = _table("federation", "right by construction")
+    table = _table("federation", "right advice")
     for seed in numbers:
         table.add_column(f"seed {seed}")
     hits = total = 0
@@ -71,11 +71,13 @@ def grade(out: Path, seeds: str, workers: int | None) -> None:
         for advice in found.values():
             hit = advice.first == graded.right
             hits, total = hits + hit, total + 1
-            said = ", ".join(advice.families) or "none"
-            cells.append(Text(said if hit else f"{said} (miss)", style="" if hit else "red"))
+            cells.append("hit" if hit else Text(advice.first or "no advice", style="red"))
         table.add_row(graded.name, graded.right, *cells)
     console.print(table)
-    console.print(f"{hits} of {total} first advices are right ({hits / total:.0%}).")
+    console.print(
+        f"{hits} of {total} advices are hits ({hits / total:.0%}): the right family comes first. "
+        "A name is what was advised instead."
+    )
 
 
 def _cells(folder: Path) -> list[Cell]:

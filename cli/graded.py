@@ -48,7 +48,7 @@ def _fetal(name: str, right: Family, *overrides: str) -> Graded:
 GRADED = (
     _cardiac("heart, no shift", "nothing"),
     _cardiac(
-        "heart, one site four times as large",
+        "heart, sizes 4 to 1",
         "nothing",
         "federation.subjects={vendor_a: 40, vendor_b: 10, vendor_c: 10, vendor_d: 10}",
     ),

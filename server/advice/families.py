@@ -16,9 +16,9 @@ STRATEGIES: dict[str, Family] = {
     "feddg": "harmonise",
     "feddg_ga": "harmonise",
     "fine_tuning": "personalise",
+    "ditto": "personalise",
     "fedper": "personalise",
     "fedrep": "personalise",
-    "ditto": "personalise",
     "apfl": "personalise",
     "median": "robust",
     "trimmed_mean": "robust",
@@ -59,11 +59,7 @@ def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
 def options(family: Family, advice: Advice) -> dict[str, list[str]]:
     """What to set on the command line for ``family``: the values worth trying, by option, the
     plainest first. Left out is what the federation of ``advice`` is too small for."""
-    named = [
-        name
-        for name, of in STRATEGIES.items()
-        if of == family and name in strategies.STRATEGIES and _suits(name, advice)
-    ]
+    named = [name for name, of in STRATEGIES.items() if of == family and _suits(name, advice)]
     found = {"strategy": named}
     if family == "harmonise":
         found |= {"augmentation": ["intensity"], "method": ["style_transfer"]}
