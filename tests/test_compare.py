@@ -470,7 +470,11 @@ LONG = ("strategy=local,fedavg", "seed=0,1", "rounds=4", "local_steps=6")
 
 def launch(tiny: tuple[str, ...], out: Path) -> subprocess.Popen[bytes]:
     options = without(tiny, "rounds", "local_steps")
-    code = "from fedshift.cli import main; main()"
+    # Tests that a shell runs in the background ignore Ctrl-C, and their children inherit that.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fedshift.cli import main; main()"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, "compare", *options, *LONG, f"out={out}"],
         start_new_session=True,
