@@ -51,7 +51,7 @@ def digest(*parts: bytes | str) -> str:
 def code_hash() -> str:
     """A hash of the code that draws, reads and prepares images: its results never outlive it."""
     folder = Path(__file__).parent
-    files = sorted([*folder.glob("*.py"), *folder.glob("phantoms/*.py")])
+    files = sorted(folder.rglob("*.py"))
     return digest(*(file.read_bytes() for file in files))
 
 

@@ -89,7 +89,8 @@ def _read(
                 unmatched += 1
                 continue
             site = match[1]
-        source = _source(path.parent, cell, unique=stems[_stem(cell["path"])] == 1)
+        unique = stems[_stem(cell["path"])] == 1
+        source = _source(path.parent, cell, unique=unique, row=number)
         if cell["label_values"] and source.label_path:
             label_values[source.label_path] = cell["label_values"]
         images.setdefault(site, []).append(source)
@@ -128,7 +129,7 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return header, rows
 
 
-def _source(folder: Path, cell: Mapping[str, str], unique: bool) -> ImageSource:
+def _source(folder: Path, cell: Mapping[str, str], *, unique: bool, row: int) -> ImageSource:
     path = folder / cell["path"]
     vendor, scanner = cell["vendor"], cell["scanner"]
     if not (vendor and scanner) and readers.is_dicom(path):
@@ -142,6 +143,7 @@ def _source(folder: Path, cell: Mapping[str, str], unique: bool) -> ImageSource:
         path=str(path),
         label_path=str(folder / cell["label_path"]) if cell["label_path"] else "",
         spacing_mm=parse_spacing(cell["spacing_mm"]),
+        row=row,
     )
 
 

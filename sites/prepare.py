@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedshift import UserError
 from fedshift.sites import geometry, readers
+from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.labels import to_classes
 from fedshift.sites.settings import DataSettings
@@ -65,9 +65,12 @@ def decode(
             affine = volume.affine  # a PNG label lies as its image does
         values, _ = geometry.orient(label_volume.array, affine, axis)
         if values.shape != image.shape:
-            raise UserError(
-                f"{source.label_path} has the shape {values.shape} (slices, rows, columns), its "
-                f"image {source.path} has {image.shape}; export both on one grid."
+            raise FileFault(
+                "label-shape",
+                source.label_path,
+                f"has the shape {values.shape} (slices, rows, columns), its image {source.path} "
+                f"has {image.shape}",
+                "export both on one grid",
             )
     return Decoded(image, values, _spacing(volume, axis, source), volume, label_volume)
 

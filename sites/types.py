@@ -30,7 +30,8 @@ class ImageSource:
     """Where one image and its label come from, before anything is read.
 
     ``path`` and ``label_path`` are files (or, for DICOM, a folder with one series); a phantom
-    has neither and is drawn from ``phantom``, the keyword arguments of its generator.
+    has neither and is drawn from ``phantom``, the keyword arguments of its generator. ``row`` is
+    the line of the table that lists the image.
     """
 
     case: str
@@ -41,6 +42,7 @@ class ImageSource:
     label_path: str = ""
     spacing_mm: tuple[float, ...] | None = None
     phantom: Mapping[str, Any] | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True)
