@@ -74,10 +74,12 @@ def read_dicom(path: Path, contents: Contents) -> Volume:
         )
     # (S, R, C) -> (i, j, k) = (columns, rows, slices)
     array = np.concatenate(frames).transpose(2, 1, 0)
+    frame = str(first.get("FrameOfReferenceUID") or "")
+    uid = str(first.get("SeriesInstanceUID") or "")
     if row_column is None:
-        return Volume(array, None, None)
+        return Volume(array, None, None, frame=frame, series=uid)
     spacing = (row_column[1], row_column[0], step if step else abs(float(between)))
-    return Volume(array, affine, spacing)
+    return Volume(array, affine, spacing, frame=frame, series=uid)
 
 
 def _frame(file: Path, dataset: Any) -> np.ndarray:

@@ -22,7 +22,8 @@ class Volume:
     has no usable orientation, and i, j, k are then columns, rows and slices. ``spacing_mm`` is
     what the header says along i, j, k; None where it says nothing. ``modality`` is DICOM's word
     (CT, MR, US, ...), empty where the file does not say. ``names`` are what the file itself calls
-    its label values. ``remarks`` are what the user should know of a file that is used.
+    its label values. ``remarks`` are what the user should know of a file that is used. ``frame``
+    and ``series`` are DICOM's FrameOfReferenceUID and SeriesInstanceUID, empty in other formats.
     """
 
     array: np.ndarray
@@ -31,3 +32,5 @@ class Volume:
     modality: str = ""
     names: Mapping[int, str] = field(default_factory=dict)
     remarks: tuple[Remark, ...] = ()
+    frame: str = ""
+    series: str = ""
