@@ -231,18 +231,21 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
             raise UserError(problems[0] + more)
         write_atomic(path, json.dumps([card.to_json() for card in cards], indent=1) + "\n")
     sites.cards = {card.name: card for card in cards}
+    unread = [note for card in cards for note in card.notes if note.startswith("left out: ")]
+    # Labels that could not be read are no labels that nobody drew.
+    because = f" ({len(unread)} images could not be used; {unread[0]})" if unread else ""
     if not sites.labelled:
         raise UserError(
-            "no site can train: none has a labelled training image; check label_path in the "
-            "manifest with `fedshift sites check`"
+            f"no site can train: none has a labelled training image{because}; check the manifest "
+            "with `fedshift sites check`"
         )
     found = set().union(*(sites.cards[name].labelled for name in sites.labelled))
     absent = [name for name in plan.task["structures"] if name not in found]
     if absent:
         raise UserError(
             f"{len(plan.task['structures'])} structures are to be learnt and the training labels "
-            f"hold {len(found)}: '{absent[0]}' is labelled nowhere; take it out of data.labels or "
-            "correct its value"
+            f"hold {len(found)}: '{absent[0]}' is labelled nowhere{because}; take it out of "
+            "data.labels or correct its value"
         )
     return sites
 

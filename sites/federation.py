@@ -11,8 +11,10 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites import readers
+from fedshift.sites.findings import FileFault
 from fedshift.sites.labels import parse_label_values
 from fedshift.sites.manifest import Table, read_manifest
+from fedshift.sites.names import tidy
 from fedshift.sites.settings import BACKGROUND, DataSettings, nearest
 from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec
 
@@ -114,9 +116,10 @@ def _phantom_sites(
         raise UserError(
             "federation.sites must map each site's name to the vendors of its scanners."
         )
+    given = {tidy(str(name)): vendors for name, vendors in given.items()}
     anatomy = str(federation["anatomy"])
     structures, known = phantoms.structures(anatomy), phantoms.vendors(anatomy)
-    unseen = [str(name) for name in federation.get("unseen") or ()]
+    unseen = [tidy(str(name)) for name in federation.get("unseen") or ()]
     for name in unseen:
         if name not in given:
             raise UserError(
@@ -177,6 +180,7 @@ def _subjects(value: Any, sites: Mapping[str, Any]) -> dict[str, int]:
     """The number of subjects of each of ``sites``: one number for all, or a mapping."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(sites, _count("subjects", value))
+    value = {tidy(str(name)): number for name, number in value.items()}
     for name in value:
         if name not in sites:
             raise UserError(
@@ -204,7 +208,7 @@ def _faults(value: Any) -> dict[str, str]:
                 f"federation.faulty_sites.{name} must be {' or '.join(phantoms.FAULTS)}, "
                 f"not {fault!r}."
             )
-    return {str(name): str(fault) for name, fault in value.items()}
+    return {tidy(str(name)): str(fault) for name, fault in value.items()}
 
 
 def _count(key: str, value: Any) -> int:
@@ -237,13 +241,20 @@ def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
 def _scan(images: Sequence[ImageSource]) -> list[int]:
     """The values above 0 in the label files; an unreadable file is left for later to name."""
     values: set[int] = set()
+    faults: list[UserError] = []
     for image in images:
         path = Path(image.label_path)
         try:
             array = readers.decode(path, readers.read(path), label=True).array
-        except UserError:
+        except UserError as error:
+            faults.append(error)
             continue
         values |= set(np.flatnonzero(np.bincount(array.ravel())).tolist())
-    if not values - {0}:
+    if values - {0}:
+        return sorted(values - {0})
+    if not faults:
         raise UserError("no label file holds a value above 0; mend them or set data.labels.")
-    return sorted(values - {0})
+    missing = sum(isinstance(f, FileFault) and f.code == "missing-file" for f in faults)
+    counted = f"{missing} do not exist" if missing == len(faults) else f"{len(faults)} are unusable"
+    rest = "" if len(faults) == len(images) else ", and the others hold no value above 0"
+    raise UserError(f"of {len(images)} label files {counted}{rest}; the first: {faults[0]}")

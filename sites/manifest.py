@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,9 @@ from pathlib import Path
 
 from fedshift import UserError
 from fedshift.sites import readers
+from fedshift.sites.names import fold, spelling, tidy
 from fedshift.sites.settings import COLUMNS, REQUIRED_COLUMNS, DataSettings, nearest
+from fedshift.sites.table import read_table
 from fedshift.sites.types import Domain, ImageSource
 
 
@@ -31,12 +32,13 @@ def read_manifest(data: DataSettings) -> Table:
     """Read the table ``data.manifest``; no image is opened, but DICOM tags are.
 
     Raises:
-        UserError: the table is missing, unreadable, empty, lacks a column or a cell, or lists an
-            image twice.
+        UserError: the table is missing, unreadable, empty, lacks a column or a cell, lists an
+            image twice, or holds what can mean two things: two sites, or two subjects of one
+            site, that differ only in capitals or spaces, or a spacing.
     """
     if data.manifest is None:
         raise UserError("data.manifest is not set; give the table of images, data.manifest=PATH.")
-    path = Path(data.manifest).expanduser()
+    path = _Files(Path()).locate(data.manifest)
     try:
         stamp = path.stat()
     except OSError:
@@ -57,7 +59,7 @@ def _read(
 ) -> Table:
     """Parse the table; cached, because every site of a federation asks for the same one."""
     columns = dict(column_of)
-    header, rows = _rows(path)
+    header, rows = read_table(path, tuple(columns.values()))
     for name in REQUIRED_COLUMNS:
         needed = name != "site" or site_pattern is None
         if needed and columns[name] not in header:
@@ -65,34 +67,49 @@ def _read(
                 f"{path} has no column {columns[name]!r}; "
                 f"{nearest('rename it, or set data.columns, to', columns[name], header)}."
             )
-    stems = Counter(_stem(row.get(columns["path"], "")) for _, row in rows)
+    required = ["path", "subject"] + (["site"] if site_pattern is None else [])
     images: dict[str, list[ImageSource]] = {}
     label_values: dict[str, str] = {}
-    seen: dict[str, int] = {}
+    seen: dict[Path, int] = {}
+    files, names = _Files(path.parent), _Names(path)
+    stems = Counter(_stem(_slashes(row.get(columns["path"], ""))) for _, row in rows)
     unmatched = 0
     for number, row in rows:
         cell = {name: row.get(column, "") for name, column in columns.items()}
         where = f"{path}, line {number}"
-        required = ["path", "subject"] + (["site"] if site_pattern is None else [])
         for name in required:
             if not cell[name]:
                 raise UserError(f"{where}: the column {columns[name]!r} is empty; fill it.")
-        if cell["path"] in seen:
+        file = files.locate(cell["path"])
+        if file in seen:
             raise UserError(
-                f"{where}: {cell['path']} is already on line {seen[cell['path']]}; keep one row."
+                f"{where}: {cell['path']} is already on line {seen[file]}; keep one row."
             )
-        seen[cell["path"]] = number
+        seen[file] = number
+        written = _slashes(cell["path"])
         site = cell["site"]
         if site_pattern is not None:
-            match = re.search(site_pattern, cell["path"])
+            match = re.search(site_pattern, spelling(cell["path"])) or re.search(
+                site_pattern, written
+            )
             if match is None or not match[1]:
                 unmatched += 1
                 continue
             site = match[1]
-        unique = stems[_stem(cell["path"])] == 1
-        source = _source(path.parent, cell, unique=unique, row=number)
+        site = names.one("site", site, number)
+        stem = _stem(written)
+        source = ImageSource(
+            case=stem if stems[stem] == 1 else written,
+            subject=names.one(f"subject of {site}", cell["subject"], number),
+            domain=names.domain(file, cell["vendor"], cell["scanner"]),
+            session=tidy(cell["session"]),
+            path=str(file),
+            label_path=str(files.locate(cell["label_path"])) if cell["label_path"] else "",
+            spacing_mm=parse_spacing(cell["spacing_mm"], where),
+            row=number,
+        )
         if cell["label_values"] and source.label_path:
-            label_values[source.label_path] = cell["label_values"]
+            label_values[source.label_path] = tidy(cell["label_values"])
         images.setdefault(site, []).append(source)
     if not images:
         reason = (
@@ -104,47 +121,104 @@ def _read(
     return Table({site: tuple(found) for site, found in images.items()}, label_values, unmatched)
 
 
-def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The header, and each row with its line number; cells stripped."""
-    delimiters = {".tsv": "\t", ".csv": ","}
-    if path.suffix.lower() not in delimiters:
-        raise UserError(f"{path} must be a .tsv or .csv table; save it as one.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); save it as UTF-8 text.") from None
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=delimiters[path.suffix.lower()]
-    )
-    try:
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        rows = [
-            (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k is not None})
-            for row in reader
-        ]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; mend the table.") from None
-    return header, rows
+class _Names:
+    """The names of one table, each in the spelling of its first row."""
+
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._known: dict[tuple[str, str], tuple[str, int]] = {}
+        self._makers: dict[str, str] = {}
+
+    def one(self, kind: str, text: str, line: int) -> str:
+        """The name ``text``; raise where another of its ``kind`` is alike, but not the same."""
+        name = spelling(text)
+        first, where = self._known.setdefault((kind, fold(name)), (name, line))
+        if name != first:
+            raise UserError(
+                f"{self._table}: the {kind} is {first!r} on line {where} and {name!r} on line "
+                f"{line}; write one name if they are one, or else names that differ in more than "
+                "capitals and spaces."
+            )
+        return tidy(name)
+
+    def domain(self, image: Path, vendor: str, scanner: str) -> Domain:
+        """Vendor and scanner of the cells, else of the image's tags.
+
+        Capitals and spaces tell no two makers apart: SIEMENS is Siemens.
+        """
+        if not (vendor and scanner) and readers.is_dicom(image):
+            from_tags = readers.dicom_domain(image)
+            vendor, scanner = vendor or from_tags[0], scanner or from_tags[1]
+        vendor, scanner = (
+            self._makers.setdefault(fold(name), tidy(name)) for name in (vendor, scanner)
+        )
+        return Domain(vendor or "unknown", scanner)
 
 
-def _source(folder: Path, cell: Mapping[str, str], *, unique: bool, row: int) -> ImageSource:
-    path = folder / cell["path"]
-    vendor, scanner = cell["vendor"], cell["scanner"]
-    if not (vendor and scanner) and readers.is_dicom(path):
-        from_tags = readers.dicom_domain(path)
-        vendor, scanner = vendor or from_tags[0], scanner or from_tags[1]
-    return ImageSource(
-        case=_stem(cell["path"]) if unique else cell["path"],
-        subject=cell["subject"],
-        domain=Domain(vendor or "unknown", scanner),
-        session=cell["session"],
-        path=str(path),
-        label_path=str(folder / cell["label_path"]) if cell["label_path"] else "",
-        spacing_mm=parse_spacing(cell["spacing_mm"]),
-        row=row,
-    )
+class _Files:
+    """Finds the files that the cells of a table in ``folder`` name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listed: dict[Path, dict[str, list[str]]] = {}
+
+    def locate(self, text: str) -> Path:
+        """The path ``text`` as written, if a file is there.
+
+        Else ``~`` is the home folder, a backslash a slash, and a name may be spelt otherwise on
+        the disk, if one file alone has that spelling. Without a file, the path as written.
+        """
+        written = self._folder / text
+        if _exists(written):
+            return written
+        for reading in dict.fromkeys((text, text.replace("\\", "/"))):
+            path = self._folder / _from_home(reading)
+            found = path if _exists(path) else self._respelt(path)
+            if found is not None:
+                return found
+        return self._folder / _from_home(text)
+
+    def _respelt(self, path: Path) -> Path | None:
+        place = Path(path.anchor)
+        for part in path.parts[bool(path.anchor) :]:
+            if _exists(place / part):
+                place /= part
+                continue
+            alike = self._names_in(place).get(spelling(part), [])
+            if len(alike) != 1:
+                return None
+            place /= alike[0]
+        return place
+
+    def _names_in(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self._listed:
+            names = defaultdict(list)
+            try:
+                for file in folder.iterdir():
+                    names[spelling(file.name)].append(file.name)
+            except OSError:
+                pass  # no folder, nothing in it
+            self._listed[folder] = names
+        return self._listed[folder]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _from_home(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
+def _slashes(path: str) -> str:
+    return spelling(path).replace("\\", "/")
 
 
 def _stem(path: str) -> str:
@@ -155,15 +229,63 @@ def _stem(path: str) -> str:
     return name
 
 
-def parse_spacing(text: str) -> tuple[float, ...] | None:
+_UNKNOWN = re.compile(
+    r"(?:(?:n\.?/?a\.?|nan|none|null|unknown|\?|-+)\s*(?:[(\[].*)?)?", re.I | re.S
+)
+_NUMBER = re.compile(r"(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?", re.I)
+_MARK = re.compile(r"\s*[x×*;\\]\s*|\s+", re.I)
+
+
+def parse_spacing(text: str, where: str) -> tuple[float, ...] | None:
     """Read ``0.5``, ``0.5x0.5`` or ``0.5x0.5x3`` (rows, columns, slices; mm).
 
-    Anything else, zero included, is unknown: None.
+    Between the lengths stand x, ×, *, a semicolon, a backslash or spaces; or commas, beside
+    decimal points or spaces. A comma is a decimal comma in ``1,5`` and beside another mark,
+    ``0,75x0,75``. Nothing, zeros alone and a word for unknown, with or without a remark in
+    brackets, are unknown: None.
+
+    Raises:
+        UserError: anything else, and what can be read in two ways, as ``1,5,3`` and ``1,1``.
     """
-    number = r"\d+\.?\d*(?:e-?\d+)?|\.\d+"
-    if not re.fullmatch(
-        rf"(?:{number})(?:\s*[x×*,; ]\s*(?:{number})){{0,2}}(?:\s*mm)?", text, re.I
-    ):
+    bare = spelling(text)
+    if _UNKNOWN.fullmatch(bare):
         return None
-    values = tuple(float(part) for part in re.findall(number, text, re.I))
-    return values if min(values) > 0 else None
+    if (listed := re.fullmatch(r"\((.*)\)|\[(.*)\]", bare)) is not None:
+        bare = listed[1] or listed[2] or ""
+    bare = re.sub(r"(?<=[\d.\s])mm(?=$|[^a-z]|x)", "", bare, flags=re.I).strip()
+    parts = _lengths(bare, where)
+    if len(parts) <= 3 and all(_NUMBER.fullmatch(part) for part in parts):
+        values = tuple(float(part) for part in parts)
+        if not any(values):
+            return None
+        if all(0 < value < math.inf for value in values):
+            return values
+    raise UserError(
+        f"{where}: the spacing {text!r} is not one to three lengths above 0 in mm; write them as "
+        "0.5x0.5x3, or n/a where it is unknown."
+    )
+
+
+def _lengths(text: str, where: str) -> list[str]:
+    """Cut a spacing into its numbers, written with decimal points."""
+    if "," not in text:
+        return _MARK.split(text)
+    if "." in text:
+        # Points are the decimals here, so the commas are not.
+        return re.split(r"\s*,\s*", text)
+    listed = re.split(r", +", text)
+    if len(listed) > 1:
+        parts = listed
+        decimal = sum("," in part for part in parts)
+        # 1, 1, 3 and 0,5, 0,5 are lists; 1, 5 may be a number with a space in it.
+        plain = decimal == len(parts) or (not decimal and len(parts) > 2)
+    else:
+        parts = _MARK.split(text)
+        # Two equal whole numbers, 1,1, are as likely two lengths.
+        plain = not re.fullmatch(r"(\d+),\1", text) and all(part.count(",") < 2 for part in parts)
+    if not plain:
+        raise UserError(
+            f"{where}: the commas of the spacing {text!r} can be decimal or stand between lengths; "
+            "write it with points and x, as 1.5 or 1x5."
+        )
+    return [re.sub(r"(?<=\d),(?=\d)", ".", part) for part in parts]

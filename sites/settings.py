@@ -6,12 +6,14 @@ import difflib
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
+from fedshift.sites.names import tidy
 from fedshift.sites.types import SPLITS, Split
 
 COLUMNS = (
@@ -96,12 +98,17 @@ def _text(key: str, value: Any) -> str | None:
     raise UserError(f"{key} must be a text or null, not {value!r}.")
 
 
+def _column(key: str, value: Any) -> str | None:
+    text = _text(key, value)
+    return None if text is None else tidy(text)
+
+
 def _names(key: str, value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Iterable) or isinstance(names, Mapping):
         raise UserError(f"{key} must be a list of site names, not {value!r}.")
     # An unquoted numeric site name in YAML arrives as a number; its text is the name.
-    return tuple(str(name) for name in names)
+    return tuple(tidy(str(name)) for name in names)
 
 
 def _columns(key: str, value: Any) -> dict[str, str]:
@@ -114,13 +121,14 @@ def _columns(key: str, value: Any) -> dict[str, str]:
             )
         if not isinstance(column, str) or not column:
             raise UserError(f"{key}.{name} must be the name of a column, not {column!r}.")
-    return dict(value)
+    return {name: tidy(column) for name, column in value.items()}
 
 
 def _pattern(key: str, value: Any) -> str | None:
     text = _text(key, value)
     if text is None:
         return None
+    text = unicodedata.normalize("NFC", text)
     try:
         groups = re.compile(text).groups
     except re.error as error:
@@ -220,7 +228,7 @@ def _cache(key: str, value: Any) -> Path:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "manifest": _text,
     "columns": _columns,
-    "site_column": _text,
+    "site_column": _column,
     "site_pattern": _pattern,
     "sites": _names,
     "unseen_sites": _names,

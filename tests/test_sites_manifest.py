@@ -24,7 +24,6 @@ from fedshift.sites import (
     prepare,
     readers,
 )
-from fedshift.sites.manifest import parse_spacing
 from fedshift.sites.types import Federation, SiteData
 
 MANIFEST = {"name": "m", "kind": "manifest"}
@@ -287,21 +286,6 @@ def test_the_config_file_holds_exactly_the_settings_and_their_defaults() -> None
     columns = config.pop("columns")
     assert DataSettings.from_config(config) == DataSettings()
     assert all(name == column for name, column in columns.items())
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("0.06914", (0.06914,)),
-        ("0.5x0.5x3", (0.5, 0.5, 3.0)),
-        ("0.5 x 0.4 mm", (0.5, 0.4)),
-        ("n/a (PNG; ~1.25-1.4 in plane, 8mm slice per dataset page)", None),
-        ("0", None),
-        ("", None),
-    ],
-)
-def test_spacing_texts(text: str, expected: tuple[float, ...] | None) -> None:
-    assert parse_spacing(text) == expected
 
 
 def test_pooling_joins_training_and_validation_cases(maker: Maker) -> None:

@@ -1,0 +1,27 @@
+"""Texts that look alike: one name that was typed, pasted or exported in several ways."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
+
+
+def spelling(text: str) -> str:
+    """``text`` composed (Unicode NFC), its no-break and other spaces plain, its ends stripped.
+
+    Two texts of one spelling look the same on paper, so they are the same.
+    """
+    composed = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    return "".join(" " if mark.isspace() else mark for mark in composed).strip()
+
+
+def tidy(text: str) -> str:
+    """The spelling with single spaces: what a name is kept, shown and asked for as."""
+    return " ".join(spelling(text).split())
+
+
+def fold(text: str) -> str:
+    """What spellings share that differ only in capitals or spaces."""
+    return "".join(spelling(text).casefold().split())
