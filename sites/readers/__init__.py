@@ -31,7 +31,7 @@ def decode(path: Path, contents: Contents, label: bool = False) -> Volume:
     """
     name = path.name.lower()
     if is_dicom(path):
-        volume = read_dicom(path, contents)
+        volume = read_dicom(path, contents, label)
     elif name.endswith((".nii", ".nii.gz")):
         volume = read_nifti(path, contents[0][1])
     elif name.endswith(".png"):

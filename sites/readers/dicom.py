@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedshift.sites.findings import FileFault
+from fedshift.sites.findings import FileFault, Remark
+from fedshift.sites.readers.dicom_frames import Frame, frames
+from fedshift.sites.readers.dicom_pixels import Plane, planes, polarity, stack_values
+from fedshift.sites.readers.dicom_stack import stack
 from fedshift.sites.readers.files import file_list
 from fedshift.sites.readers.volume import Contents, Volume
 
+# Objects with pixels or contours that are drawn on images; labels are read elsewhere.
+DRAWN = {"SEG", "RTSTRUCT"}
+NO_IMAGES = {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "DOC", "PLAN"}
+
 
 def dicom_domain(path: Path) -> tuple[str, str]:
-    """Vendor and scanner from the tags of a DICOM file or of the first file of a folder.
+    """Vendor and scanner from the tags of a DICOM file or of the first image of a folder.
 
     Empty texts where the tags or the file are missing: reading the image later says why.
     """
     import pydicom
 
+    tags = ["Manufacturer", "ManufacturerModelName", "Modality", "Rows"]
     try:
-        header = pydicom.dcmread(file_list(path)[0], stop_before_pixels=True, force=False)
-    except (pydicom.errors.InvalidDicomError, OSError, IndexError):
+        files = file_list(path)
+    except OSError:
         return "", ""
-    vendor, scanner = header.get("Manufacturer", ""), header.get("ManufacturerModelName", "")
-    return str(vendor or "").strip(), str(scanner or "").strip()
-
-
-def read_dicom(path: Path, contents: Contents) -> Volume:
-    import pydicom
-
-    files = []
-    for file, data in contents:
+    for file in files:
         try:
-            dataset = pydicom.dcmread(io.BytesIO(data))
-        except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError) as error:
-            reason = type(error).__name__
-            raise FileFault(
-                "damaged",
-                file,
-                f"is not a readable DICOM file ({reason})",
-                "remove it or export it again",
-            ) from None
-        files.append((file, dataset))
-    series = {str(dataset.get("SeriesInstanceUID", "")) for _, dataset in files}
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError, AttributeError):
+            continue
+        if _is_image(header):
+            vendor, scanner = header.get("Manufacturer"), header.get("ManufacturerModelName")
+            return str(vendor or "").strip(), str(scanner or "").strip()
+    return "", ""
+
+
+def read_dicom(path: Path, contents: Contents, label: bool = False) -> Volume:
+    """Read one series of classic or enhanced files, or (``label``) numbers saved as one.
+
+    Objects beside it that are no images are left out; ``Volume.remarks`` counts those that are
+    not drawn on it.
+
+    Raises:
+        FileFault: no single, whole, straight stack of readable images.
+    """
+    images, remarks = _images(path, _datasets(contents))
+    series = {str(dataset.get("SeriesInstanceUID", "")) for _, dataset in images}
     if len(series) > 1:
         raise FileFault(
             "several-series",
@@ -52,141 +61,102 @@ def read_dicom(path: Path, contents: Contents) -> Volume:
             f"holds {len(series)} DICOM series",
             "put each in a folder of its own",
         )
-    if len(files) > 1 and any("NumberOfFrames" in dataset for _, dataset in files):
-        raise FileFault(
-            "several-series",
-            path,
-            "holds several multi-frame files",
-            "give one of them as the path",
-        )
-    first = files[0][1]
-    row_column = _pixel_spacing(first)
-    between = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0
-    ordered, affine, step = _stack(path, [dataset for _, dataset in files], row_column)
-    frames = [_frame(*files[k]) for k in ordered]
-    shapes = {frame.shape for frame in frames}
+    shapes = {(dataset.get("Rows"), dataset.get("Columns")) for _, dataset in images}
     if len(shapes) > 1:
         raise FileFault(
             "mixed-slices",
             path,
             f"mixes slices of different shapes {sorted(shapes)}",
-            "separate them",
-        )
-    # (S, R, C) -> (i, j, k) = (columns, rows, slices)
-    array = np.concatenate(frames).transpose(2, 1, 0)
-    frame = str(first.get("FrameOfReferenceUID") or "")
-    uid = str(first.get("SeriesInstanceUID") or "")
-    if row_column is None:
-        return Volume(array, None, None, frame=frame, series=uid)
-    spacing = (row_column[1], row_column[0], step if step else abs(float(between)))
-    return Volume(array, affine, spacing, frame=frame, series=uid)
-
-
-def _frame(file: Path, dataset: Any) -> np.ndarray:
-    """The pixels of one DICOM file as (S, R, C) float32 in the units of its rescale tags."""
-    try:
-        pixels = dataset.pixel_array
-    except (
-        RuntimeError,
-        NotImplementedError,
-        AttributeError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
-        syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-        if syntax is not None and syntax.is_compressed:
-            raise FileFault(
-                "compressed",
-                file,
-                f"is compressed as {syntax.name}, which cannot be decoded here",
-                "install pylibjpeg with its plug-ins or save the series uncompressed",
-            ) from None
-        reason = " ".join(str(error).split())[:120]
-        raise FileFault(
-            "damaged", file, f"has no readable pixels ({reason})", "export it again"
-        ) from None
-    pixels = pixels.astype(np.float32)
-    if int(dataset.get("SamplesPerPixel", 1)) == 3:
-        # ITU-R BT.601 luma; an ultrasound frame saved in colour is mostly grey already.
-        pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-    pixels = pixels * np.float32(dataset.get("RescaleSlope", 1) or 1)
-    pixels = pixels + np.float32(dataset.get("RescaleIntercept", 0) or 0)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        pixels = -pixels  # stored with white as the smallest value
-    return pixels if pixels.ndim == 3 else pixels[None]
-
-
-def _pixel_spacing(dataset: Any) -> tuple[float, float] | None:
-    """Row and column spacing in mm: the plain tag, a multi-frame's shared one, or ultrasound's."""
-    if dataset.get("PixelSpacing"):
-        return float(dataset.PixelSpacing[0]), float(dataset.PixelSpacing[1])
-    for shared in dataset.get("SharedFunctionalGroupsSequence", []):
-        for measures in shared.get("PixelMeasuresSequence", []):
-            if measures.get("PixelSpacing"):
-                return float(measures.PixelSpacing[0]), float(measures.PixelSpacing[1])
-    for region in dataset.get("SequenceOfUltrasoundRegions", []):
-        if region.get("PhysicalUnitsXDirection") == 3 == region.get("PhysicalUnitsYDirection"):
-            # Unit 3 is cm a pixel.
-            return 10 * float(region.PhysicalDeltaY), 10 * float(region.PhysicalDeltaX)
-    return None
-
-
-def _stack(
-    path: Path, datasets: list[Any], row_column: tuple[float, float] | None
-) -> tuple[list[int], np.ndarray | None, float | None]:
-    """Order slices along their normal; return the order, the affine and the slice spacing in mm.
-
-    Without positions (ultrasound, photographs of film) the instance number orders them, and there
-    is no affine. DICOM's patient axes point left and back; ours point right and front.
-    """
-    oriented = all(
-        d.get("ImagePositionPatient") and d.get("ImageOrientationPatient") for d in datasets
-    )
-    if not oriented or row_column is None:
-        order = sorted(
-            range(len(datasets)), key=lambda k: int(datasets[k].get("InstanceNumber") or 0)
-        )
-        return order, None, None
-    cosines = np.array(datasets[0].ImageOrientationPatient, float)
-    if any(
-        not np.allclose(np.array(d.ImageOrientationPatient, float), cosines, atol=1e-3)
-        for d in datasets
-    ):
-        raise FileFault(
-            "mixed-slices",
-            path,
-            "mixes slices of different orientations",
             "put each in a folder of its own",
         )
-    normal = np.cross(cosines[:3], cosines[3:])
-    positions = np.array([d.ImagePositionPatient for d in datasets], float)
-    along = positions @ normal
-    order = np.argsort(along, kind="stable").tolist()
-    first = datasets[0]
-    step = abs(float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0))
-    if len(datasets) > 1:
-        steps = np.diff(along[order])
-        step = float(np.median(steps))
-        if steps.min() < 0.01:
+    made = stack(path, [frame for file, dataset in images for frame in frames(file, dataset)])
+    found = _planes(made.frames, label)
+    first = images[0][1]
+    contradiction = None if label else polarity(first)[1]
+    remarks += [contradiction] if contradiction else []
+    # (S, R, C) -> (i, j, k) = (columns, rows, slices)
+    return Volume(
+        stack_values(found).transpose(2, 1, 0),
+        made.affine,
+        made.spacing_mm,
+        modality=str(first.get("Modality") or ""),
+        remarks=(*remarks, *made.remarks),
+        frame=str(first.get("FrameOfReferenceUID") or ""),
+        series=str(first.get("SeriesInstanceUID") or ""),
+    )
+
+
+def _datasets(contents: Contents) -> list[tuple[Path, Any]]:
+    import pydicom
+
+    files = []
+    for file, data in contents:
+        try:
+            files.append((file, pydicom.dcmread(io.BytesIO(data))))
+        except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError) as error:
             raise FileFault(
-                "mixed-slices",
-                path,
-                "holds several images at one position",
-                "keep one time point or echo",
+                "damaged",
+                file,
+                f"is not a readable DICOM file ({type(error).__name__})",
+                "remove it or export it again",
+            ) from None
+    return files
+
+
+def _is_image(dataset: Any) -> bool:
+    return "Rows" in dataset and dataset.get("Modality") not in DRAWN | NO_IMAGES
+
+
+def _images(
+    path: Path, files: list[tuple[Path, Any]]
+) -> tuple[list[tuple[Path, Any]], list[Remark]]:
+    """The images among ``files``, and remarks on what else there is."""
+    images = [pair for pair in files if _is_image(pair[1])]
+    others = [dataset for _, dataset in files if not _is_image(dataset)]
+    if not images:
+        raise FileFault(
+            "no-image", path, f"holds no DICOM image but {_kinds(others)}", "give the image series"
+        )
+    remarks = []
+    strange = [dataset for dataset in others if dataset.get("Modality") not in DRAWN]
+    if strange:
+        remarks.append(
+            Remark(
+                "other-objects",
+                f"also holds {_kinds(strange)}, left out of the image",
+                "move what does not belong to the series elsewhere",
             )
-        if steps.max() > 1.5 * step:
-            raise FileFault(
-                "missing-slices",
-                path,
-                f"lacks slices: two neighbours are {steps.max():.3g} mm apart, others "
-                f"{step:.3g} mm",
-                "export the whole series",
+        )
+    scouts = [pair for pair in images if "LOCALIZER" in (pair[1].get("ImageType") or [])]
+    if scouts and len(scouts) < len(images):
+        images = [pair for pair in images if pair not in scouts]
+        remarks.append(
+            Remark(
+                "localizers",
+                f"also holds {len(scouts)} localizers, left out of the image",
+                "move them elsewhere",
             )
-    affine = np.eye(4)
-    affine[:3, 0] = cosines[:3] * row_column[1]
-    affine[:3, 1] = cosines[3:] * row_column[0]
-    affine[:3, 2] = normal * step
-    affine[:3, 3] = positions[order[0]]
-    affine[:2] *= -1
-    return order, affine, step
+        )
+    return images, remarks
+
+
+def _kinds(datasets: list[Any]) -> str:
+    kinds = Counter(_kind(dataset) for dataset in datasets)
+    return ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(3))
+
+
+def _kind(dataset: Any) -> str:
+    """The object's class in words, such as "Basic Text SR Storage"."""
+    identifier = dataset.get("SOPClassUID")
+    return getattr(identifier, "name", "") or str(dataset.get("Modality") or "unknown object")
+
+
+def _planes(ordered: list[Frame], label: bool) -> list[Plane]:
+    """The planes of ``ordered``, each file decoded once."""
+    decoded: dict[tuple[int, int], Plane] = {}
+    by_file = sorted(ordered, key=lambda frame: (id(frame.dataset), frame.index))
+    for identifier, group in groupby(by_file, key=lambda frame: id(frame.dataset)):
+        own = list(group)
+        for frame, plane in zip(own, planes(own, label), strict=True):
+            decoded[identifier, frame.index] = plane
+    return [decoded[id(frame.dataset), frame.index] for frame in ordered]
