@@ -109,7 +109,7 @@ def polarity(dataset: Any) -> tuple[bool, Remark | None]:
 
 def _stored(file: Path, dataset: Any, number: int) -> np.ndarray:
     """The file's stored values (F, R, C), or (F, R, C, 3) in red, green and blue."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     kind = str(dataset.get("PhotometricInterpretation", ""))

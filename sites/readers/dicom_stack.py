@@ -271,7 +271,7 @@ def _several(path: Path, ordered: list[Frame], same: np.ndarray) -> FileFault:
             f"holds one image twice, {pair[0].file.name} and {pair[1].file.name}",
             "remove the copies",
         )
-    reasons = []
+    reasons: list[str] = []
     for group, keyword, word in APART:
         values = [str(frame.get(group, keyword)) for frame in pair]
         if values[0] != values[1] and word not in " ".join(reasons):
