@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshift.sites.findings import FileFault, Remark
-from fedshift.sites.readers.dicom_frames import Frame, frames
+from fedshift.sites.readers.dicom_frames import Frame, frames, readable
 from fedshift.sites.readers.dicom_pixels import Plane, planes, polarity, stack_values
 from fedshift.sites.readers.dicom_stack import stack
 from fedshift.sites.readers.files import file_list
@@ -69,14 +69,16 @@ def read_dicom(path: Path, contents: Contents, label: bool = False) -> Volume:
             f"mixes slices of different shapes {sorted(shapes)}",
             "put each in a folder of its own",
         )
-    made = stack(path, [frame for file, dataset in images for frame in frames(file, dataset)])
-    found = _planes(made.frames, label)
+    found = [frame for file, dataset in images for frame in frames(file, dataset)]
+    with readable(path):
+        made = stack(path, found)
+        layers = _planes(made.frames, label)
     first = images[0][1]
     contradiction = None if label else polarity(first)[1]
     remarks += [contradiction] if contradiction else []
     # (S, R, C) -> (i, j, k) = (columns, rows, slices)
     return Volume(
-        stack_values(found).transpose(2, 1, 0),
+        stack_values(layers).transpose(2, 1, 0),
         made.affine,
         made.spacing_mm,
         modality=str(first.get("Modality") or ""),
@@ -127,16 +129,16 @@ def _images(
                 "move what does not belong to the series elsewhere",
             )
         )
-    scouts = [pair for pair in images if "LOCALIZER" in (pair[1].get("ImageType") or [])]
-    if scouts and len(scouts) < len(images):
-        images = [pair for pair in images if pair not in scouts]
+    kept = [pair for pair in images if "LOCALIZER" not in (pair[1].get("ImageType") or [])]
+    if 0 < len(kept) < len(images):
         remarks.append(
             Remark(
                 "localizers",
-                f"also holds {len(scouts)} localizers, left out of the image",
+                f"also holds {len(images) - len(kept)} localizers, left out of the image",
                 "move them elsewhere",
             )
         )
+        images = kept
     return images, remarks
 
 

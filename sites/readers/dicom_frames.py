@@ -7,6 +7,8 @@ left, y to the back, z up.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import numpy as np
 
 from fedshift.sites.findings import FileFault, Remark
 
+# More than any scanner writes; a damaged header may ask for more than memory holds.
+MOST_FRAMES = 100_000
 # Pixels are measured where the beam meets the detector, not in the patient (PS3.3, 10.7.1.3).
 PROJECTIONS = {"CR", "DR", "DX", "IO", "MG", "PX", "RF", "RG", "XA"}
 
@@ -70,21 +74,29 @@ def frames(file: Path, dataset: Any) -> list[Frame]:
         FileFault: the header holds what no number can be read from, or functional groups for
             another number of frames than it says.
     """
-    try:
+    with readable(file):
         number = count(dataset)
         groups = dataset.get("PerFrameFunctionalGroupsSequence")
-        if groups and len(groups) != number:
+        described = len(groups) if groups else number
+        if described != number or not 1 <= number <= MOST_FRAMES:
             raise FileFault(
                 "damaged",
                 file,
-                f"says it holds {number} frames and describes {len(groups)}",
+                f"says it holds {number} frames and describes {described}",
                 "export it again",
             )
         return [_frame(file, dataset, index, number) for index in range(number)]
-    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a malformed tag raises, wherever it is first used, into a fault of ``path``."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise FileFault(
-            "damaged", file, f"has a header that cannot be read ({reason})", "export it again"
+            "damaged", path, f"has a header that cannot be read ({reason})", "export it again"
         ) from None
 
 
@@ -122,12 +134,13 @@ def _nuclear(dataset: Any, index: int) -> tuple[np.ndarray | None, np.ndarray | 
     detector = dataset.DetectorInformationSequence[0]
     orientation = _directions(detector.get("ImageOrientationPatient"))
     first = _vector(detector.get("ImagePositionPatient"), 3)
+    if count(dataset) == 1:
+        return first, orientation
     slices, step = dataset.get("SliceVector"), dataset.get("SpacingBetweenSlices")
     if first is None or orientation is None or not slices or not step:
         return None, orientation
-    number = slices[index] if hasattr(slices, "__len__") else slices
     # The sign says on which side of the first slice the others lie.
-    return first + np.cross(*orientation) * float(step) * (int(number) - 1), orientation
+    return first + np.cross(*orientation) * float(step) * (int(slices[index]) - 1), orientation
 
 
 def _pixel_spacing(dataset: Any, index: int) -> tuple[tuple[float, float] | None, Remark | None]:

@@ -64,12 +64,12 @@ def planes(frames: list[Frame], label: bool) -> list[Plane]:
             raise _colours(file, f"holds its colours as {kind or 'nothing that it names'}")
         if label and (stored != stored[..., :1]).any():
             raise _colours(file, "is a label in colours")
-        depth = 1 if label else 2.0 ** (int(dataset.BitsStored) - 8)
-        grey = stored[..., 0] if label else stored @ LUMA / depth
-        return [Plane(plane.astype(np.float32), 0, 255, False) for plane in grey]
+        if label:
+            return [Plane(plane[..., 0].astype(np.float32), 0, 255, False) for plane in stored]
+        unit = 255 / (2 ** int(dataset.BitsStored) - 1)
+        return [Plane((plane @ LUMA * unit).astype(np.float32), 0, 255, False) for plane in stored]
     if kind == "PALETTE COLOR" and not label:
-        grey = _palette(file, dataset, stored)
-        return [Plane(plane.astype(np.float32), 0, 255, False) for plane in grey]
+        return [Plane(_palette(file, dataset, plane), 0, 255, False) for plane in stored]
     if kind not in GREY and not (label and kind == "PALETTE COLOR"):
         raise _colours(file, f"holds its pixels as {kind or 'nothing that it names'}")
     return [_measured(frame, plane, label) for frame, plane in zip(frames, stored, strict=True)]
@@ -119,15 +119,9 @@ def _stored(file: Path, dataset: Any, number: int) -> np.ndarray:
     try:
         pixels = pixel_array(dataset)
     except DECODING as error:
-        if syntax is not None and syntax.is_compressed:
-            raise FileFault(
-                "compressed",
-                file,
-                f"is compressed as {syntax.name}, which cannot be decoded here",
-                "install the decoders, pip install 'fedshift[dicom]', or save the series "
-                "uncompressed",
-            ) from None
         reason = " ".join(str(error).split())[:120]
+        if syntax is not None and syntax.is_compressed:
+            raise _compressed(file, syntax, reason) from None
         raise FileFault(
             "damaged", file, f"has no readable pixels ({reason})", "export it again"
         ) from None
@@ -141,6 +135,31 @@ def _stored(file: Path, dataset: Any, number: int) -> np.ndarray:
             "export it again",
         )
     return pixels
+
+
+def _compressed(file: Path, syntax: Any, reason: str) -> FileFault:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    problem = f"is compressed as {syntax.name}, which"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return FileFault(
+            "compressed", file, f"{problem} is not read", "save the series uncompressed"
+        )
+    if not decoder.is_available:
+        return FileFault(
+            "compressed",
+            file,
+            f"{problem} cannot be decoded here",
+            "install the decoders, pip install 'fedshift[dicom]', or save the series uncompressed",
+        )
+    return FileFault(
+        "damaged",
+        file,
+        f"{problem} fails to decode ({reason})",
+        "export it again, uncompressed if that fails too",
+    )
 
 
 def _jpeg2000(syntax: Any) -> bool:
@@ -186,7 +205,7 @@ def _palette(file: Path, dataset: Any, stored: np.ndarray) -> np.ndarray:
         index = (stored.astype(np.int64) - first).clip(0, len(entries) - 1)
         deep = int(dataset[f"{keyword}Descriptor"].value[2]) > 8 or entries.max() > 255
         colours.append((entries / 257 if deep else entries)[index])
-    return np.stack(colours, axis=-1) @ LUMA
+    return (np.stack(colours, axis=-1) @ LUMA).astype(np.float32)
 
 
 def _table(

@@ -241,9 +241,10 @@ def _tagged(frame: Frame) -> tuple[float, Remark | None, str]:
 
 
 def _is_cine(dataset: Any) -> bool:
+    """Whether FrameTime or FrameTimeVector tells the frames apart."""
     pointers = dataset.get("FrameIncrementPointer")
-    pointers = pointers if isinstance(pointers, list) or hasattr(pointers, "append") else [pointers]
-    return any(pointer in (0x00181063, 0x00181065) for pointer in pointers if pointer is not None)
+    pointers = pointers if hasattr(pointers, "__iter__") else [pointers]
+    return any(pointer in (0x00181063, 0x00181065) for pointer in pointers)
 
 
 def _one_echo(path: Path, frames: list[Frame]) -> None:
