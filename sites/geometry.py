@@ -12,6 +12,7 @@ its own matrix and spacing.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,10 @@ import numpy as np
 CLEAR = 1.15
 """A spacing this many times the others' says which way an image is sliced. Not 1.1, which is a
 usual ratio (1.1 x 1 x 1 mm) and would be left to the header's rounding."""
+TOLERANCE = 0.1
+"""How many voxels two grids may lie apart at a corner and still be one: headers round."""
+SHEAR = 0.5
+"""Degrees off the right angle that pass for a header's rounding."""
 _TURNED = np.eye(3) + 0.006 * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
 
 
@@ -243,6 +248,28 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]
         itertools.permutations(range(3)), key=lambda p: sum(abs(seen[k, p[k]]) for k in range(3))
     )
     return order, tuple(1 if seen[k, order[k]] > 0 else -1 for k in range(3))
+
+
+def corners(shape: Sequence[int]) -> np.ndarray:
+    """The eight corner voxels (8, 4) of an array, homogeneous."""
+    ends = itertools.product(*((0, n - 1) for n in shape))
+    return np.array([(*corner, 1) for corner in ends], float)
+
+
+def invertible(affine: np.ndarray) -> bool:
+    """Whether ``affine`` is finite and none of its axes vanishes or lies in the others' plane."""
+    if not np.isfinite(affine).all():
+        return False
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(sizes.all()) and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
+
+
+def shear(affine: np.ndarray, shape: Sequence[int]) -> float:
+    """The degrees by which two axes, of more than one voxel, miss the right angle at most."""
+    long = [k for k in range(3) if shape[k] > 1]
+    cosines = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[:, long]
+    off = np.abs(cosines.T @ cosines - np.eye(len(long))).max(initial=0)
+    return float(np.degrees(np.arcsin(min(1.0, off))))
 
 
 def _canonical_sizes(affine: np.ndarray) -> np.ndarray:

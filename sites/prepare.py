@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedshift.sites import geometry, readers
+from fedshift.sites.alignment import lay_on
 from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.labels import to_classes
@@ -56,23 +57,26 @@ def decode(
 ) -> Decoded:
     """Decode ``source`` from bytes; raise ``UserError`` when image or label cannot be used."""
     volume = readers.decode(Path(source.path), contents)
+    if volume.affine is not None:
+        _refuse_shear(source, volume.affine, volume.array.shape)
     image, axis = geometry.orient(volume.array, volume.affine, slice_axis)
     values = label_volume = None
     if label_contents is not None:
         label_volume = readers.decode(Path(source.label_path), label_contents, label=True)
-        affine = label_volume.affine
-        if affine is None and label_volume.array.shape == volume.array.shape:
-            affine = volume.affine  # a PNG label lies as its image does
-        values, _ = geometry.orient(label_volume.array, affine, axis)
-        if values.shape != image.shape:
-            raise FileFault(
-                "label-shape",
-                source.label_path,
-                f"has the shape {values.shape} (slices, rows, columns), its image {source.path} "
-                f"has {image.shape}",
-                "export both on one grid",
-            )
+        label_volume = lay_on(volume, label_volume, source)
+        values, _ = geometry.orient(label_volume.array, volume.affine, axis)
     return Decoded(image, values, _spacing(volume, axis, source), volume, label_volume)
+
+
+def _refuse_shear(source: ImageSource, affine: np.ndarray, shape: tuple[int, ...]) -> None:
+    if (degrees := geometry.shear(affine, shape)) > geometry.SHEAR:
+        raise FileFault(
+            "sheared",
+            source.path,
+            f"is sheared: its axes are {degrees:.3g} degrees off the right angle, as those of a "
+            "scan with a tilted gantry or of an affine registration",
+            "resample it and its label onto a straight grid",
+        )
 
 
 def _spacing(

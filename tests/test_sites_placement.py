@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from fedshift.sites import prepare, readers
+from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import canonical_axes, orient, orient_spacing, preferred_axis
+from fedshift.sites.types import Domain, ImageSource
 
 ORIENTATIONS = [
     (order, signs)
@@ -17,6 +23,64 @@ ORIENTATIONS = [
     for signs in itertools.product((1, -1), repeat=3)
 ]
 """All 48: the 24 that a rotation reaches and their mirror images, as files store them."""
+
+
+SHAPE = (4, 5, 3)
+
+
+def nifti(array: np.ndarray, **codes: np.ndarray) -> bytes:
+    """A file with the affines given by name; the other code is 0 and its affine misleading."""
+    image = nibabel.Nifti1Image(array, None)
+    image.header.set_zooms((1, 1, 1))
+    for name, where in {"sform": codes.get("sform"), "qform": codes.get("qform")}.items():
+        setter = getattr(image, f"set_{name}")
+        if where is None:
+            setter(np.array([[0, 2, 0, 9], [2, 0, 0, 9], [0, 0, 2, 9], [0, 0, 0, 1.0]]), code=0)
+        else:
+            setter(where, code=1)
+    if codes:
+        # Setting a misleading qform has changed the spacing as well.
+        sizes = np.linalg.norm(list(codes.values())[-1][:3, :3], axis=0)
+        image.header["pixdim"][1:4] = sizes
+    return image.to_bytes()
+
+
+def decode(
+    image: bytes, label: bytes, name: str = "image.nii", label_name: str = "label.nii"
+) -> prepare.Decoded:
+    source = ImageSource(path=name, label_path=label_name, case="c", subject="s", domain=Domain("v"))
+    return prepare.decode(source, [(Path(name), image)], [(Path(label_name), label)], None)
+
+
+def numbered(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """An image whose values are the places of its voxels in the file."""
+    return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+
+
+def drawn(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(3).permutation(int(np.prod(shape))).reshape(shape).astype(np.uint8)
+
+
+def resampled(
+    label: np.ndarray, label_affine: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The oracle: the label's nearest voxel at the place in space of every image voxel."""
+    index = np.indices(shape).reshape(3, -1)
+    world = affine[:3, :3] @ index + affine[:3, 3:]
+    inverse = np.linalg.inv(label_affine)
+    coordinates = inverse[:3, :3] @ world + inverse[:3, 3:]
+    return ndimage.map_coordinates(label, coordinates, order=0, mode="nearest").reshape(shape)
+
+
+def in_place(decoded: prepare.Decoded, expected: np.ndarray) -> bool:
+    """Whether each voxel of the image, known by its value, has the label expected there."""
+    assert decoded.values is not None
+    return np.array_equal(decoded.values, expected.ravel()[decoded.image.astype(int)])
+
+
+def codes_of(decoded: prepare.Decoded) -> list[str]:
+    assert decoded.label_volume is not None
+    return [remark.code for remark in (*decoded.volume.remarks, *decoded.label_volume.remarks)]
 
 
 def affine_of(
@@ -41,6 +105,191 @@ def stored(
         turned[old, 3] += 0 if sign > 0 else array.shape[old] - 1
     moved = array.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
     return moved, affine @ turned
+
+
+CODES = (("sform",), ("qform",), ("sform", "qform"))
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 135])
+@pytest.mark.parametrize("codes", CODES)
+def test_a_label_lies_on_its_image_in_any_orientation_code_and_tilt(
+    degrees: int, codes: tuple[str, ...]
+) -> None:
+    array, label = numbered(), drawn()
+    for k, (order, signs) in enumerate(ORIENTATIONS):
+        angles = [0, 0, 0]
+        angles[k % 3] = degrees
+        affine = affine_of(tuple(angles), centre=(-90, 110, 1200.5))
+        # The image is turned too, each time otherwise.
+        turned, own = stored(array, affine, *ORIENTATIONS[(11 * k + 5) % 48])
+        turned = numbered(turned.shape)
+        image = nifti(turned, **dict.fromkeys(codes, own))
+        moved, label_affine = stored(label, affine, order, signs)
+        expected = resampled(moved, label_affine, own, turned.shape)
+        for label_codes in CODES:
+            decoded = decode(image, nifti(moved, **dict.fromkeys(label_codes, label_affine)))
+            assert in_place(decoded, expected), (order, signs, label_codes)
+            assert codes_of(decoded) == []
+        if k % 6:
+            continue
+        decoded = decode(image, nifti(expected))
+        assert in_place(decoded, expected), "a label without codes lies as its image does"
+        assert codes_of(decoded) == ["label-without-place"]
+
+
+def test_a_cube_of_equal_voxels_is_placed_by_the_headers_alone() -> None:
+    array, label = numbered((4, 4, 4)), drawn((4, 4, 4))
+    affine = affine_of((45, 0, 135), (1, 1, 1), (1e3, -1e3, 1e3))
+    for order, signs in ORIENTATIONS:
+        moved, own = stored(label, affine, order, signs)
+        expected = resampled(moved, own, affine, array.shape)
+        assert np.array_equal(expected, label)
+        assert in_place(decode(nifti(array, sform=affine), nifti(moved, qform=own)), label)
+
+
+@pytest.mark.parametrize("angles", [(45, 0, 0), (0, 135, 0), (45, 45, 135), (0, 0, 45.0001)])
+def test_rounded_headers_of_large_images_far_from_the_origin_agree(
+    angles: tuple[float, float, float],
+) -> None:
+    shape = (512, 2, 300)
+    array, label = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
+    array[500, 1, 20], label[500, 1, 20] = 7, 1
+    affine = affine_of(angles, (0.4, 0.4, 0.6), (-1e3, 2e3, 1e3))
+    written = affine.round(5)  # as a text header or a tool in single precision has it
+    decoded = decode(nifti(array, sform=affine), nifti(label, qform=written))
+    assert decoded.values is not None and np.array_equal(decoded.values == 1, decoded.image == 7)
+
+
+@pytest.mark.parametrize(
+    ("shift", "turn", "fits"),
+    [
+        ((0.09, 0, 0), 0, True),
+        ((0, 0, 0.12), 0, False),
+        ((0, 0, 0), 1, True),
+        ((0, 0, 0), 3, False),
+    ],
+)
+def test_a_tenth_of_a_voxel_at_a_corner_is_the_limit(
+    shift: tuple[float, float, float], turn: float, fits: bool
+) -> None:
+    # A turn by 1 degree about the first voxel moves the last corner by 4 x 0.0175 = 0.07 voxels.
+    affine = affine_of(sizes=(2, 2, 2))
+    other = affine_of((0, 0, turn), (2, 2, 2))
+    other[:3, 3] += 2 * np.array(shift)
+    image, label = nifti(numbered(), sform=affine), nifti(drawn(), sform=other)
+    if fits:
+        assert in_place(decode(image, label), drawn())
+        return
+    with pytest.raises(FileFault, match=r"label\.nii lies up to .* mm away") as caught:
+        decode(image, label)
+    assert caught.value.code == "label-misplaced"
+
+
+def test_the_sentence_says_how_far_and_why() -> None:
+    affine = affine_of((0, 30, 0), (1, 1, 3))
+    shifted = affine.copy()
+    shifted[:3, 3] += affine[:3, 2]
+    thin = affine.copy()
+    thin[:3, 2] /= 2
+    image = nifti(numbered(), sform=affine)
+    for wrong, match in (
+        (shifted, "up to 3 mm away from its image image.nii by its header; copy"),
+        (thin, r"up to 3 mm away .* spacing is 1 x 1 x 1\.5 mm, the image's 1 x 1 x 3 mm"),
+        (np.eye(4), "its affine is the identity"),
+    ):
+        with pytest.raises(FileFault, match=match):
+            decode(image, nifti(drawn(), sform=wrong))
+
+
+def test_a_label_of_another_shape_is_refused_with_both() -> None:
+    image = nifti(numbered(), sform=affine_of())
+    small = drawn()[:, :4]
+    for label in (nifti(small, sform=affine_of()), nifti(small)):
+        with pytest.raises(FileFault, match=r"has the shape 4 x 4 x 3, its image .* 4 x 5 x 3"):
+            decode(image, label)
+    # Turned, it would fit; but without codes nothing says how it was turned.
+    with pytest.raises(FileFault, match=r"5 x 4 x 3, its image .* 4 x 5 x 3") as caught:
+        decode(image, nifti(drawn().transpose(1, 0, 2)))
+    assert caught.value.code == "label-shape"
+
+
+def test_an_image_without_orientation_is_told_and_its_label_lies_as_stored() -> None:
+    # A label on it may have any affine: there is nothing to hold it against.
+    for label in (nifti(drawn(), qform=affine_of((0, 45, 0))), nifti(drawn())):
+        decoded = decode(nifti(numbered()), label)
+        assert in_place(decoded, drawn())
+        assert codes_of(decoded) == ["no-orientation"]
+
+
+def test_the_code_that_fits_is_used_and_said() -> None:
+    right, wrong = affine_of((20, 0, 0)), affine_of((20, 0, 0), centre=(50, 0, 0))
+    flipped, own = stored(drawn(), right, (0, 1, 2), (-1, 1, 1))
+    expected = resampled(flipped, own, right, SHAPE)
+    decoded = decode(nifti(numbered(), sform=wrong, qform=right), nifti(flipped, qform=own))
+    assert in_place(decoded, expected)
+    assert codes_of(decoded) == ["codes-disagree", "label-by-other-code"]
+    assert decoded.label_volume is not None
+    assert "its qform and the image's qform" in decoded.label_volume.remarks[0].problem
+    assert "50 mm" in decoded.label_volume.remarks[0].problem
+    assert "50 mm apart" in decoded.volume.remarks[0].problem
+    decoded = decode(nifti(numbered(), sform=right), nifti(flipped, sform=wrong, qform=own))
+    assert in_place(decoded, expected)
+    assert codes_of(decoded) == ["codes-disagree", "label-by-other-code"]
+
+
+def test_a_sheared_image_is_refused_unless_its_other_code_is_straight() -> None:
+    straight = affine_of((0, 10, 0), (1, 1, 3))
+    tilted = straight @ np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(FileFault, match=r"image.nii is sheared: its axes are 5.71 degrees off"):
+        decode(nifti(numbered(), sform=tilted), nifti(drawn(), sform=tilted))
+    decoded = decode(
+        nifti(numbered(), sform=tilted, qform=straight), nifti(drawn(), qform=straight)
+    )
+    assert in_place(decoded, drawn())
+    assert codes_of(decoded) == ["codes-disagree"]
+    assert "the qform is used" in decoded.volume.remarks[0].way_out
+    assert decoded.spacing_mm == (3.0, 1.0, 1.0)
+    # One slice cannot be sheared against itself, whatever its normal.
+    flat = nifti(numbered((4, 5, 1)), sform=tilted)
+    assert in_place(decode(flat, nifti(drawn((4, 5, 1)), sform=tilted)), drawn((4, 5, 1)))
+
+
+def test_a_slice_and_its_label_may_say_different_thickness() -> None:
+    one, other = affine_of(sizes=(1, 1, 5)), affine_of(sizes=(1, 1, 1))
+    shape = (4, 5, 1)
+    decoded = decode(nifti(numbered(shape), sform=one), nifti(drawn(shape), sform=other))
+    assert in_place(decoded, drawn(shape))
+
+
+def test_a_png_label_lies_as_its_nifti_image_is_stored(tmp_path: Path) -> None:
+    label = drawn((4, 5, 1))
+    Image.fromarray(label[..., 0].T).save(tmp_path / "label.png")
+    image = nifti(numbered((4, 5, 1)), qform=affine_of((0, 0, 180)))
+    decoded = decode(image, (tmp_path / "label.png").read_bytes(), label_name="label.png")
+    assert in_place(decoded, label)
+    assert codes_of(decoded) == []
+
+
+def test_a_broken_code_gives_way_to_the_other() -> None:
+    singular = affine_of()
+    singular[:3, 2] = 0
+    volume = readers.decode(
+        Path("x.nii"), [(Path("x.nii"), nifti(numbered(), sform=singular, qform=affine_of()))]
+    )
+    assert list(volume.places) == ["qform"]
+    volume = readers.decode(Path("x.nii"), [(Path("x.nii"), nifti(numbered(), sform=singular))])
+    assert not volume.places and [remark.code for remark in volume.remarks] == ["no-orientation"]
+
+
+def test_lengths_in_other_units_become_mm() -> None:
+    affine = affine_of(sizes=(500, 750, 3000), centre=(1000, 0, 0))
+    image = nibabel.Nifti1Image.from_bytes(nifti(numbered(), qform=affine))
+    image.header.set_xyzt_units("micron")
+    volume = readers.decode(Path("x.nii"), [(Path("x.nii"), image.to_bytes())])
+    assert volume.spacing_mm == pytest.approx((0.5, 0.75, 3.0))
+    assert volume.affine is not None
+    assert np.allclose(volume.affine, affine_of(centre=(1, 0, 0)), atol=1e-5)
+    assert [remark.code for remark in volume.remarks] == ["units"]
 
 
 def test_a_stack_at_45_degrees_is_laid_out_alike_whatever_its_header_rounds_to() -> None:

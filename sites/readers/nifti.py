@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedshift.sites.findings import FileFault
+from fedshift.sites import geometry
+from fedshift.sites.findings import FileFault, Remark
 from fedshift.sites.readers.volume import Volume
+
+NO_ORIENTATION = Remark(
+    "no-orientation",
+    "says nothing of its place in space (qform and sform have the code 0 or are unusable)",
+    "its axes are taken to run leftwards, to the front and up, so look at it beside the others",
+)
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
 def read_nifti(path: Path, data: bytes) -> Volume:
@@ -51,11 +62,77 @@ def read_nifti(path: Path, data: bytes) -> Volume:
         array = array[..., 0]
     if array.ndim == 2:
         array = array[..., None]
-    # A third spacing of 0 is no fault in an image of two dimensions.
     zooms = [abs(float(zoom)) for zoom in header["pixdim"][1:4]]
+    # A third spacing of 0 is no fault in an image of two dimensions.
     spacing = (zooms[0], zooms[1], zooms[2] if array.shape[2:] != (1,) else zooms[2] or 1.0)
-    affine = np.asarray(image.affine, float)
-    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9
-    # Without an affine of its own, the file's is made from the spacing.
-    usable &= int(header["sform_code"]) > 0 or min(spacing) > 0
-    return Volume(array, affine if usable else None, spacing)
+    # A spacing of 0 has become 1 mm in the image's header, and in the affines made of it.
+    sized = all(math.isfinite(mm) and mm > 0 for mm in spacing)
+    shape = (*array.shape, 1, 1)[:3]
+    unit = str(image.header.get_xyzt_units()[0])
+    scale = _MILLIMETRES.get(unit, 1.0)
+    codes = {
+        name: np.diag([scale, scale, scale, 1.0]) @ affine
+        for name, affine in _coded(image.header, sized, shape).items()
+    }
+    remarks = [_units(unit)] if scale != 1 else []
+    affine = next(iter(codes.values()), None)
+    if len(codes) > 1:
+        remarks += _disagreement(codes, shape)
+    elif not codes:
+        remarks.append(NO_ORIENTATION)
+        if sized:
+            affine = np.diag([scale, scale, scale, 1.0]) @ image.header.get_base_affine()
+    return Volume(
+        array,
+        affine,
+        (spacing[0] * scale, spacing[1] * scale, spacing[2] * scale),
+        remarks=tuple(remarks),
+        codes=codes,
+        assumed=not codes,
+    )
+
+
+def _coded(header: Any, sized: bool, shape: Sequence[int]) -> dict[str, np.ndarray]:
+    """The affines whose code is not 0 and that can be used: sform, then qform.
+
+    A sheared one comes last: an sform that holds the registration to an atlas is often sheared,
+    and the qform beside it is where the scanner saw the patient.
+    """
+    affines = {"sform": header.get_sform(coded=True)[0]}
+    try:
+        affines["qform"] = header.get_qform(coded=True)[0] if sized else None
+    except ValueError:  # no rotation
+        affines["qform"] = None
+    usable = {
+        name: affine
+        for name, affine in affines.items()
+        if affine is not None and geometry.invertible(affine)
+    }
+
+    def crooked(item: tuple[str, np.ndarray]) -> bool:
+        return geometry.shear(item[1], shape) > geometry.SHEAR
+
+    return dict(sorted(usable.items(), key=crooked))
+
+
+def _disagreement(codes: Mapping[str, np.ndarray], shape: Sequence[int]) -> list[Remark]:
+    (name, used), (other, unused) = codes.items()
+    apart = geometry.corners(shape) @ (used - unused)[:3].T
+    away = float(np.linalg.norm(apart, axis=1).max())
+    if away <= geometry.TOLERANCE * np.linalg.norm(used[:3, :3], axis=0).min():
+        return []
+    return [
+        Remark(
+            "codes-disagree",
+            f"has an sform and a qform that place it up to {away:.3g} mm apart",
+            f"the {name} is used, so mend it or set the code of the {other} to 0",
+        )
+    ]
+
+
+def _units(unit: str) -> Remark:
+    return Remark(
+        "units",
+        f"gives its lengths in {unit}s, which are converted to mm",
+        "mend the header's units if its spacing is in mm",
+    )

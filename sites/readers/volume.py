@@ -24,6 +24,9 @@ class Volume:
     (CT, MR, US, ...), empty where the file does not say. ``names`` are what the file itself calls
     its label values. ``remarks`` are what the user should know of a file that is used. ``frame``
     and ``series`` are DICOM's FrameOfReferenceUID and SeriesInstanceUID, empty in other formats.
+
+    ``codes`` are a NIfTI file's own affines by name (sform, qform), the one that ``affine`` is
+    first. ``assumed`` says that the file gives no orientation and ``affine`` is a convention.
     """
 
     array: np.ndarray
@@ -34,3 +37,12 @@ class Volume:
     remarks: tuple[Remark, ...] = ()
     frame: str = ""
     series: str = ""
+    codes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    assumed: bool = False
+
+    @property
+    def places(self) -> Mapping[str, np.ndarray]:
+        """Every affine by which the file says where it lies, the preferred first; may be empty."""
+        if self.codes or self.affine is None or self.assumed:
+            return self.codes
+        return {"header": self.affine}
