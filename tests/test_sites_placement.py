@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -48,7 +49,9 @@ def nifti(array: np.ndarray, **codes: np.ndarray) -> bytes:
 def decode(
     image: bytes, label: bytes, name: str = "image.nii", label_name: str = "label.nii"
 ) -> prepare.Decoded:
-    source = ImageSource(path=name, label_path=label_name, case="c", subject="s", domain=Domain("v"))
+    source = ImageSource(
+        path=name, label_path=label_name, case="c", subject="s", domain=Domain("v")
+    )
     return prepare.decode(source, [(Path(name), image)], [(Path(label_name), label)], None)
 
 
@@ -84,9 +87,9 @@ def codes_of(decoded: prepare.Decoded) -> list[str]:
 
 
 def affine_of(
-    angles: tuple[float, float, float] = (0, 0, 0),
-    sizes: tuple[float, float, float] = (0.5, 0.75, 3.0),
-    centre: tuple[float, float, float] = (0, 0, 0),
+    angles: Sequence[float] = (0, 0, 0),
+    sizes: Sequence[float] = (0.5, 0.75, 3.0),
+    centre: Sequence[float] = (0, 0, 0),
 ) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(sizes)
@@ -119,7 +122,7 @@ def test_a_label_lies_on_its_image_in_any_orientation_code_and_tilt(
     for k, (order, signs) in enumerate(ORIENTATIONS):
         angles = [0, 0, 0]
         angles[k % 3] = degrees
-        affine = affine_of(tuple(angles), centre=(-90, 110, 1200.5))
+        affine = affine_of(angles, centre=(-90, 110, 1200.5))
         # The image is turned too, each time otherwise.
         turned, own = stored(array, affine, *ORIENTATIONS[(11 * k + 5) % 48])
         turned = numbered(turned.shape)
@@ -310,7 +313,7 @@ def test_tilts_about_one_axis_turn_to_the_nearest_canonical_axes() -> None:
     for axis, degrees in itertools.product(range(3), (-140, -80, -44, -30, 10, 44, 46, 100, 170)):
         angles = [0, 0, 0]
         angles[axis] = degrees
-        affine = affine_of(tuple(angles))
+        affine = affine_of(angles)
         order, signs = canonical_axes(affine)
         known = nibabel.io_orientation(affine)
         for k in range(3):
