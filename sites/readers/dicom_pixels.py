@@ -19,7 +19,17 @@ from fedshift.sites.readers.dicom_frames import Frame
 
 # ITU-R BT.601; an ultrasound frame saved in colour is mostly grey already.
 LUMA = np.array([0.299, 0.587, 0.114])
-GREY = ("MONOCHROME1", "MONOCHROME2")
+# YBR_ICT and YBR_RCT are steps within JPEG 2000, whose decoders give red, green and blue.
+KINDS = (
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)
 DECODING = (
     ArithmeticError,
     AttributeError,
@@ -57,11 +67,14 @@ def planes(frames: list[Frame], label: bool) -> list[Plane]:
             colours that are not known, or (label) in colours at all.
     """
     file, dataset = frames[0].file, frames[0].dataset
+    kind = str(dataset.get("PhotometricInterpretation") or "").strip()
+    if kind not in KINDS or (kind in ("YBR_ICT", "YBR_RCT") and not _is_jpeg2000(dataset)):
+        raise _colours(file, f"holds its pixels as {kind or 'nothing that it names'}")
     stored = _stored(file, dataset, len(frames))
-    kind = str(dataset.get("PhotometricInterpretation", "")).strip()
-    if stored.ndim == 4:
-        if not (kind == "RGB" or kind.startswith("YBR")):
-            raise _colours(file, f"holds its colours as {kind or 'nothing that it names'}")
+    coloured = kind.startswith(("RGB", "YBR"))
+    if coloured != (stored.ndim == 4):
+        raise _colours(file, f"says {kind} and holds {(*stored.shape, 1)[3]} samples a pixel")
+    if coloured:
         if label and (stored != stored[..., :1]).any():
             raise _colours(file, "is a label in colours")
         if label:
@@ -70,8 +83,6 @@ def planes(frames: list[Frame], label: bool) -> list[Plane]:
         return [Plane((plane @ LUMA * unit).astype(np.float32), 0, 255, False) for plane in stored]
     if kind == "PALETTE COLOR" and not label:
         return [Plane(_palette(file, dataset, plane), 0, 255, False) for plane in stored]
-    if kind not in GREY and not (label and kind == "PALETTE COLOR"):
-        raise _colours(file, f"holds its pixels as {kind or 'nothing that it names'}")
     return [_measured(frame, plane, label) for frame, plane in zip(frames, stored, strict=True)]
 
 
@@ -112,10 +123,6 @@ def _stored(file: Path, dataset: Any, number: int) -> np.ndarray:
     from pydicom.pixels.utils import pixel_array
 
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-    kind = str(dataset.get("PhotometricInterpretation", ""))
-    # What the decoder gives for these is colours as stored, under the name of others.
-    if "PARTIAL" in kind or (kind in ("YBR_ICT", "YBR_RCT") and not _jpeg2000(syntax)):
-        raise _colours(file, f"holds its colours as {kind}")
     try:
         pixels = pixel_array(dataset)
     except DECODING as error:
@@ -162,7 +169,8 @@ def _compressed(file: Path, syntax: Any, reason: str) -> FileFault:
     )
 
 
-def _jpeg2000(syntax: Any) -> bool:
+def _is_jpeg2000(dataset: Any) -> bool:
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     return syntax is not None and "2000" in syntax.name
 
 
