@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed: ``fedshift --help`` must feel ins
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -196,12 +197,13 @@ def sites_check(overrides: Overrides = None) -> None:
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk or its rights may refuse; the user can mend it."""
 
-_INTERRUPTED = 130
-"""Typer exits with this code, and without a word, on Ctrl-C."""
+_STOPPED = {130: "interrupted", 143: "terminated"}
+"""By exit code. Typer exits with the first, and without a word, on Ctrl-C."""
 
 
 def main() -> None:
     """Run the command; a mistake the user can mend is one sentence and exit code 2."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except UserError as error:
@@ -214,10 +216,18 @@ def main() -> None:
         typer.echo(f"fedshift: {where}{error.strerror}; mend that and run again", err=True)
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
+        if stop.code in _STOPPED:
             typer.echo(
-                "fedshift: interrupted; the same command goes on from the last round (simulate: "
-                "with resume=true)",
+                f"fedshift: {_STOPPED[stop.code]}; the same command goes on from the last round "
+                "(simulate: with resume=true)",
                 err=True,
             )
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, _: object) -> None:
+    """End as on Ctrl-C, so that workers are ended too; a second signal waits for nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise SystemExit(128 + number)

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli.config import Config
-from fedshift.cli.simulate import alone_in, run
+from fedshift.cli.simulate import run
+from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
 from fedshift.sites import DataSettings, open_site
 from fedshift.sites.types import SiteSpec

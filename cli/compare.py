@@ -19,11 +19,11 @@ from fedshift.cli.grid import GRID, Grid, Prepared, read_grid
 from fedshift.cli.pool import Pool, places
 from fedshift.cli.runs import read_config
 from fedshift.cli.settings import EngineSettings
-from fedshift.cli.simulate import alone_in
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
 from fedshift.server import checkpoint, comparison
 from fedshift.server.comparison.cells import Cell
+from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run
 
 
@@ -212,7 +212,7 @@ def run_cells(
                     cells[number] = replace(cells[number], status="failed", error=event.text)
                     reason = f"{event.text}\n\n{event.trace}".strip() + "\n"
                     write_atomic(cells[number].folder / FAILURE, reason)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM
         board.say(f"stopped: {board.counts()}")
         raise
     return cells

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from fedshift.cli.config import load
-from fedshift.cli.simulate import alone_in, run_folder
+from fedshift.cli.simulate import run_folder
 from fedshift.server.advice.rules import Advice, Family, advise
+from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run
 
 COMMON = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fedshift import UserError
+from fedshift.server.engines.children import follow_parent
 from fedshift.server.engines.devices import device_names
+from fedshift.server.lock import Locks
 
 # What a worker imports before its first task; an optimiser's first use would import the last.
 _PRELOADED = ["fedshift.cli.cells", "torch._dynamo"]
@@ -115,7 +116,7 @@ class Pool:
 
     def _start(self, device: str) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, device), daemon=True)
+        process = self._context.Process(target=_serve, args=(theirs, device, Locks()), daemon=True)
         process.start()
         theirs.close()
         return _Worker(device, process, ours)
@@ -146,10 +147,9 @@ class Pool:
         return Event(task, "failed", text=f"the worker process ended with code {code}{why}")
 
 
-def _serve(pipe: Connection, device: str) -> None:
+def _serve(pipe: Connection, device: str, locks: Locks) -> None:
     """A worker process: do tasks until it is stopped or the one who started it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who stops us.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     while True:
         try:
             task: Task = pipe.recv()
@@ -165,11 +165,3 @@ def _serve(pipe: Connection, device: str) -> None:
             pipe.send(("failed", 0.0, reason, traceback.format_exc()))
         else:
             pipe.send(("done", 1.0, "", ""))
-
-
-def _end_with_parent() -> None:
-    """A run that goes on alone would stand in the way of the one that is to go on with it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

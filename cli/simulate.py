@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
 from fedshift.server import checkpoint, report, tables, tracking
+from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
 from fedshift.sites.types import Federation
 from fedshift.strategies.pooled import Pooled
@@ -121,25 +119,6 @@ class _Egress:
         """Append the lines that are new since the last call."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(self._sites.egress(self._positions))
-
-
-@contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Hold ``out`` against a second run; the lock goes with the process, however it ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be used as a folder ({error.strerror}); choose another out=DIR"
-        ) from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"another run is writing to {out}; choose another out=DIR") from error
-    finally:
-        os.close(folder)
 
 
 _BEGUN = {"config.yaml", "checkpoints", "rounds.jsonl", "egress.jsonl", tracking.FOLDER}

@@ -47,6 +47,7 @@ __all__ = [
     "identify_server",
     "set_message_id",
     "shallow_copy",
+    "with_error",
 ]
 
 SERVER_NODE_ID = 1
@@ -77,3 +78,8 @@ def shallow_copy(message: Message) -> Message:
     content = RecordDict(dict(message.content))
     # Flower's constructor takes metadata; its overloads do not say so.
     return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload]
+
+
+def with_error(reply: Message, error: Error) -> Message:
+    """``reply`` with ``error`` in the place of its content."""
+    return Message(error=error, metadata=reply.metadata)  # type: ignore[call-overload]

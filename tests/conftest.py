@@ -72,7 +72,8 @@ def simulate_undrawn() -> Callable[..., Path]:
     from rich.console import Console
 
     from fedshift.cli.config import load
-    from fedshift.cli.simulate import alone_in, run
+    from fedshift.cli.simulate import run
+    from fedshift.server.lock import alone_in
 
     def call(out: Path, *overrides: str) -> Path:
         with alone_in(out):
@@ -162,6 +163,25 @@ def fold() -> Callable[..., Any]:
         return None if model is None else protocol.unpack_arrays(model)
 
     return call
+
+
+@pytest.fixture
+def pool(tiny: tuple[str, ...], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """The inline engine over sites of these names that hold no data; see :mod:`scripted`."""
+    from scripted import scripted_sites
+
+    from fedshift.server.engines.inline import InlineGrid
+
+    opened = []
+
+    def make(*names: str, workers: int = 2) -> InlineGrid:
+        sites = scripted_sites(tiny, tmp_path / "sites", *names)
+        opened.append(InlineGrid(sites, ["cpu"] * workers, 1))
+        return opened[-1]
+
+    yield make
+    for grid in opened:
+        grid.__exit__()
 
 
 def _round_line(text: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,19 @@ import numpy as np
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from scripted import scripted_sites
 
 from fedshift import UserError
 from fedshift.cli.config import load
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
-from fedshift.client.worker import SiteWorker
 from fedshift.protocol.cards import SiteCard
-from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Message
+from fedshift.protocol.flower import ArrayRecord, Message
 from fedshift.protocol.messages import (
-    CONFIG,
     Action,
     Arrays,
     Instruction,
-    answer,
     pack_arrays,
     request,
     unpack_arrays,
@@ -66,61 +64,12 @@ def test_any_number_of_workers_gives_the_same_bits(
 # Workers that misbehave, without training.
 
 
-class _Scripted(SiteWorker):
-    """Does what its site is called instead of opening data."""
-
-    def handle(self, message: Message) -> Message:
-        record = message.content[CONFIG]
-        assert isinstance(record, ConfigRecord)
-        number = Instruction.from_record(record).round
-        if self.name == "dies" and number == 1:
-            os._exit(7)
-        if self.name == "hangs" and number == 1:
-            time.sleep(1.2)
-        with (self.folder.parent / "order.txt").open("a") as file:
-            file.write(f"{self.name} {os.getpid()}\n")
-        return Message(answer(self.name), reply_to=message)
-
-
-@dataclass(frozen=True)
-class _ScriptedSites(LocalSites):
-    def worker(self, name: str, device: torch.device) -> SiteWorker:
-        return _Scripted(name, None, policy=self.policy, folder=self.folder / name, device=device)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def scripted(tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., _ScriptedSites]:
-    def make(*names: str) -> _ScriptedSites:
-        config = load(list(tiny))
-        data = DataSettings.from_config(config["data"])
-        federation = load_federation(config["federation"], data, 0)
-        sites = tuple(replace(federation.sites[0], name=name) for name in names)
-        return _ScriptedSites(
-            replace(federation, sites=sites), data, Policy(), tmp_path / "sites", 0
-        )
-
-    return make
-
-
 def ask(grid: InlineGrid, number: int, nodes: dict[str, int]) -> list[Message]:
     content = request(Instruction(action=Action.NAME, seed=0, round=number))
     return [
         Message(content, dst_node_id=node, message_type="query")
         for _, node in sorted(nodes.items())
     ]
-
-
-@pytest.fixture
-def pool(scripted: Callable[..., _ScriptedSites]) -> Iterator[Callable[..., InlineGrid]]:
-    opened = []
-
-    def make(*names: str, workers: int = 2) -> InlineGrid:
-        opened.append(InlineGrid(scripted(*names), ["cpu"] * workers, 1))
-        return opened[-1]
-
-    yield make
-    for grid in opened:
-        grid.__exit__()
 
 
 def test_a_worker_that_dies_costs_only_its_site(pool: Callable[..., InlineGrid]) -> None:
@@ -200,14 +149,15 @@ def test_replies_that_nobody_waits_for_any_more_do_not_pile_up(
 
 
 def test_in_process_a_message_past_its_deadline_is_not_run(
-    scripted: Callable[..., _ScriptedSites], tmp_path: Path
+    tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    grid = InlineGrid(scripted("a"), ["cpu"], 1)
+    grid = InlineGrid(scripted_sites(tiny, tmp_path / "sites", "a"), ["cpu"], 1)
     (message,) = ask(grid, 1, {"a": 2})
     message.metadata.ttl = 0.01
     (message_id,) = grid.push_messages([message])
     time.sleep(0.05)
-    assert list(grid.pull_messages([message_id])) == []
+    (reply,) = grid.pull_messages([message_id])
+    assert reply.error.reason == "no reply within its time to live (0.01 s)"
     assert not (tmp_path / "sites" / "order.txt").exists()
 
 

@@ -16,8 +16,8 @@ from fedshift import UserError, __version__
 from fedshift.cli.reproduce import PAPERS
 from fedshift.cli.reproduce.paper import Bench, Paper, Preset
 from fedshift.cli.reproduce.result import Reproduction, render, store
-from fedshift.cli.simulate import alone_in
 from fedshift.protocol.settings import suggest
+from fedshift.server.lock import alone_in
 
 
 def reproduce(

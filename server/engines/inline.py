@@ -28,12 +28,38 @@ from fedshift.protocol.flower import (
     identify_server,
     set_message_id,
     shallow_copy,
+    with_error,
 )
+from fedshift.server.engines.children import follow_parent
+from fedshift.server.exchange import ERROR_LATE
+from fedshift.server.lock import Locks
 
 ERROR_DIED = 104
 _RUN_ID = 1
 _FIRST_NODE = 2
 _LATE_IMPORT = "torch._dynamo"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A message to a site, and until when (by the monotonic clock) somebody waits for its reply."""
+
+    id: str
+    site: str
+    message: Message
+    until: float
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() > self.until
+
+    def dropped(self) -> Message:
+        """The answer to a message that was not handled, since its time was over."""
+        return Message(_too_late(self.message), reply_to=self.message)
+
+
+def _too_late(message: Message) -> Error:
+    return Error(ERROR_LATE, f"no reply within its time to live ({message.metadata.ttl:g} s)")
 
 
 class InlineGrid(Grid):
@@ -49,7 +75,7 @@ class InlineGrid(Grid):
         self._names = sites.names  # made anew at every access
         identify_server(_RUN_ID)
         torch.set_num_threads(threads)
-        self._pending: dict[str, Message] = {}
+        self._pending: dict[str, _Task] = {}
         self._pool = _Pool(sites, slots, threads) if len(slots) > 1 else None
         self._open = OpenSites(sites, torch.device(slots[0])) if len(slots) == 1 else None
 
@@ -58,7 +84,7 @@ class InlineGrid(Grid):
 
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
-            self._pool.close()
+            self._pool.close(at_once=any(exception))
 
     def set_run(self, run: Run) -> None:
         """Nothing to set: the engine serves one run."""
@@ -99,25 +125,26 @@ class InlineGrid(Grid):
             message_id = uuid.uuid4().hex
             for same in (message, copy):
                 set_message_id(same, message_id)
+            # Not from when it was made, which is wall-clock time: that may be set, and goes on
+            # while the machine sleeps.
+            until = time.monotonic() + message.metadata.ttl
+            task = _Task(message_id, self._site(copy), copy, until)
             if self._pool is not None:
-                self._pool.submit(message_id, self._site(copy), copy)
+                self._pool.submit(task)
             else:
-                self._pending[message_id] = copy
+                self._pending[message_id] = task
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are ready; in process, the sites asked for run now."""
+        """The replies that are ready; in process, the sites asked for run now. What was dropped,
+        since its time to live was over, is answered with an error."""
         replies = []
         for message_id in message_ids:
             if self._pool is not None:
                 reply = self._pool.take(message_id)
             else:
-                message = self._pending.pop(message_id, None)
-                assert self._open is not None
-                reply = None
-                if message is not None and not _expired(message):
-                    reply = self._open[self._site(message)].handle(message)
+                reply = self._run(self._pending.pop(message_id, None))
             if reply is not None:
                 replies.append(reply)
         return replies
@@ -138,6 +165,12 @@ class InlineGrid(Grid):
                     replies.extend(found)
         return replies
 
+    def _run(self, task: _Task | None) -> Message | None:
+        assert self._open is not None
+        if task is None:
+            return None
+        return task.dropped() if task.expired else self._open[task.site].handle(task.message)
+
     def _site(self, message: Message) -> str:
         return self._names[message.metadata.dst_node_id - _FIRST_NODE]
 
@@ -147,8 +180,7 @@ class _Slot:
     device: str
     process: BaseProcess
     pipe: Connection
-    message_id: str | None = None
-    message: Message | None = None
+    task: _Task | None = None
 
 
 class _Pool:
@@ -162,24 +194,30 @@ class _Pool:
         self._context.set_forkserver_preload([__name__, _LATE_IMPORT])
         self._sites = sites
         self._threads = threads
-        self._queue: deque[tuple[str, str, Message]] = deque()
-        self._replies: dict[str, Message] = {}
+        self._queue: deque[_Task] = deque()
+        self._replies: dict[str, tuple[_Task, Message]] = {}
+        self._late: dict[str, Message] = {}
         self._limit = 2 * len(devices)
         self._slots = [self._start(device) for device in devices]
 
     def _start(self, device: str) -> _Slot:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(theirs, self._sites, device, self._threads), daemon=True
+            target=_serve, args=(theirs, self._sites, device, self._threads, Locks()), daemon=True
         )
         process.start()
         theirs.close()
         return _Slot(device, process, ours)
 
     def drop_expired(self) -> None:
-        """Forget what nobody waits for any more: a deadline passed."""
-        self._queue = deque(entry for entry in self._queue if not _expired(entry[2]))
-        self._replies = {key: reply for key, reply in self._replies.items() if not _expired(reply)}
+        """Forget what nobody waits for any more: a deadline passed. Whoever asks for it all the
+        same is told so."""
+        for task in [task for task in self._queue if task.expired]:
+            self._queue.remove(task)
+            self._late[task.id] = task.dropped()
+        for task, reply in [entry for entry in self._replies.values() if entry[0].expired]:
+            del self._replies[task.id]
+            self._late[task.id] = with_error(reply, _too_late(reply))
 
     def _restart(self, slot: _Slot) -> None:
         """Put a new process in the place of a dead one."""
@@ -187,74 +225,86 @@ class _Pool:
         fresh = self._start(slot.device)
         slot.process, slot.pipe = fresh.process, fresh.pipe
 
-    def submit(self, message_id: str, site: str, message: Message) -> None:
-        self._queue.append((message_id, site, message))
+    def submit(self, task: _Task) -> None:
+        self._queue.append(task)
         self._fill()
 
     def take(self, message_id: str) -> Message | None:
         """The reply to ``message_id``; waits a second for it when it is not there yet."""
         end = time.monotonic() + 1.0
-        while message_id not in self._replies and (left := end - time.monotonic()) > 0:
+        while not self._answered(message_id) and (left := end - time.monotonic()) > 0:
             self._fill(needed=message_id)
-            self._collect(left)
-        reply = self._replies.pop(message_id, None)
+            if not self._answered(message_id):
+                self._collect(left)
+        if message_id in self._late:
+            return self._late.pop(message_id)
+        _, reply = self._replies.pop(message_id, (None, None))
         self._fill()
         return reply
+
+    def _answered(self, message_id: str) -> bool:
+        return message_id in self._replies or message_id in self._late
 
     def _fill(self, needed: str | None = None) -> None:
         """Give work to idle workers, unless enough replies wait to be taken and none of the queue
         is ``needed`` now."""
-        if len(self._replies) >= self._limit and all(key != needed for key, _, _ in self._queue):
+        if len(self._replies) >= self._limit and all(task.id != needed for task in self._queue):
             return
         for slot in self._slots:
-            while slot.message_id is None and self._queue:
-                message_id, site, message = self._queue.popleft()
-                if _expired(message):
+            while slot.task is None and self._queue:
+                task = self._queue.popleft()
+                if task.expired:
+                    self._late[task.id] = task.dropped()
                     continue
                 try:
-                    slot.pipe.send((site, message))
+                    slot.pipe.send((task.site, task.message))
                 except OSError:  # It died idle, which costs no site anything.
                     self._restart(slot)
-                    slot.pipe.send((site, message))
-                slot.message_id, slot.message = message_id, message
+                    slot.pipe.send((task.site, task.message))
+                slot.task = task
 
     def _collect(self, timeout: float) -> None:
-        busy = {slot.pipe: slot for slot in self._slots if slot.message_id is not None}
+        busy = {slot.pipe: slot for slot in self._slots if slot.task is not None}
         for pipe in wait(list(busy), timeout=timeout):
             assert isinstance(pipe, Connection)
             slot = busy[pipe]
-            assert slot.message_id is not None and slot.message is not None
+            task = slot.task
+            assert task is not None
             try:
                 reply = pipe.recv()
             except (EOFError, OSError):
                 slot.process.join()
                 reason = f"the worker process ended with code {slot.process.exitcode}"
-                reply = Message(Error(ERROR_DIED, reason), reply_to=slot.message)
+                reply = Message(Error(ERROR_DIED, reason), reply_to=task.message)
                 self._restart(slot)
-            self._replies[slot.message_id] = reply
-            slot.message_id = slot.message = None
+            self._replies[task.id] = task, reply
+            slot.task = None
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool) -> None:
+        """End the workers, ``at_once`` in the middle of what they do."""
         for slot in self._slots:
             slot.pipe.close()
+            if at_once:
+                slot.process.terminate()
         for slot in self._slots:
             slot.process.join(timeout=5)
             if slot.process.is_alive():
-                slot.process.terminate()
+                slot.process.kill()
+                slot.process.join()
 
 
-def _expired(message: Message) -> bool:
-    """Whether the message's time to live, which a reply inherits, is over."""
-    return time.time() > message.metadata.created_at + message.metadata.ttl
-
-
-def _serve(pipe: Connection, sites: LocalSites, device: str, threads: int) -> None:
+def _serve(pipe: Connection, sites: LocalSites, device: str, threads: int, locks: Locks) -> None:
     """A worker process: answer messages until the pipe closes."""
+    follow_parent()
     torch.set_num_threads(threads)
     open_sites = OpenSites(sites, torch.device(device))
     while True:
         try:
             site, message = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
-        pipe.send(open_sites[site].handle(message))
+        reply = open_sites[site].handle(message)
+        try:
+            pipe.send(reply)
+        except OSError:  # The coordinator is gone.
+            return

@@ -1,0 +1,51 @@
+"""Sites that answer without any data, and do what they are called."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fedshift.cli.config import load
+from fedshift.client.policy import Policy
+from fedshift.client.simulation import LocalSites
+from fedshift.client.worker import SiteWorker
+from fedshift.protocol.flower import ConfigRecord, Message
+from fedshift.protocol.messages import CONFIG, Instruction, answer
+from fedshift.sites import DataSettings, load_federation
+
+
+class Scripted(SiteWorker):
+    """Does in round 1 what its site is called: dies, or hangs for a while."""
+
+    def handle(self, message: Message) -> Message:
+        record = message.content[CONFIG]
+        assert isinstance(record, ConfigRecord)
+        number = Instruction.from_record(record).round
+        if self.name == "dies" and number == 1:
+            os._exit(7)
+        if self.name == "hangs" and number == 1:
+            time.sleep(1.2)
+        with (self.folder.parent / "order.txt").open("a") as file:
+            file.write(f"{self.name} {os.getpid()}\n")
+        return Message(answer(self.name), reply_to=message)
+
+
+@dataclass(frozen=True)
+class ScriptedSites(LocalSites):
+    """A federation of them."""
+
+    def worker(self, name: str, device: torch.device) -> SiteWorker:
+        return Scripted(name, None, policy=self.policy, folder=self.folder / name, device=device)  # type: ignore[arg-type]
+
+
+def scripted_sites(tiny: tuple[str, ...], folder: Path, *names: str) -> ScriptedSites:
+    """Sites of these names under ``folder``."""
+    config = load(list(tiny))
+    data = DataSettings.from_config(config["data"])
+    federation = load_federation(config["federation"], data, 0)
+    sites = tuple(replace(federation.sites[0], name=name) for name in names)
+    return ScriptedSites(replace(federation, sites=sites), data, Policy(), folder, 0)
