@@ -25,6 +25,9 @@ TOLERANCE = 0.1
 """How many voxels two grids may lie apart at a corner and still be one: headers round."""
 SHEAR = 0.5
 """Degrees off the right angle that pass for a header's rounding."""
+BETWEEN = 0.25
+"""Two sums of direction cosines this close are 5 degrees of tilt apart: from 2 cos 40 to 2 cos 45
+and from 2 sin 40 to 2 sin 45."""
 _TURNED = np.eye(3) + 0.006 * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
 
 
@@ -194,13 +197,16 @@ def orient(
 
     ``affine`` (4 x 4, voxel to mm, x right, y front, z up) or None for an image as it is seen,
     whose i, j, k are columns, rows, slices. ``axis`` is the canonical axis to slice along; None
-    takes :func:`preferred_axis`.
+    takes :func:`preferred_axis`, and so does an image of a single slice, which has no other plane.
     """
     if affine is None:
         return array.transpose(2, 1, 0), 2
-    if axis is None:
-        axis, _ = preferred_axis(array.shape, affine)
-    order, signs = canonical_axes(affine)
+    own, _ = preferred_axis(array.shape, affine)
+    axis = own if axis is None else axis
+    order, signs = canonical_axes(affine, axis)
+    if array.shape[order[axis]] > 1 and array.shape[canonical_axes(affine)[0][own]] == 1:
+        axis = own
+        order, signs = canonical_axes(affine, axis)
     data = array.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
     stack = np.moveaxis(data, axis, 0).transpose(0, 2, 1)
     return stack[:, ::-1, ::-1], axis
@@ -208,7 +214,8 @@ def orient(
 
 def orient_spacing(affine: np.ndarray, axis: int) -> tuple[float, float, float]:
     """Spacing in mm along (slice, row, column) of what :func:`orient` lays out."""
-    sizes = _canonical_sizes(affine)
+    order, _ = canonical_axes(affine, axis)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
     across, down = [k for k in range(3) if k != axis]
     # An affine's column lengths carry rounding: 0.78125 comes out as 0.7812499.
     slice_mm, row_mm, column_mm = (round(float(sizes[k]), 5) for k in (axis, down, across))
@@ -229,25 +236,47 @@ def preferred_axis(shape: tuple[int, ...], affine: np.ndarray | None) -> tuple[i
     single = [k for k in range(3) if shape[order[k]] == 1]
     if len(single) == 1:
         return single[0], True
-    sizes = _canonical_sizes(affine)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
     thickest = [k for k in range(3) if sizes[k] * CLEAR >= sizes.max()]
     return thickest[-1], len(thickest) == 1
 
 
-def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def canonical_axes(
+    affine: np.ndarray, axis: int | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """For each canonical axis (right, front, up) the array axis nearest to it, and its sign.
 
-    The assignment is the one whose direction cosines add up to most. A stack at 45 degrees lies
-    between two axes, and rounding in its header would decide: so it is looked at from a frame that
-    is turned by a third of a degree about each axis, which decides the same way for every stack
-    that is nearer to 45 degrees than that, however its array is stored.
+    The assignment is the one whose direction cosines add up to most. Where slices run along the
+    canonical ``axis`` and the array's thickest axis is clear and within 60 degrees of it, the two
+    belong together: an oblique stack is not cut across its slices because another axis of the
+    body is a little nearer to their normal.
     """
-    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    seen = _TURNED @ cosines
-    order = max(
-        itertools.permutations(range(3)), key=lambda p: sum(abs(seen[k, p[k]]) for k in range(3))
-    )
+    order = _assignments(affine, axis)[0][1]
+    seen = _TURNED @ affine[:3, :3]
     return order, tuple(1 if seen[k, order[k]] > 0 else -1 for k in range(3))
+
+
+def between_axes(affine: np.ndarray, axis: int) -> bool:
+    """Whether a stack tilted 5 degrees otherwise may be laid out by other axes than this one."""
+    best, second = _assignments(affine, axis)[:2]
+    return best[0] - second[0] < BETWEEN
+
+
+def _assignments(affine: np.ndarray, axis: int | None) -> list[tuple[float, tuple[int, ...]]]:
+    """Sums of direction cosines and the array axis of each canonical axis, the largest first.
+
+    A stack at 45 degrees lies between two axes, and rounding in its header would decide: so it is
+    looked at from a frame that is turned by a third of a degree about each axis, which decides
+    the same way for every stack that is nearer to 45 degrees than that, however it is stored.
+    """
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    seen = np.abs(_TURNED @ (affine[:3, :3] / sizes))
+    orders = list(itertools.permutations(range(3)))
+    thickest = [k for k in range(3) if sizes[k] * CLEAR >= sizes.max()]
+    if axis is not None and len(thickest) == 1 and seen[axis, thickest[0]] >= 0.5:
+        orders = [order for order in orders if order[axis] == thickest[0]]
+    sums = [(float(sum(seen[k, order[k]] for k in range(3))), order) for order in orders]
+    return sorted(sums, reverse=True)
 
 
 def corners(shape: Sequence[int]) -> np.ndarray:
@@ -270,9 +299,3 @@ def shear(affine: np.ndarray, shape: Sequence[int]) -> float:
     cosines = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[:, long]
     off = np.abs(cosines.T @ cosines - np.eye(len(long))).max(initial=0)
     return float(np.degrees(np.arcsin(min(1.0, off))))
-
-
-def _canonical_sizes(affine: np.ndarray) -> np.ndarray:
-    """Voxel sizes in mm (3,) along the canonical axes."""
-    order, _ = canonical_axes(affine)
-    return np.linalg.norm(affine[:3, :3], axis=0)[list(order)]

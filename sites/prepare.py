@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fedshift.sites import geometry, readers
 from fedshift.sites.alignment import lay_on
-from fedshift.sites.findings import FileFault
+from fedshift.sites.findings import FileFault, Remark
 from fedshift.sites.geometry import Grid
 from fedshift.sites.labels import to_classes
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import ImageSource
+
+BETWEEN_AXES = Remark(
+    "between-axes",
+    "lies within 5 degrees of halfway between two axes of the body, so that one tilted a little "
+    "otherwise is shown turned by 90 degrees",
+    "look at it beside the others, and resample those that are turned onto common axes",
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ def decode(
     if volume.affine is not None:
         _refuse_shear(source, volume.affine, volume.array.shape)
     image, axis = geometry.orient(volume.array, volume.affine, slice_axis)
+    if volume.affine is not None and geometry.between_axes(volume.affine, axis):
+        volume = replace(volume, remarks=(*volume.remarks, BETWEEN_AXES))
     values = label_volume = None
     if label_contents is not None:
         label_volume = readers.decode(Path(source.label_path), label_contents, label=True)
