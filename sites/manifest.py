@@ -72,7 +72,7 @@ def _read(
     label_values: dict[str, str] = {}
     seen: dict[Path, int] = {}
     files, names = _Files(path.parent), _Names(path)
-    stems = Counter(_stem(_slashes(row.get(columns["path"], ""))) for _, row in rows)
+    stems = Counter(readers.stem(Path(_slashes(row.get(columns["path"], "")))) for _, row in rows)
     unmatched = 0
     for number, row in rows:
         cell = {name: row.get(column, "") for name, column in columns.items()}
@@ -97,7 +97,7 @@ def _read(
                 continue
             site = match[1]
         site = names.one("site", site, number)
-        stem = _stem(written)
+        stem = readers.stem(Path(written))
         source = ImageSource(
             case=stem if stems[stem] == 1 else written,
             subject=names.one(f"subject of {site}", cell["subject"], number),
@@ -219,14 +219,6 @@ def _from_home(text: str) -> Path:
 
 def _slashes(path: str) -> str:
     return spelling(path).replace("\\", "/")
-
-
-def _stem(path: str) -> str:
-    name = Path(path).name
-    for suffix in (".nii.gz", ".nii", ".png", ".dcm", ".ima"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 _UNKNOWN = re.compile(

@@ -71,7 +71,9 @@ def decode(
         volume = replace(volume, remarks=(*volume.remarks, BETWEEN_AXES))
     values = label_volume = None
     if label_contents is not None:
-        label_volume = readers.decode(Path(source.label_path), label_contents, label=True)
+        label_volume = readers.decode(
+            Path(source.label_path), label_contents, label=True, image=volume
+        )
         label_volume = lay_on(volume, label_volume, source)
         values, _ = geometry.orient(label_volume.array, volume.affine, axis)
     return Decoded(image, values, _spacing(volume, axis, source), volume, label_volume)

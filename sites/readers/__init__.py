@@ -11,19 +11,68 @@ from pathlib import Path
 import numpy as np
 
 from fedshift.sites.findings import FileFault
+from fedshift.sites.readers import metaimage, nrrd, raster
 from fedshift.sites.readers.dicom import dicom_domain, read_dicom
-from fedshift.sites.readers.files import file_list, is_dicom, read
+from fedshift.sites.readers.files import SUFFIXES, file_list, is_dicom, read, stem
+from fedshift.sites.readers.metaimage import read_metaimage
 from fedshift.sites.readers.nifti import read_nifti
-from fedshift.sites.readers.raster import read_png
+from fedshift.sites.readers.nrrd import read_nrrd
+from fedshift.sites.readers.raster import read_raster, turn_label
 from fedshift.sites.readers.volume import Contents, Volume
 
-__all__ = ["Contents", "Volume", "decode", "dicom_domain", "file_list", "is_dicom", "read"]
+__all__ = [
+    "SUFFIXES",
+    "Contents",
+    "Volume",
+    "decode",
+    "dicom_domain",
+    "file_list",
+    "is_dicom",
+    "read",
+    "stem",
+]
 
-FORMATS = ".nii, .nii.gz, .png, .dcm, or a folder with one DICOM series"
+FORMATS = (
+    "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), PNG, BMP, TIFF, JPEG (no "
+    "labels), DICOM (.dcm, .ima, or a folder with one series)"
+)
+_CONVERSIONS = {
+    ".mgz": "mri_convert of FreeSurfer writes .nii.gz",
+    ".mgh": "mri_convert of FreeSurfer writes .nii.gz",
+    ".hdr": "Analyze does not say where left is; fslchfiletype or nibabel writes .nii.gz, and the "
+    "sides must be checked",
+    ".img": "Analyze does not say where left is; fslchfiletype or nibabel writes .nii.gz, and the "
+    "sides must be checked",
+    ".mnc": "mnc2nii of MINC writes .nii",
+    ".par": "dcm2niix writes .nii.gz",
+    ".rec": "dcm2niix writes .nii.gz from the .par file",
+    ".npy": "nibabel writes .nii.gz from an array and its affine",
+    ".npz": "nibabel writes .nii.gz from an array and its affine",
+    ".mat": "nibabel writes .nii.gz from an array and its affine",
+    ".h5": "nibabel writes .nii.gz from an array and its affine",
+    ".bz2": "bunzip2 unpacks it",
+    ".xz": "unxz unpacks it",
+    ".gz": "gunzip unpacks it",
+    ".zip": "unzip unpacks it",
+    ".vtk": "3D Slicer reads it and saves .nrrd",
+    ".vti": "3D Slicer reads it and saves .nrrd",
+    ".gif": "any picture editor saves PNG",
+    ".webp": "any picture editor saves PNG",
+    ".jp2": "any picture editor saves PNG",
+    ".heic": "any picture editor saves PNG or JPEG",
+    ".svs": "OpenSlide cuts regions of a slide as PNG",
+    ".ndpi": "OpenSlide cuts regions of a slide as PNG",
+    ".json": "the annotation tool (labelme, CVAT, Label Studio) exports masks as PNG",
+    ".xml": "the annotation tool exports masks as PNG",
+}
 
 
-def decode(path: Path, contents: Contents, label: bool = False) -> Volume:
+def decode(
+    path: Path, contents: Contents, label: bool = False, image: Volume | None = None
+) -> Volume:
     """Decode an image to float32, or a label to whole numbers from 0 to 65535.
+
+    ``image`` is what a label belongs to: a photograph that was turned upright turns it.
 
     Raises:
         FileFault: the file is not of a known format, is damaged, holds more than one volume,
@@ -34,11 +83,19 @@ def decode(path: Path, contents: Contents, label: bool = False) -> Volume:
         volume = read_dicom(path, contents, label)
     elif name.endswith((".nii", ".nii.gz")):
         volume = read_nifti(path, contents[0][1])
-    elif name.endswith(".png"):
-        volume = read_png(path, contents[0][1], label)
+    elif path.suffix.lower() in nrrd.SUFFIXES:
+        volume = read_nrrd(path, contents)
+    elif path.suffix.lower() in metaimage.SUFFIXES:
+        volume = read_metaimage(path, contents)
+    elif path.suffix.lower() in raster.FORMATS:
+        volume = read_raster(path, contents[0][1], label)
     else:
+        way = _CONVERSIONS.get(path.suffix.lower())
         raise FileFault(
-            "unknown-format", path, "is in no format that is read here", f"give {FORMATS}"
+            "unknown-format",
+            path,
+            "is in no format that is read here" + (f": {way}" if way else ""),
+            f"give {FORMATS}",
         )
     if volume.array.ndim != 3 or volume.array.size == 0:
         raise FileFault(
@@ -47,6 +104,8 @@ def decode(path: Path, contents: Contents, label: bool = False) -> Volume:
             f"has the shape {volume.array.shape}",
             "an image must be 2-D or 3-D, one volume a file",
         )
+    if image is not None and image.turned != 1:
+        volume = turn_label(path, volume, image)
     array = volume.array
     finite = array.dtype.kind in "uib" or bool(np.isfinite(array).all())
     if not finite:

@@ -8,10 +8,40 @@ from pathlib import Path
 
 import numpy as np
 
-from fedshift.sites.findings import Remark
+from fedshift.sites.findings import FileFault, Remark
+
+UNITS_MM = {
+    "nm": 1e-6,
+    "nanometer": 1e-6,
+    "µm": 1e-3,
+    "μm": 1e-3,
+    "um": 1e-3,
+    "micron": 1e-3,
+    "microns": 1e-3,
+    "micrometer": 1e-3,
+    "mm": 1.0,
+    "millimeter": 1.0,
+    "millimeters": 1.0,
+    "cm": 10.0,
+    "centimeter": 10.0,
+    "m": 1000.0,
+    "meter": 1000.0,
+}
+"""Units of length as headers write them, in lower case, in mm."""
 
 Contents = Sequence[tuple[Path, bytes]]
 """The files behind one image: one, or those of a DICOM folder."""
+
+
+def unit_mm(path: Path, unit: str) -> float:
+    """How many mm a header's unit of length is; where it names none, they are mm."""
+    if unit.lower() in ("", "?", "???", "none"):
+        return 1.0
+    if unit.lower() not in UNITS_MM:
+        raise FileFault(
+            "units", path, f"measures in {unit!r}, which is no known length", "save it in mm"
+        )
+    return UNITS_MM[unit.lower()]
 
 
 @dataclass(frozen=True)
@@ -24,6 +54,7 @@ class Volume:
     (CT, MR, US, ...), empty where the file does not say. ``names`` are what the file itself calls
     its label values. ``remarks`` are what the user should know of a file that is used. ``frame``
     and ``series`` are DICOM's FrameOfReferenceUID and SeriesInstanceUID, empty in other formats.
+    ``turned`` is the Exif orientation (1 to 8) by which a photograph was turned upright.
 
     ``codes`` are a NIfTI file's own affines by name (sform, qform), the one that ``affine`` is
     first. ``assumed`` says that the file gives no orientation and ``affine`` is a convention.
@@ -37,6 +68,7 @@ class Volume:
     remarks: tuple[Remark, ...] = ()
     frame: str = ""
     series: str = ""
+    turned: int = 1
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
     assumed: bool = False
 
