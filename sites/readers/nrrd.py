@@ -150,7 +150,9 @@ def _place(path: Path, array: np.ndarray, header: Mapping[str, Any], axes: list[
         return Volume(array, None, spacing, names=names, remarks=remarks)
     spacing = _three(np.linalg.norm(vectors, axis=1).tolist())
     signs = _SPACES.get(str(header.get("space", "")).lower())
-    if signs is None or vectors.shape[1] != 3 or len(axes) < 2:
+    if signs is not None and vectors.shape[1] != 3:
+        raise ValueError(f"{vectors.shape[1]} numbers a direction in a space of 3")
+    if signs is None or len(axes) < 2:
         return Volume(array, None, spacing, names=names, remarks=remarks)
     if len(axes) == 2:
         normal = np.cross(vectors[0], vectors[1])

@@ -214,6 +214,15 @@ def _check_tiff(path: Path, image: Any, label: bool) -> None:
         raise FileFault(
             "colours", path, f"has {max(bits)} bits in several channels", "save it as 16-bit grey"
         )
+    plain = max(bits) <= 8 or (max(bits) == 16 and image.tag_v2.get(339, (1,))[0] == 1)
+    if image.tag_v2.prefix == b"MM" and image.tag_v2.get(259, 1) != 1 and not plain:
+        # Pillow leaves the bytes of such values in the wrong order.
+        raise FileFault(
+            "byte-order",
+            path,
+            "is big-endian and compressed, which is not read",
+            "save it uncompressed or little-endian",
+        )
     if label and image.tag_v2.get(259) in (6, 7):
         raise FileFault(
             "lossy-label",
