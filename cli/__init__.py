@@ -194,6 +194,52 @@ def sites_check(overrides: Overrides = None) -> None:
     check_sites(overrides or [])
 
 
+@sites_app.command("adopt")
+def sites_adopt(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the images are; or a MONAI datalist.")
+    ],
+    out: Annotated[Path, typer.Option(help="The table to write, .tsv or .csv.")] = Path(
+        "MANIFEST.tsv"
+    ),
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="auto, bids, nnunet, decathlon, monai, dicom, mnms, mnms2, fets, prostate, hc18, "
+            "spinal_cord or pairs.",
+        ),
+    ] = "auto",
+    site: Annotated[str | None, typer.Option(help="The site of every image.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Who was scanned: its first group, searched in the image's path."
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Searched in the path; named groups such as (?P<site>...): site, subject, "
+            "session, vendor, scanner.",
+        ),
+    ] = None,
+    sequence: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several sequences or channels.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several raters or kinds of labels.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the table.")] = False,
+) -> None:
+    """Write a manifest of a folder: BIDS, nnU-Net, DICOM, published sets, images and labels."""
+    from fedshift.cli.sites import adopt_folder
+
+    said = {"site": site, "subject": subject, "pattern": pattern}
+    adopt_folder(folder, out, layout, {**said, "sequence": sequence, "label": label}, force)
+
+
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk or its rights may refuse; the user can mend it."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -98,6 +100,54 @@ def check_sites(overrides: Sequence[str]) -> None:
     )
     if errors:
         raise typer.Exit(2)
+
+
+def adopt_folder(
+    folder: Path, out: Path, layout: str, said: Mapping[str, str | None], force: bool
+) -> None:
+    """Write a manifest of ``folder``; print where each column came from and what was left out."""
+    from fedshift.sites import adopt
+
+    out = out.expanduser()
+    adopt.check_out(out, force=force)
+    key_path, key = adopt.key_for(out)
+    options = adopt.Options.of(**said, key=key)
+    found = adopt.adopt(folder, layout, options)
+    adopt.write(found, out, options, force=force)
+    rows, console = found.rows, Console()
+    labelled = sum(row.label is not None for row in rows)
+    _say(console, f"{out}: {len(rows)} images, {labelled} with a label ({found.layout})")
+    table = Table()
+    for column in ("column", "taken from", "filled", "values"):
+        table.add_column(column, justify="right" if column == "filled" else "left")
+    for name, origin in found.origin.items():
+        cells = adopt.filled(rows, name)
+        if cells:
+            values = sorted(set(cells))
+            told = adopt.three(values) if len(values) <= 8 else f"{len(values)} values"
+            table.add_row(name, escape(origin), f"{len(cells)} of {len(rows)}", escape(told))
+    console.print(table)
+    bare = {"without a label": [str(row.image) for row in rows if row.label is None]}
+    for said_of, reasons in (
+        ("", bare),
+        ("guessed, ", found.guesses),
+        ("left out, ", found.left_out),
+    ):
+        for reason, names in reasons.items():
+            if names:
+                _say(console, said_of + adopt.counted(reason, names))
+    for note in found.notes:
+        _say(console, f"note: {note}")
+    if found.pseudonyms:
+        _say(console, f"{key_path} holds the key of the pseudonyms; keep it where the images are.")
+    given = shlex.quote(f"data.manifest={out}")
+    _say(console, "Next:")
+    _say(console, f"  fedshift sites check federation=manifest {given}")
+    _say(console, f"  fedshift simulate federation=manifest {given} out=runs/mine")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str) -> Table:

@@ -1,0 +1,302 @@
+"""A tree of DICOM series, with SEG and RTSTRUCT joined to them by their identifiers.
+
+Only headers are read. Patients become pseudonyms: HMAC-SHA-256 of PatientID (RFC 2104).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedshift import UserError
+from fedshift.sites.adopt.files import IMAGES, Tree, ending
+from fedshift.sites.adopt.found import Adopted, Layout, Options, Row, choose, three, values_text
+from fedshift.sites.readers import file_list
+
+TAGS = (
+    "SOPClassUID",
+    "Modality",
+    "Rows",
+    "PatientID",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "ProtocolName",
+    "InstitutionName",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "MagneticFieldStrength",
+    "ConvolutionKernel",
+    "ImageType",
+    "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
+    "SegmentSequence",
+    "StructureSetROISequence",
+)
+_TEXTS = (".txt", ".xml", ".json", ".csv", ".tsv", ".pdf", ".md", ".html", ".log", ".zip", *IMAGES)
+"""Names of files that are not looked into."""
+
+
+@dataclass
+class Series:
+    """The files of one series, and the header of its first."""
+
+    header: Any
+    files: list[Path] = field(default_factory=list)
+
+    def text(self, tag: str) -> str:
+        value = self.header.get(tag)
+        if value is None:
+            return ""
+        several = not isinstance(value, str) and hasattr(value, "__iter__")
+        return "/".join(str(part) for part in value) if several else str(value).strip()
+
+    @property
+    def sequence(self) -> str:
+        return self.text("SeriesDescription") or self.text("ProtocolName")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do; one that cannot be opened does not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _candidates(tree: Tree) -> Iterator[Path]:
+    for file in tree.files:
+        if ending(file) not in _TEXTS and file.name.upper() != "DICOMDIR":
+            yield file
+
+
+def detect(tree: Tree) -> bool:
+    return any(is_dicom(tree.root / file) for file in _candidates(tree))
+
+
+def _series(tree: Tree, found: Adopted) -> dict[str, Series]:
+    import pydicom
+
+    series: dict[str, Series] = {}
+    for file in _candidates(tree):
+        if not is_dicom(tree.root / file):
+            found.left_out["files that are no DICOM"].append(str(file))
+            continue
+        try:
+            header = pydicom.dcmread(
+                tree.root / file, stop_before_pixels=True, specific_tags=list(TAGS)
+            )
+            name = str(header.get("SeriesInstanceUID") or "")
+        except Exception as error:  # a damaged header raises nearly anything
+            reason = f"DICOM files that cannot be read ({type(error).__name__})"
+            found.left_out[reason].append(str(file))
+            continue
+        if not name:
+            found.left_out["DICOM files without a SeriesInstanceUID"].append(str(file))
+            continue
+        series.setdefault(name, Series(header)).files.append(file)
+    return series
+
+
+def adopt(tree: Tree, options: Options) -> Adopted:
+    found = Adopted("DICOM series", pseudonyms=True)
+    images: dict[str, tuple[Path, Series]] = {}
+    labels: list[Series] = []
+    for name, series in _series(tree, found).items():
+        modality = series.text("Modality")
+        if modality in ("SEG", "RTSTRUCT"):
+            labels += [Series(_again(tree, series, f), [f]) for f in series.files]
+        elif "Rows" not in series.header:
+            found.left_out["DICOM files without pixels (reports, plans, states)"] += [
+                str(file) for file in series.files
+            ]
+        elif "LOCALIZER" in series.text("ImageType").upper().split("/"):
+            found.left_out["localizers"].append(str(series.files[0].parent))
+        else:
+            path = _path(tree, series, found)
+            if path is not None:
+                images[name] = path, series
+    drawn = _drawn(tree, images, labels, options, found)
+    chosen = _sequences(images, drawn, options)
+    sessions = _sessions(images)
+    for name, (path, series) in images.items():
+        if series.sequence not in chosen:
+            found.left_out["series of other sequences"].append(str(path.relative_to(tree.root)))
+            continue
+        label, values = drawn.get(name, (None, ""))
+        patient = series.text("PatientID")
+        found.rows.append(
+            Row(
+                path,
+                label,
+                subject=pseudonym(options.key, patient) if patient else "",
+                session=sessions[name] if patient else "",
+                site=series.text("InstitutionName"),
+                vendor=series.text("Manufacturer"),
+                scanner=series.text("ManufacturerModelName"),
+                label_values=values,
+                extra={
+                    "sequence": series.sequence,
+                    "modality": series.text("Modality"),
+                    "field_T": series.text("MagneticFieldStrength"),
+                    "kernel": series.text("ConvolutionKernel"),
+                },
+            )
+        )
+    found.rows.sort(key=lambda row: row.image)
+    found.origin = {
+        "site": "InstitutionName",
+        "subject": "PatientID, as a pseudonym",
+        "session": "the order of a patient's studies by date",
+        "vendor": "Manufacturer",
+        "scanner": "ManufacturerModelName",
+        "label_values": "the names in SEG and RTSTRUCT",
+        "sequence": "SeriesDescription, or ProtocolName",
+        "modality": "Modality",
+        "field_T": "MagneticFieldStrength",
+        "kernel": "ConvolutionKernel",
+    }
+    return found
+
+
+def pseudonym(key: bytes, patient: str) -> str:
+    """``p-`` and 16 hexadecimal digits that only the holder of ``key`` can make of a number."""
+    return "p-" + hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _again(tree: Tree, series: Series, file: Path) -> Any:
+    """The header of one file of a series of labels: each may be about another image."""
+    import pydicom
+
+    if file == series.files[0]:
+        return series.header
+    return pydicom.dcmread(tree.root / file, stop_before_pixels=True, specific_tags=list(TAGS))
+
+
+def _path(tree: Tree, series: Series, found: Adopted) -> Path | None:
+    """What the table names: the file, or the folder where it holds this series and nothing else."""
+    first = series.files[0]
+    if len(series.files) == 1 and first.suffix.lower() in (".dcm", ".ima"):
+        return tree.root / first
+    folder = first.parent
+    alone = {tree.root / file for file in series.files} == set(file_list(tree.root / folder))
+    if alone and folder.parts:
+        return tree.root / folder
+    found.left_out[
+        "series whose files lie among others (give each series a folder of its own)"
+    ].append(f"{series.sequence or 'a series'} in {folder} ({len(series.files)} files)")
+    return None
+
+
+def _references(series: Series) -> set[str]:
+    """The series that a SEG or an RTSTRUCT says it was drawn on."""
+    named = {
+        str(item.get("SeriesInstanceUID", ""))
+        for item in series.header.get("ReferencedSeriesSequence") or []
+    }
+    for frame in series.header.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for item in study.get("RTReferencedSeriesSequence") or []:
+                named.add(str(item.get("SeriesInstanceUID", "")))
+    return named - {""}
+
+
+def _drawn(
+    tree: Tree,
+    images: Mapping[str, tuple[Path, Series]],
+    labels: list[Series],
+    options: Options,
+    found: Adopted,
+) -> dict[str, tuple[Path, str]]:
+    """Series -> its label file and what its values mean."""
+    of: dict[str, list[tuple[str, Path, Series]]] = defaultdict(list)
+    for label in labels:
+        file, named = label.files[0], _references(label)
+        here = named & set(images)
+        if not named:
+            found.left_out["labels that do not say which series they were drawn on"].append(
+                str(file)
+            )
+        elif not here:
+            found.left_out["labels of series that are not here or not taken"].append(str(file))
+        elif len(here) > 1:
+            found.left_out["labels drawn on several series at once"].append(str(file))
+        else:
+            path: Path | None = tree.root / file
+            if file.suffix.lower() not in (".dcm", ".ima"):
+                path = _path(tree, label, found)
+            if path is not None:
+                kind = f"{label.text('Modality')} {label.text('SeriesDescription')}".strip()
+                of[here.pop()].append((kind, path, label))
+    counts = Counter(kind for fits in of.values() for kind, _, _ in fits)
+    chosen = set(counts)
+    if options.label or any(len(fits) > 1 for fits in of.values()):
+        words = {kind: str(n) for kind, n in counts.most_common()}
+        chosen = choose("--label", "kinds of labels", words, options.label)
+    drawn = {}
+    for name, fits in of.items():
+        left = [(path, label) for kind, path, label in fits if kind in chosen]
+        found.left_out["labels of another kind"] += [
+            str(path.relative_to(tree.root)) for kind, path, _ in fits if kind not in chosen
+        ]
+        if len(left) > 1:
+            raise UserError(
+                f"{images[name][0]} has {len(left)} labels of one kind: "
+                f"{three([str(path) for path, _ in left])}; keep the one that counts."
+            )
+        if left:
+            drawn[name] = left[0][0], _values(left[0][1])
+    return drawn
+
+
+def _values(label: Series) -> str:
+    """Segment numbers of SEG, ROI numbers of RTSTRUCT, with their names."""
+    names = {
+        int(item.SegmentNumber): str(item.get("SegmentLabel", ""))
+        for item in label.header.get("SegmentSequence") or []
+        if "SegmentNumber" in item
+    }
+    names |= {
+        int(item.ROINumber): str(item.get("ROIName", ""))
+        for item in label.header.get("StructureSetROISequence") or []
+        if "ROINumber" in item
+    }
+    return values_text(names) if names else ""
+
+
+def _sequences(
+    images: Mapping[str, tuple[Path, Series]],
+    drawn: Mapping[str, tuple[Path, str]],
+    options: Options,
+) -> set[str]:
+    """Which sequences are taken: asked for where one study has several."""
+    counts = Counter(series.sequence for _, series in images.values())
+    labelled = Counter(images[name][1].sequence for name in drawn)
+    per_study = Counter(series.text("StudyInstanceUID") for _, series in images.values())
+    if not options.sequence and max(per_study.values(), default=0) < 2:
+        return set(counts)
+    words = {name: f"{n}, {labelled[name]} with a label" for name, n in counts.most_common()}
+    return choose("--sequence", "sequences", words, options.sequence)
+
+
+def _sessions(images: Mapping[str, tuple[Path, Series]]) -> dict[str, str]:
+    """Series -> 1, 2, ... in the order of its patient's studies; dates stay out of the table."""
+    studies: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
+    of = {}
+    for name, (_, series) in images.items():
+        study = tuple(series.text(t) for t in ("StudyDate", "StudyTime", "StudyInstanceUID"))
+        of[name] = series.text("PatientID"), (study[0], study[1], study[2])
+        studies[of[name][0]].add(of[name][1])
+    ordered = {patient: sorted(found) for patient, found in studies.items()}
+    return {name: str(ordered[p].index(study) + 1) for name, (p, study) in of.items()}
+
+
+LAYOUT = Layout("dicom", "DICOM series", detect, adopt)

@@ -1,0 +1,165 @@
+"""Images and labels that share a name: ``images/ labels/``, or ``x.png`` and ``x_mask.png``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedshift import UserError
+from fedshift.sites.adopt.files import Tree, ending, stem
+from fedshift.sites.adopt.found import Adopted, Layout, Options, Row, choose, three
+
+OF_IMAGES = ("images", "image", "imgs", "img", "scans", "volumes", "imagestr", "imagests")
+OF_LABELS = (
+    *("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg"),
+    *("annotations", "annotation", "gt", "ground_truth", "groundtruth", "labelstr", "labelsts"),
+)
+_LABEL = re.compile(
+    r"(.+?)[-_. ](masks?|segmentation|segs?|gt|labels?|annotation|groundtruth)", re.I
+)
+_IMAGE = re.compile(r"(.+?)[-_. ](image|img|im)", re.I)
+_LAST = re.compile(r"(.+)[-_. ]([^-_. ]+)")
+
+Key = tuple[tuple[str, ...], str]
+"""What an image and its label share: the folders above, but for ``images`` or ``labels``; a name.
+"""
+
+
+def _key(file: Path) -> tuple[Key, str]:
+    """What a file shares with its fellow, and which kind of label it is (empty: an image)."""
+    folders = [part.lower() for part in file.parts[:-1]]
+    kinds = [folder for folder in folders if folder in OF_LABELS]
+    name = stem(file)
+    match = _LABEL.fullmatch(name)
+    kind = kinds[-1] if kinds else match[2].lower() if match else ""
+    match = match if kind else _IMAGE.fullmatch(name)
+    where = tuple(
+        part
+        for part, low in zip(file.parts[:-1], folders, strict=True)
+        if low not in OF_LABELS and low not in OF_IMAGES
+    )
+    return (where, match[1] if match else name), kind
+
+
+class Pairs:
+    """The files of a tree by what they share.
+
+    Where no name fits whole, an image's last word is taken for its sequence, and a label's for its
+    kind: ``images/p1_T1.nii.gz`` and ``labels/p1_tumour.nii.gz``.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.images: dict[Key, list[tuple[str, Path]]] = defaultdict(list)
+        self.labels: dict[Key, list[tuple[str, Path]]] = defaultdict(list)
+        self.astray: list[Path] = []
+        sorted_out = any(_in(file, OF_IMAGES) for file in tree.images)
+        for file in tree.images:
+            key, kind = _key(file)
+            if kind:
+                self.labels[key].append((kind, file))
+            elif sorted_out and not _in(file, OF_IMAGES):
+                self.astray.append(file)
+            else:
+                self.images[key].append(("", file))
+        self.loose = not self.joined
+        if self.loose:
+            self.images = self._shortened(self.images, {})
+            self.labels = self._shortened(self.labels, self.images)
+
+    @property
+    def joined(self) -> int:
+        """How many labels have an image."""
+        return sum(len(fits) for key, fits in self.labels.items() if key in self.images)
+
+    @staticmethod
+    def _shortened(
+        files: Mapping[Key, list[tuple[str, Path]]], images: Mapping[Key, object]
+    ) -> dict[Key, list[tuple[str, Path]]]:
+        """``files`` without their names' last words, but for names that ``images`` know."""
+        found: dict[Key, list[tuple[str, Path]]] = defaultdict(list)
+        for (where, name), entries in files.items():
+            match = _LAST.fullmatch(name)
+            if match is None or (where, name) in images:
+                found[where, name] += entries
+            else:
+                found[where, match[1]] += [(match[2], file) for _, file in entries]
+        return found
+
+
+def _in(file: Path, folders: tuple[str, ...]) -> bool:
+    return any(part.lower() in folders for part in file.parts[:-1])
+
+
+def detect(tree: Tree) -> bool:
+    return Pairs(tree).joined > 0
+
+
+def adopt(tree: Tree, options: Options) -> Adopted:
+    found = Adopted("pairs by name")
+    pairs = Pairs(tree)
+    found.left_out["images in neither a folder of images nor one of labels"] += [
+        str(file) for file in pairs.astray
+    ]
+    images = _one_each(pairs, options, found)
+    counts = Counter(kind for fits in pairs.labels.values() for kind, _ in fits)
+    crowded = any(len(fits) > 1 and key in images for key, fits in pairs.labels.items())
+    chosen = set(counts)
+    if crowded or options.label:
+        words = {kind: str(n) for kind, n in counts.most_common()}
+        chosen = choose("--label", "kinds of labels", words, options.label)
+    joined = found.guesses[
+        "labels joined to their images by the beginning of the name"
+        if pairs.loose
+        else "labels joined to their images by name alone"
+    ]
+    for key, (sequence, file) in images.items():
+        fits = pairs.labels.get(key, [])
+        left = [label for kind, label in fits if kind in chosen]
+        found.left_out["labels of another kind"] += [str(f) for k, f in fits if k not in chosen]
+        photographs = [label for label in left if ending(label) in (".jpg", ".jpeg")]
+        found.left_out["labels as JPEG, which changes their values"] += map(str, photographs)
+        left = [label for label in left if label not in photographs]
+        if len(left) > 1:
+            raise UserError(
+                f"{file} has {len(left)} labels: {three([str(label) for label in left])}; keep the "
+                "one that counts, or name one kind with --label."
+            )
+        label = tree.root / left[0] if left else None
+        found.rows.append(Row(tree.root / file, label, extra={"sequence": sequence}))
+        joined += map(str, left)
+    found.left_out["labels without an image"] += [
+        str(file) for key, fits in pairs.labels.items() if key not in images for _, file in fits
+    ]
+    found.origin["sequence"] = "the last word of the names"
+    return found
+
+
+def _one_each(pairs: Pairs, options: Options, found: Adopted) -> dict[Key, tuple[str, Path]]:
+    """One image for each name: of the sequence that was picked, where there are several."""
+    counts = Counter(word for files in pairs.images.values() for word, _ in files)
+    if options.sequence or (pairs.loose and any(len(f) > 1 for f in pairs.images.values())):
+        words = {word or "(none)": str(n) for word, n in counts.most_common()}
+        chosen = choose("--sequence", "sequences", words, options.sequence)
+    else:
+        chosen = {word or "(none)" for word in counts}
+    images = {}
+    twins = []
+    for key, files in pairs.images.items():
+        left = [(word, file) for word, file in files if (word or "(none)") in chosen]
+        found.left_out["images of other sequences"] += [
+            str(file) for word, file in files if (word or "(none)") not in chosen
+        ]
+        if len(left) > 1:
+            twins.append(" and ".join(str(file) for _, file in left))
+        elif left:
+            images[key] = left[0]
+    if twins:
+        raise UserError(
+            f"{len(twins)} names belong to several images: {three(twins)}; keep one of each."
+        )
+    return images
+
+
+LAYOUT = Layout("pairs", "images and labels by name", detect, adopt)

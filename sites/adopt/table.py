@@ -1,0 +1,217 @@
+"""From a layout's rows to the table: what the user says is put in, what lacks is asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedshift import UserError
+from fedshift.sites.adopt.files import Tree, ending
+from fedshift.sites.adopt.found import GROUPS, Adopted, Options, Row, counted, three
+
+_CELLS = ("site", "subject", "session", "vendor", "scanner", "spacing_mm", "label_values")
+_REQUIRED = ("site", "subject")
+
+
+def complete(found: Adopted, tree: Tree, options: Options) -> None:
+    """Fill in what ``options`` say, drop what no table can hold, and insist on the rest.
+
+    Raises:
+        UserError: a pattern misses an image, an image has no subject or site, or none is left.
+    """
+    _drop(found, tree)
+    if not found.rows:
+        reasons = "; ".join(
+            counted(reason, names) for reason, names in found.left_out.items() if names
+        )
+        raise UserError(
+            f"{tree.root} gives no image ({found.layout})"
+            + (f": {reasons}." if reasons else "; name the folder that holds them.")
+        )
+    for option, pattern in (("--pattern", options.pattern), ("--subject", options.subject)):
+        if pattern is not None:
+            _apply(found, tree, option, pattern)
+    if options.site:
+        for row in found.rows:
+            row.site = options.site
+        found.origin["site"] = "--site"
+    _insist(found, tree)
+    sites = defaultdict(set)
+    for row in found.rows:
+        sites[row.subject].add(row.site)
+    shared = [subject for subject, at in sites.items() if len(at) > 1]
+    if shared:
+        found.notes.append(
+            f"{len(shared)} subjects stand at several sites: {three(sorted(shared))}; where they "
+            "are different people of one name, let --subject take in the site."
+        )
+
+
+def _drop(found: Adopted, tree: Tree) -> None:
+    """Leave out what is listed twice, 4-D, or named so that a table cannot hold it."""
+    kept: list[Row] = []
+    seen: set[Path] = set()
+    for row in found.rows:
+        name = _shown(row.image, tree)
+        if row.image in seen:
+            found.left_out["images that are named twice"].append(name)
+        elif any(_unwritable(path) for path in (row.image, row.label) if path):
+            found.left_out["names with tabs, line breaks or spaces at their ends"].append(name)
+        elif _volumes(row.image) > 1:
+            found.left_out["4-D files (one volume a file is read; split them)"].append(name)
+        else:
+            kept.append(row)
+        seen.add(row.image)
+    found.rows[:] = kept
+
+
+def _unwritable(path: Path) -> bool:
+    return bool(re.search(r"[\t\r\n]|^\s|\s$", str(path)))
+
+
+def _volumes(path: Path) -> int:
+    """How many volumes a NIfTI header counts; 1 where there is none: reading it says why."""
+    if ending(path) not in (".nii", ".nii.gz"):
+        return 1
+    import math
+
+    import nibabel
+
+    try:
+        return math.prod(getattr(nibabel.load(path), "shape", ())[3:])
+    except Exception:  # a damaged file is the doctor's to name
+        return 1
+
+
+def _shown(path: Path, tree: Tree) -> str:
+    return path.relative_to(tree.root).as_posix() if path.is_relative_to(tree.root) else str(path)
+
+
+def _apply(found: Adopted, tree: Tree, option: str, pattern: re.Pattern[str]) -> None:
+    missed = []
+    for row in found.rows:
+        match = pattern.search(_shown(row.image, tree))
+        if match is None:
+            missed.append(_shown(row.image, tree))
+            continue
+        said = (
+            {"subject": match[1] if pattern.groups else match[0]}
+            if option == "--subject"
+            else {name: match[name] for name in GROUPS if name in pattern.groupindex}
+        )
+        for name, value in said.items():
+            if value and value.strip():
+                setattr(row, name, value.strip())
+                found.origin[name] = option
+    if missed:
+        raise UserError(
+            f"{option} {pattern.pattern!r} matches nothing in {len(missed)} of "
+            f"{len(found.rows)} paths: {three(missed)}; widen it."
+        )
+
+
+def _insist(found: Adopted, tree: Tree) -> None:
+    """Ask for the site and the subject where neither files nor options name them."""
+    ways = {
+        "subject": "--subject REGEX, searched in the path, whose first group is the person",
+        "site": "--site NAME for all, or --pattern REGEX with a group (?P<site>...)",
+    }
+    bare = {
+        name: [_shown(row.image, tree) for row in found.rows if not getattr(row, name)]
+        for name in ways
+    }
+    asked = [name for name in ways if bare[name]]
+    if asked:
+        least = min((bare[name] for name in asked), key=len)
+        raise UserError(
+            f"nothing says the {' and the '.join(asked)} of {len(least)} of {len(found.rows)} "
+            f"images ({three(least)}), and it is not guessed; give "
+            f"{'; and '.join(ways[name] for name in asked)}."
+        )
+
+
+def key_for(out: Path) -> tuple[Path, bytes]:
+    """The file that keeps the key of ``out``'s pseudonyms, and the key: kept there, or new.
+
+    Raises:
+        UserError: the file is there but holds no key.
+    """
+    path = out.with_suffix(".key")
+    if not path.exists():
+        return path, secrets.token_bytes(32)
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except (OSError, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise UserError(
+            f"{path} holds no key of pseudonyms; put the right one there, or remove it and adopt "
+            "everything again."
+        )
+    return path, key
+
+
+def write(found: Adopted, out: Path, options: Options, *, force: bool = False) -> None:
+    """Write the table ``out`` (.tsv or .csv), and the key of its pseudonyms beside it (mode 0600).
+
+    Paths are relative to the table wherever there is a way. Raises ``UserError`` when ``out`` is
+    there already and not ``force``, or is no name of a table.
+    """
+    check_out(out, force=force)
+    key_path = out.with_suffix(".key")
+    if found.pseudonyms and not key_path.exists():
+        handle = os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(options.key.hex() + "\n")
+    folder = out.parent.resolve()
+    extras = dict.fromkeys(name for row in found.rows for name in row.extra)
+    filled = [
+        n for n in (*_CELLS, *extras) if n in _REQUIRED or any(cell(r, n) for r in found.rows)
+    ]
+    text = io.StringIO(newline="")
+    delimiter = "\t" if out.suffix.lower() == ".tsv" else ","
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(["path", "label_path", *filled])
+    for row in found.rows:
+        label = relative(row.label, folder) if row.label else ""
+        writer.writerow([relative(row.image, folder), label, *(cell(row, n) for n in filled)])
+    partial = out.with_name(f"{out.name}.part")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(out)
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse a table that cannot or must not be written, before anything is read."""
+    if out.suffix.lower() not in (".tsv", ".csv"):
+        raise UserError(f"--out {out} must be a .tsv or .csv table; name it so.")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a table in it.")
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already; name another --out, or replace it with --force.")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first.")
+
+
+def cell(row: Row, name: str) -> str:
+    """A row's cell in one line, empty where it has none."""
+    value = getattr(row, name) if name in _CELLS else row.extra.get(name, "")
+    return " ".join(str(value).split())
+
+
+def relative(path: Path, folder: Path) -> str:
+    """``path`` as seen from ``folder``, with slashes; absolute where there is no way (a drive)."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def filled(rows: Iterable[Row], name: str) -> list[str]:
+    """The filled cells of a column."""
+    return [text for row in rows if (text := cell(row, name))]
