@@ -95,7 +95,7 @@ class Adopter:
         given = {"manifest": str(self.out), "size": 16, "cache": str(self.out.parent / "cache")}
         data = DataSettings.from_config(given | config)
         federation = load_federation(MANIFEST, data, 0)
-        opened = {}
+        opened: dict[str, Mapping[str, Any]] = {}
         for site in federation.sites:
             cases = [
                 case
@@ -338,7 +338,7 @@ def hospital(root: Path) -> dict[str, str]:
         "x1": ("Doe 7", "20190101", "B60f"),
         "y": ("Roe 8", "20180505", "B30f"),
     }
-    uids = {name: generate_uid() for name in studies}
+    uids = {name: str(generate_uid()) for name in studies}
     for name, (patient, date, kernel) in studies.items():
         common = {
             "PatientID": patient,
@@ -483,8 +483,10 @@ def test_mnms_as_published_is_refused_with_lines_that_make_it_readable(adopter: 
     assert [row["site"] for row in rows] == ["centre 1", "centre 1", "centre 3", "centre 3"]
     assert [row["vendor"] for row in rows] == ["Siemens", "Siemens", "Philips", "Philips"]
     assert [bool(row["label_path"]) for row in rows] == [True, True, False, False]
-    cine = nibabel.load(adopter.root / "Labeled/A0S9V9/A0S9V9_sa.nii.gz").get_fdata()
-    frame = nibabel.load(adopter.out.parent / rows[1]["path"])
+    cine = nibabel.Nifti1Image.from_filename(
+        adopter.root / "Labeled/A0S9V9/A0S9V9_sa.nii.gz"
+    ).get_fdata()
+    frame = nibabel.Nifti1Image.from_filename(adopter.out.parent / rows[1]["path"])
     np.testing.assert_array_equal(frame.get_fdata(), cine[..., 2])
     assert parse_label_values(rows[0]["label_values"], "")[3] == "right ventricle"
 

@@ -36,6 +36,7 @@ TAGS = (
     "ConvolutionKernel",
     "ImageType",
     "ReferencedSeriesSequence",
+    "StudiesContainingOtherReferencedInstancesSequence",
     "ReferencedFrameOfReferenceSequence",
     "SegmentSequence",
     "StructureSetROISequence",
@@ -198,11 +199,14 @@ def _path(tree: Tree, series: Series, found: Adopted) -> Path | None:
 
 def _references(series: Series) -> set[str]:
     """The series that a SEG or an RTSTRUCT says it was drawn on."""
+    header = series.header
+    studies = [header, *(header.get("StudiesContainingOtherReferencedInstancesSequence") or [])]
     named = {
         str(item.get("SeriesInstanceUID", ""))
-        for item in series.header.get("ReferencedSeriesSequence") or []
+        for study in studies
+        for item in study.get("ReferencedSeriesSequence") or []
     }
-    for frame in series.header.get("ReferencedFrameOfReferenceSequence") or []:
+    for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
         for study in frame.get("RTReferencedStudySequence") or []:
             for item in study.get("RTReferencedSeriesSequence") or []:
                 named.add(str(item.get("SeriesInstanceUID", "")))
