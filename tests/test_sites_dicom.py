@@ -21,6 +21,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     MRImageStorage,
@@ -375,6 +376,19 @@ def test_without_positions_files_lie_as_they_are_numbered(tmp_path: Path) -> Non
     refused(stored(tmp_path / "s", *files), "sheared", "tilted gantry")
 
 
+def test_one_position_says_nothing_about_further_frames(tmp_path: Path) -> None:
+    data = placed(drawn()[0], (0, 0, 0), SpacingBetweenSlices=2)
+    data.NumberOfFrames, data.PixelData = 4, drawn().tobytes()
+    volume = load(alone(tmp_path, data))
+    assert volume.affine is None and volume.spacing_mm == (0.75, 0.5, 2)
+    assert codes(volume) == ["no-positions"]
+
+
+def test_the_tiles_of_a_whole_slide_are_no_slices(tmp_path: Path) -> None:
+    data = made(drawn(), Modality="SM", TotalPixelMatrixColumns=10, TotalPixelMatrixRows=6)
+    refused(alone(tmp_path, data), "tiled", "x.dcm is a whole-slide image")
+
+
 def test_a_film_of_frames_is_told(tmp_path: Path) -> None:
     data = made(drawn(), Modality="US", FrameTime=33, FrameIncrementPointer=0x00181063)
     volume = load(alone(tmp_path, data))
@@ -407,6 +421,11 @@ def region(scale: float, unit: int = 3) -> Dataset:
     ("tags", "spacing", "expected"),
     [
         ({"PixelSpacing": [0.2, 0.1]}, (0.1, 0.2, 1), []),
+        (
+            {"PixelSpacing": [0.2, 0.1], "SliceThickness": 4, "SpacingBetweenSlices": 650},
+            (0.1, 0.2, 4),
+            [],
+        ),
         ({"Modality": "DX", "ImagerPixelSpacing": [0.2, 0.1]}, (0.1, 0.2, 1), ["detector-spacing"]),
         (
             {"Modality": "CR", "ImagerPixelSpacing": [0.2, 0.1], "PixelSpacing": [0.2, 0.1]},
@@ -429,6 +448,15 @@ def region(scale: float, unit: int = 3) -> Dataset:
             [],
         ),
         ({"Modality": "CR", "PixelSpacing": [0.2, 0.1]}, (0.1, 0.2, 1), ["detector-spacing"]),
+        (
+            {
+                "Modality": "CR",
+                "PixelSpacing": [0.2, 0.1],
+                "PixelSpacingCalibrationType": "GEOMETRY",
+            },
+            (0.1, 0.2, 1),
+            [],
+        ),
         ({"NominalScannedPixelSpacing": [0.2, 0.1]}, (0.1, 0.2, 1), ["scanned-spacing"]),
         ({"PixelSpacing": [0, 0]}, None, []),
         ({"SequenceOfUltrasoundRegions": [region(0.01)]}, (0.1, 0.2, 1), []),
@@ -500,6 +528,7 @@ def test_monochrome1_is_the_same_picture_in_every_slice(tmp_path: Path) -> None:
         ),
         ({"PhotometricInterpretation": "MONOCHROME1", "Modality": "CT"}, False, []),
         ({"PhotometricInterpretation": "MONOCHROME1", "RescaleType": "HU"}, False, []),
+        ({"PresentationLUTShape": "INVERSE", "RescaleType": "HU"}, False, []),
     ],
 )
 def test_polarity_follows_the_presentation_but_not_for_measured_units(
@@ -628,7 +657,7 @@ def test_other_objects_beside_a_series_are_left_out(tmp_path: Path) -> None:
     assert "1 x Basic Text SR Storage, left out" in volume.remarks[0].problem
     assert dicom_domain(folder) == ("Siemens Healthineers", "Skyra")
     assert codes(load(stored(tmp_path / "t", drawing, *images))) == []
-    refused(stored(tmp_path / "u", report), "no-image", "no DICOM image but 1 x Basic Text SR")
+    refused(stored(tmp_path / "u", report), "no-image", "only 1 x Basic Text SR")
     assert dicom_domain(tmp_path / "u") == ("", "")
 
 
@@ -728,6 +757,12 @@ def test_a_missing_decoder_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
     path = alone(tmp_path, data)
     monkeypatch.setattr(get_decoder(JPEGLSLossless), "_available", {})
     refused(path, "compressed", r"JPEG-LS.*pip install 'fedshift\[dicom\]'")
+    monkeypatch.undo()
+    deep = made(drawn()[0], BitsStored=12)
+    deep.PixelData = encapsulate([b"\0\0"])
+    deep["PixelData"].VR = "OB"
+    deep.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    refused(alone(tmp_path, deep), "compressed", "JPEG Extended.* at 12 bits; save the series")
     film = made(drawn()[0])
     film.PixelData = encapsulate([b"\0\0"])
     film["PixelData"].VR = "OB"

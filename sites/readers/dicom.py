@@ -28,18 +28,18 @@ def dicom_domain(path: Path) -> tuple[str, str]:
     import pydicom
 
     tags = ["Manufacturer", "ManufacturerModelName", "Modality", "Rows"]
-    try:
-        files = file_list(path)
-    except OSError:
+    if not path.exists():
         return "", ""
-    for file in files:
+    for file in file_list(path):
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-        except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError, AttributeError):
+            with readable(file):
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+                found = header.get("Manufacturer"), header.get("ManufacturerModelName")
+                image = _is_image(header)
+        except FileFault:
             continue
-        if _is_image(header):
-            vendor, scanner = header.get("Manufacturer"), header.get("ManufacturerModelName")
-            return str(vendor or "").strip(), str(scanner or "").strip()
+        if image:
+            return str(found[0] or "").strip(), str(found[1] or "").strip()
     return "", ""
 
 
@@ -52,7 +52,12 @@ def read_dicom(path: Path, contents: Contents, label: bool = False) -> Volume:
     Raises:
         FileFault: no single, whole, straight stack of readable images.
     """
-    images, remarks = _images(path, _datasets(contents))
+    with readable(path):
+        return _volume(path, _datasets(contents), label)
+
+
+def _volume(path: Path, files: list[tuple[Path, Any]], label: bool) -> Volume:
+    images, remarks = _images(path, files)
     series = {str(dataset.get("SeriesInstanceUID", "")) for _, dataset in images}
     if len(series) > 1:
         raise FileFault(
@@ -61,20 +66,26 @@ def read_dicom(path: Path, contents: Contents, label: bool = False) -> Volume:
             f"holds {len(series)} DICOM series",
             "put each in a folder of its own",
         )
+    for file, dataset in images:
+        if "TotalPixelMatrixColumns" in dataset:
+            raise FileFault(
+                "tiled",
+                file,
+                "is a whole-slide image, whose frames are tiles and no slices",
+                "export the region and magnification to be used as an image of its own",
+            )
     shapes = {(dataset.get("Rows"), dataset.get("Columns")) for _, dataset in images}
     if len(shapes) > 1:
         raise FileFault(
             "mixed-slices",
             path,
             f"mixes slices of different shapes {sorted(shapes)}",
-            "put each in a folder of its own",
+            "export each as a series of its own",
         )
-    found = [frame for file, dataset in images for frame in frames(file, dataset)]
-    with readable(path):
-        made = stack(path, found)
-        layers = _planes(made.frames, label)
-    first = images[0][1]
-    contradiction = None if label else polarity(first)[1]
+    made = stack(path, [frame for file, dataset in images for frame in frames(file, dataset)])
+    layers = _planes(made.frames, label)
+    first = made.frames[0].dataset
+    contradiction = None if label else polarity(made.frames[0])[1]
     remarks += [contradiction] if contradiction else []
     # (S, R, C) -> (i, j, k) = (columns, rows, slices)
     return Volume(
@@ -93,15 +104,8 @@ def _datasets(contents: Contents) -> list[tuple[Path, Any]]:
 
     files = []
     for file, data in contents:
-        try:
+        with readable(file, "is not a readable DICOM file"):
             files.append((file, pydicom.dcmread(io.BytesIO(data))))
-        except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError) as error:
-            raise FileFault(
-                "damaged",
-                file,
-                f"is not a readable DICOM file ({type(error).__name__})",
-                "remove it or export it again",
-            ) from None
     return files
 
 
@@ -117,7 +121,10 @@ def _images(
     others = [dataset for _, dataset in files if not _is_image(dataset)]
     if not images:
         raise FileFault(
-            "no-image", path, f"holds no DICOM image but {_kinds(others)}", "give the image series"
+            "no-image",
+            path,
+            f"holds no DICOM image with pixels, only {_kinds(others)}",
+            "give the image series",
         )
     remarks = []
     strange = [dataset for dataset in others if dataset.get("Modality") not in DRAWN]

@@ -7,6 +7,7 @@ left, y to the back, z up.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,14 +90,30 @@ def frames(file: Path, dataset: Any) -> list[Frame]:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what a malformed tag raises, wherever it is first used, into a fault of ``path``."""
+def readable(file: Path, problem: str = "has a header that cannot be read") -> Iterator[None]:
+    """Turn what malformed bytes raise, wherever they are first used, into a fault of ``file``."""
+    import pydicom
+
     try:
         yield
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:120]
+    except (
+        pydicom.errors.BytesLengthException,
+        pydicom.errors.InvalidDicomError,
+        struct.error,
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise FileFault(
-            "damaged", path, f"has a header that cannot be read ({reason})", "export it again"
+            "damaged", file, f"{problem} ({reason})", "remove it or export it again"
         ) from None
 
 
@@ -147,17 +164,25 @@ def _pixel_spacing(dataset: Any, index: int) -> tuple[tuple[float, float] | None
     """The distances between rows and between columns, and what should be known of them."""
     plain = _pair(value(dataset, index, "PixelMeasuresSequence", "PixelSpacing"))
     detector = _pair(dataset.get("ImagerPixelSpacing"))
-    if plain is not None:
-        calibrated = dataset.get("PixelSpacingCalibrationType") or plain != detector is not None
-        if dataset.get("Modality") not in PROJECTIONS or calibrated:
+    way_out = (
+        "distances may be upper bounds; fill the column spacing_mm only from a calibrated image"
+    )
+    if plain is not None and plain != detector:
+        calibrated = detector is not None or dataset.get("PixelSpacingCalibrationType")
+        if calibrated or dataset.get("Modality") not in PROJECTIONS:
             return plain, None
-        detector = plain
+        return plain, Remark(
+            "detector-spacing",
+            "does not say whether its pixel spacing is that in the body or at the detector, where "
+            "the body is drawn larger than it is",
+            way_out,
+        )
     if detector is not None:
-        return detector, Remark(
+        calibrated = plain is not None and dataset.get("PixelSpacingCalibrationType")
+        return detector, None if calibrated else Remark(
             "detector-spacing",
             "gives its pixel spacing at the detector, where the body is drawn larger than it is",
-            "distances are upper bounds; fill the column spacing_mm from a calibrated image for "
-            "true ones",
+            way_out,
         )
     scanned = _pair(dataset.get("NominalScannedPixelSpacing"))
     if scanned is not None:

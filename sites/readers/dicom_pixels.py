@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedshift.sites.findings import FileFault, Remark
-from fedshift.sites.readers.dicom_frames import Frame
+from fedshift.sites.readers.dicom_frames import Frame, readable
 
 # ITU-R BT.601; an ultrasound frame saved in colour is mostly grey already.
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -29,18 +29,6 @@ KINDS = (
     "YBR_FULL_422",
     "YBR_ICT",
     "YBR_RCT",
-)
-DECODING = (
-    ArithmeticError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
 )
 
 
@@ -66,7 +54,11 @@ def planes(frames: list[Frame], label: bool) -> list[Plane]:
         FileFault: the pixels are damaged or compressed in a way that cannot be decoded here, in
             colours that are not known, or (label) in colours at all.
     """
-    file, dataset = frames[0].file, frames[0].dataset
+    with readable(frames[0].file):
+        return _planes(frames[0].file, frames[0].dataset, frames, label)
+
+
+def _planes(file: Path, dataset: Any, frames: list[Frame], label: bool) -> list[Plane]:
     kind = str(dataset.get("PhotometricInterpretation") or "").strip()
     if kind not in KINDS or (kind in ("YBR_ICT", "YBR_RCT") and not _is_jpeg2000(dataset)):
         raise _colours(file, f"holds its pixels as {kind or 'nothing that it names'}")
@@ -97,22 +89,25 @@ def stack_values(planes: list[Plane]) -> np.ndarray:
     return np.stack([turn - plane.values if plane.inverted else plane.values for plane in planes])
 
 
-def polarity(dataset: Any) -> tuple[bool, Remark | None]:
+def polarity(frame: Frame) -> tuple[bool, Remark | None]:
     """Whether small values are to be shown bright, and what contradicts it.
 
     The shape of the presentation table goes before the photometric interpretation, as a viewer
     takes them (PS3.3, C.8.11.3); it repeats it, and does not turn the picture a second time. In
     CT, PET and wherever values are Hounsfield units, a value means the same however it is shown.
     """
-    reverse = dataset.get("PhotometricInterpretation") == "MONOCHROME1"
-    shape = str(dataset.get("PresentationLUTShape") or "")
-    if dataset.get("Modality") in ("CT", "PT"):
+    kind = frame.dataset.get("PhotometricInterpretation")
+    shape = str(frame.dataset.get("PresentationLUTShape") or "")
+    units = str(frame.get("PixelValueTransformationSequence", "RescaleType") or "")
+    if frame.dataset.get("Modality") in ("CT", "PT") or units in ("HU", "HU_MOD"):
         return False, None
-    if shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != reverse:
+    reverse = kind == "MONOCHROME1"
+    grey = kind in ("MONOCHROME1", "MONOCHROME2")
+    if grey and shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != reverse:
         return shape == "INVERSE", Remark(
             "polarity",
-            f"is {dataset.get('PhotometricInterpretation')} with the presentation {shape}, which "
-            "contradict each other; the presentation is followed",
+            f"is {kind} with the presentation {shape}, which contradict each other; the "
+            "presentation is followed",
             "look whether bright tissue is bright, and mend the tag",
         )
     return reverse, None
@@ -124,28 +119,28 @@ def _stored(file: Path, dataset: Any, number: int) -> np.ndarray:
 
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     try:
-        pixels = pixel_array(dataset)
-    except DECODING as error:
-        reason = " ".join(str(error).split())[:120]
+        with readable(file, "has no readable pixels"):
+            pixels = pixel_array(dataset)
+    except FileFault as fault:
         if syntax is not None and syntax.is_compressed:
-            raise _compressed(file, syntax, reason) from None
-        raise FileFault(
-            "damaged", file, f"has no readable pixels ({reason})", "export it again"
-        ) from None
+            raise _compressed(file, syntax, fault) from None
+        raise
     colours = int(dataset.get("SamplesPerPixel") or 1) > 1
     pixels = pixels if number > 1 else pixels[None]
     if pixels.ndim != (4 if colours else 3) or len(pixels) != number:
         raise FileFault(
             "damaged",
             file,
-            f"holds pixels of the shape {pixels.shape} in {number} frames",
+            f"says it holds {number} frames, but its pixels have the shape {pixels.shape}",
             "export it again",
         )
     return pixels
 
 
-def _compressed(file: Path, syntax: Any, reason: str) -> FileFault:
+def _compressed(file: Path, syntax: Any, fault: FileFault) -> FileFault:
+    """Why a compressed file gave ``fault``."""
     from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
 
     problem = f"is compressed as {syntax.name}, which"
     try:
@@ -161,12 +156,15 @@ def _compressed(file: Path, syntax: Any, reason: str) -> FileFault:
             f"{problem} cannot be decoded here",
             "install the decoders, pip install 'fedshift[dicom]', or save the series uncompressed",
         )
-    return FileFault(
-        "damaged",
-        file,
-        f"{problem} fails to decode ({reason})",
-        "export it again, uncompressed if that fails too",
-    )
+    if syntax == JPEGExtended12Bit:
+        return FileFault(
+            "compressed",
+            file,
+            f"{problem} none of the decoders here reads at 12 bits",
+            "save the series uncompressed, or install pylibjpeg-libjpeg, whose licence is the GPL",
+        )
+    problem = f"is compressed as {syntax.name} and {fault.problem}"
+    return FileFault(fault.code, file, problem, fault.way_out)
 
 
 def _is_jpeg2000(dataset: Any) -> bool:
@@ -177,8 +175,7 @@ def _is_jpeg2000(dataset: Any) -> bool:
 def _measured(frame: Frame, stored: np.ndarray, label: bool) -> Plane:
     """Stored values through the modality table or the slope and intercept of their frame."""
     dataset, group = frame.dataset, "PixelValueTransformationSequence"
-    inverted = not label and polarity(dataset)[0]
-    inverted &= str(frame.get(group, "RescaleType") or "") not in ("HU", "HU_MOD")
+    inverted = not label and polarity(frame)[0]
     bits = int(dataset.get("BitsStored") or 0)
     signed = bool(dataset.get("PixelRepresentation"))
     ends = [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed and bits else [0, 2**bits - 1]
@@ -220,23 +217,17 @@ def _table(
     file: Path, dataset: Any, holder: Any, descriptor: str, data: str
 ) -> tuple[np.ndarray, int]:
     """A table's entries, and the stored value that the first of them is for (PS3.3, C.11.1.1)."""
-    try:
-        number, first = (
-            int(holder[descriptor].value[0]) & 0xFFFF or 2**16,
-            holder[descriptor].value[1],
-        )
-        held = holder[data].value
-        if isinstance(held, bytes):
-            little = getattr(dataset, "original_encoding", (None, True))[1] is not False
-            wide = len(held) >= 2 * number
-            held = np.frombuffer(held, ("<u2" if little else ">u2") if wide else "u1")
-        entries = np.atleast_1d(np.asarray(held, np.int64))[:number]
-        if len(entries) < number:
-            raise ValueError(f"{len(entries)} entries of {number}")
-    except DECODING as error:
+    number, first = int(holder[descriptor].value[0]) & 0xFFFF or 2**16, holder[descriptor].value[1]
+    held = holder[data].value
+    if isinstance(held, bytes):
+        little = getattr(dataset, "original_encoding", (None, True))[1] is not False
+        wide = len(held) >= 2 * number
+        held = np.frombuffer(held, ("<u2" if little else ">u2") if wide else "u1")
+    entries = np.atleast_1d(np.asarray(held, np.int64))[:number]
+    if len(entries) < number:
         raise FileFault(
-            "damaged", file, f"has an unreadable {data} ({error})", "export it again"
-        ) from None
+            "damaged", file, f"has {len(entries)} of {number} entries of {data}", "export it again"
+        )
     return entries, int(first)
 
 

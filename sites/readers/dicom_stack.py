@@ -22,12 +22,17 @@ APART = (
     ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", "trigger time"),
     ("", "TriggerTime", "trigger time"),
     ("MRDiffusionSequence", "DiffusionBValue", "b-value"),
+    ("MRImageFrameTypeSequence", "FrameType", "image type"),
+    ("CTImageFrameTypeSequence", "FrameType", "image type"),
     ("FrameContentSequence", "StackID", "stack"),
     ("FrameContentSequence", "FrameAcquisitionNumber", "acquisition"),
     ("", "AcquisitionNumber", "acquisition"),
     ("", "AcquisitionTime", "acquisition time"),
     ("", "ImageType", "image type"),
 )
+
+
+AGAIN = "export the series again with positions"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _by_position(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndarr
     for frame in frames:
         if not _alike(frame.orientation, directions, atol=2e-3):
             raise _mixed(path, "mixes slices of different orientations")
-    references = {str(frame.dataset.get("FrameOfReferenceUID") or "") for frame in frames}
+    references = {str(frame.dataset.get("FrameOfReferenceUID") or "") for frame in frames} - {""}
     if len(references) > 1:
         raise _mixed(path, f"mixes {len(references)} frames of reference: the patient was moved")
     normal = np.cross(*directions)
@@ -102,8 +107,7 @@ def _by_position(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndarr
     matrix[:3, :2] = directions.T
     matrix[:3, 3] = positions[0]
     if len(frames) == 1:
-        step, _, _ = _tagged(frames[0])
-        matrix[:3, 2] = normal * step
+        matrix[:3, 2] = normal * _alone(frames[0])
         return ordered, matrix, []
     along = (positions - positions[0]) @ normal
     steps = np.diff(along)
@@ -175,69 +179,60 @@ def _by_number(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndarray
     ordered = sorted(
         frames, key=lambda frame: (int(frame.dataset.get("InstanceNumber") or 0), frame.index)
     )
-    step, remark, source = _tagged(frames[0])
     matrix = np.eye(4)
-    matrix[2, 2] = step
     if len(frames) == 1:
+        matrix[2, 2] = _alone(frames[0])
         return ordered, matrix, []
     if _is_cine(frames[0].dataset):
-        matrix[2, 2] = 1.0
-        return (
-            ordered,
-            matrix,
-            [
-                Remark(
-                    "frames-in-time",
-                    "holds frames that follow each other in time, not in space; each is taken as "
-                    "a slice, 1 mm apart",
-                    "measures in three dimensions mean nothing for it",
-                )
-            ],
+        remark = Remark(
+            "frames-in-time",
+            "holds frames that follow each other in time, not in space; each is taken as a slice, "
+            "1 mm apart",
+            "measures in three dimensions mean nothing for it",
         )
+        return ordered, matrix, [remark]
     if abs(float(frames[0].dataset.get("GantryDetectorTilt") or 0)) > 0.1:
         raise FileFault(
             "sheared",
             path,
             "was scanned under a tilted gantry and does not say where its slices lie",
-            "export the series again with positions",
+            AGAIN,
         )
+    step, told, source = _tagged(frames[0])
+    matrix[2, 2] = step
     order = "stored" if len(files) == 1 else "numbered"
-    remarks = [
-        Remark(
-            "no-positions",
-            f"does not say where its slices lie; they are stacked as they are {order}"
-            + (f", {step:g} mm apart as {source} says" if source else ""),
-            "export the series again with positions",
-        )
-    ]
-    return ordered, matrix, [*remarks, *([remark] if remark else [])]
-
-
-def _tagged(frame: Frame) -> tuple[float, Remark | None, str]:
-    """The slice distance in mm by the tags, a caveat, and the tag."""
-    if frame.between is not None:
-        return frame.between, None, "SpacingBetweenSlices"
-    if frame.thickness is not None:
-        return (
-            frame.thickness,
-            Remark(
-                "thickness-as-distance",
-                f"does not say how far apart its slices are; their thickness, "
-                f"{frame.thickness:g} mm, is taken for it, as if there were neither gap nor "
-                "overlap",
-                "export the series again with positions",
-            ),
-            "SliceThickness",
-        )
-    return (
-        1.0,
-        Remark(
-            "unknown-slice-distance",
-            "does not say how far apart its slices are; they count as 1 mm apart",
-            "export the series again with positions",
-        ),
-        "",
+    distance = f", {step:g} mm apart as {source} says" if source else ""
+    remark = Remark(
+        "no-positions",
+        f"does not say where its slices lie; they are stacked as they are {order}{distance}",
+        AGAIN,
     )
+    return ordered, matrix, [remark, *told]
+
+
+def _tagged(frame: Frame) -> tuple[float, list[Remark], str]:
+    """The slice distance in mm by the tags, what should be known of it, and the tag."""
+    if frame.between is not None:
+        return frame.between, [], "SpacingBetweenSlices"
+    if frame.thickness is not None:
+        remark = Remark(
+            "thickness-as-distance",
+            f"does not say how far apart its slices are; their thickness, {frame.thickness:g} mm, "
+            "is taken for it, as if there were neither gap nor overlap",
+            AGAIN,
+        )
+        return frame.thickness, [remark], "SliceThickness"
+    remark = Remark(
+        "unknown-slice-distance",
+        "does not say how far apart its slices are; they count as 1 mm apart",
+        AGAIN,
+    )
+    return 1.0, [remark], ""
+
+
+def _alone(frame: Frame) -> float:
+    """What a single slice stands for across its plane, in mm."""
+    return frame.thickness or frame.between or 1.0
 
 
 def _is_cine(dataset: Any) -> bool:
@@ -283,7 +278,7 @@ def _several(path: Path, ordered: list[Frame], same: np.ndarray) -> FileFault:
         "several-at-one-position",
         path,
         f"holds several images at one position, up to {most}{differ}",
-        "keep one time point, echo or acquisition a folder",
+        "export one time point, echo or acquisition as a series of its own",
     )
 
 
@@ -298,4 +293,4 @@ def _mm(spacing: tuple[float, float] | None) -> str:
 
 
 def _mixed(path: Path, problem: str) -> FileFault:
-    return FileFault("mixed-slices", path, problem, "put each in a folder of its own")
+    return FileFault("mixed-slices", path, problem, "export each as a series of its own")
