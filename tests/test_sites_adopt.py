@@ -253,6 +253,22 @@ def test_nnunet_gives_one_channel_with_its_labels_and_asks_who(
     assert opened["graz"]["values"] == {0, 1}
 
 
+def test_nnunet_keeps_its_ignored_value_and_sets_beside_each_other_their_own_names(
+    adopter: Adopter,
+) -> None:
+    for name, labels in (
+        ("Dataset001_a", {"background": 0, "node": 1, "ignore": 2}),
+        ("Dataset002_b", {"background": 0, "other": 1, "node": 3}),
+    ):
+        text(adopter.root / name / "dataset.json", {"channel_names": {"0": "CT"}, "labels": labels})
+        touch(adopter.root / name / "imagesTr/p_0000.nrrd", adopter.root / name / "labelsTr/p.nrrd")
+    rows = adopter(pattern=r"Dataset\d+_(?P<site>\w)/.*/(?P<subject>p)_")
+    assert [(row["site"], row["label_values"]) for row in rows] == [
+        ("a", "0=background,1=node,2=ignore"),
+        ("b", "0=background,1=other,3=node"),
+    ]
+
+
 def test_nnunet_regions_are_told_and_given_no_single_value(adopter: Adopter) -> None:
     said = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2], "core": [2]}}
     text(adopter.root / "dataset.json", said)
@@ -405,7 +421,7 @@ def test_dicom_series_are_joined_to_their_labels_and_patients_become_pseudonyms(
     assert rows["x1"]["subject"] == rows["x2"]["subject"] == right != rows["y"]["subject"]
     table = adopter.out.read_text()
     assert not any(word in table for word in ("Doe", "Roe", "2019", "2020"))
-    assert len(adopter.left_out()["DICOM files without pixels (reports, plans, states)"]) == 1
+    assert len(adopter.left_out()["DICOM files that are no images (reports, plans, doses)"]) == 1
     again = {Path(row["path"]).parent.name: row["subject"] for row in adopter()}
     assert again["x1"] == right  # the key that is kept gives the same pseudonyms
     key_file.write_text("lost")
@@ -452,6 +468,10 @@ def test_dicom_without_patients_asks_and_mixed_folders_are_left_out(adopter: Ado
     assert sorted(row["subject"] for row in rows) == ["a", "mixed"]
     (left,) = adopter.left_out().values()
     assert left == ["a series in mixed (2 files)"]
+    series = [item(SeriesInstanceUID="1.2.3")]
+    dicom(adopter.root / "a/SEG1", "1.2.6", Modality="SEG", ReferencedSeriesSequence=series)
+    rows = adopter(subject="^[^/]+")  # a label beside its series is not in its way
+    assert [Path(row["label_path"]).name for row in rows if row["label_path"]] == ["SEG1"]
 
 
 def mnms(root: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from fedshift import UserError
 from fedshift.sites.adopt.files import IMAGES, Tree, ending
 from fedshift.sites.adopt.found import Adopted, Layout, Options, Row, choose, three, values_text
-from fedshift.sites.readers import file_list
+from fedshift.sites.readers import file_list, is_dicom
+from fedshift.sites.readers.dicom import DRAWN, NO_IMAGES
 
 TAGS = (
     "SOPClassUID",
@@ -64,15 +65,6 @@ class Series:
         return self.text("SeriesDescription") or self.text("ProtocolName")
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do; one that cannot be opened does not."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def _candidates(tree: Tree) -> Iterator[Path]:
     for file in tree.files:
         if ending(file) not in _TEXTS and file.name.upper() != "DICOMDIR":
@@ -111,20 +103,26 @@ def adopt(tree: Tree, options: Options) -> Adopted:
     found = Adopted("DICOM series", pseudonyms=True)
     images: dict[str, tuple[Path, Series]] = {}
     labels: list[Series] = []
+    taken: dict[str, Series] = {}
+    aside: set[Path] = set()
     for name, series in _series(tree, found).items():
         modality = series.text("Modality")
-        if modality in ("SEG", "RTSTRUCT"):
-            labels += [Series(_again(tree, series, f), [f]) for f in series.files]
-        elif "Rows" not in series.header:
-            found.left_out["DICOM files without pixels (reports, plans, states)"] += [
+        if modality in DRAWN:
+            labels += [Series(_again(tree, series, file), [file]) for file in series.files]
+        elif modality in NO_IMAGES or "Rows" not in series.header:
+            found.left_out["DICOM files that are no images (reports, plans, doses)"] += [
                 str(file) for file in series.files
             ]
-        elif "LOCALIZER" in series.text("ImageType").upper().split("/"):
-            found.left_out["localizers"].append(str(series.files[0].parent))
+        elif "LOCALIZER" in series.text("ImageType").split("/"):
+            found.left_out["localizers"] += [str(file) for file in series.files]
         else:
-            path = _path(tree, series, found)
-            if path is not None:
-                images[name] = path, series
+            taken[name] = series
+            continue
+        aside |= set(series.files)
+    for name, series in taken.items():
+        path = _path(tree, series, aside, found)
+        if path is not None:
+            images[name] = path, series
     drawn = _drawn(tree, images, labels, options, found)
     chosen = _sequences(images, drawn, options)
     sessions = _sessions(images)
@@ -182,14 +180,17 @@ def _again(tree: Tree, series: Series, file: Path) -> Any:
     return pydicom.dcmread(tree.root / file, stop_before_pixels=True, specific_tags=list(TAGS))
 
 
-def _path(tree: Tree, series: Series, found: Adopted) -> Path | None:
-    """What the table names: the file, or the folder where it holds this series and nothing else."""
+def _path(tree: Tree, series: Series, aside: set[Path], found: Adopted) -> Path | None:
+    """What the table names: the file, or the folder that holds this series.
+
+    ``aside`` are files that reading a folder passes over, because they are no images.
+    """
     first = series.files[0]
-    if len(series.files) == 1 and first.suffix.lower() in (".dcm", ".ima"):
+    if len(series.files) == 1:
         return tree.root / first
     folder = first.parent
-    alone = {tree.root / file for file in series.files} == set(file_list(tree.root / folder))
-    if alone and folder.parts:
+    inside = {file.relative_to(tree.root) for file in file_list(tree.root / folder)}
+    if folder.parts and inside - aside == set(series.files):
         return tree.root / folder
     found.left_out[
         "series whose files lie among others (give each series a folder of its own)"
@@ -234,12 +235,8 @@ def _drawn(
         elif len(here) > 1:
             found.left_out["labels drawn on several series at once"].append(str(file))
         else:
-            path: Path | None = tree.root / file
-            if file.suffix.lower() not in (".dcm", ".ima"):
-                path = _path(tree, label, found)
-            if path is not None:
-                kind = f"{label.text('Modality')} {label.text('SeriesDescription')}".strip()
-                of[here.pop()].append((kind, path, label))
+            kind = f"{label.text('Modality')} {label.text('SeriesDescription')}".strip()
+            of[here.pop()].append((kind, tree.root / file, label))
     counts = Counter(kind for fits in of.values() for kind, _, _ in fits)
     chosen = set(counts)
     if options.label or any(len(fits) > 1 for fits in of.values()):

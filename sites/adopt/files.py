@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
+from fedshift.sites import readers
+from fedshift.sites.readers.files import DICOM_SUFFIXES
 
-VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-IMAGES = (*VOLUMES, ".png", ".tif", ".tiff", ".jpg", ".jpeg")
-"""Names of image files; DICOM is known by its contents."""
+IMAGES = tuple(suffix for suffix in readers.SUFFIXES if suffix not in DICOM_SUFFIXES)
+"""What the names of image files end in; DICOM is a layout of its own."""
 
 _BIGGEST = 200_000_000
 """Bytes of the biggest JSON or table that is read: a list of a million images is smaller."""
@@ -92,15 +93,13 @@ def walk(folder: Path) -> Tree:
 
 
 def ending(path: Path) -> str:
-    """The suffix in small letters, ``.nii.gz`` as one; empty where there is none."""
-    name = path.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+    """The suffix in small letters, an image's whole (``.nii.gz``); empty where there is none."""
+    return path.name[len(readers.stem(path)) :].lower() or path.suffix.lower()
 
 
 def stem(path: Path) -> str:
     """The name without :func:`ending`."""
-    end = ending(path)
-    return path.name[: len(path.name) - len(end)] if end else path.name
+    return path.name[: len(path.name) - len(ending(path))]
 
 
 def read_json(path: Path) -> Any:

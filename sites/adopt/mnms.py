@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from fedshift import UserError
-from fedshift.sites.adopt.files import VOLUMES, Tree, ending, read_table, stem
+from fedshift.sites.adopt.files import Tree, read_table, stem
 from fedshift.sites.adopt.found import Adopted, Layout, Options, Row, choose, one_of
 
 CODES = ("External code", "ExternalCode")
@@ -36,7 +36,7 @@ def _table(tree: Tree, codes: tuple[str, ...]) -> dict[str, dict[str, str]]:
 
 
 def _frames(tree: Tree) -> list[tuple[re.Match[str], Path]]:
-    files = [(_FRAME.fullmatch(stem(f)), f) for f in tree.images if ending(f) in VOLUMES]
+    files = [(_FRAME.fullmatch(stem(file)), file) for file in tree.images]
     return [(match, file) for match, file in files if match]
 
 
