@@ -138,7 +138,7 @@ def adopt_folder(
                 _say(console, said_of + adopt.counted(reason, names))
     for note in found.notes:
         _say(console, f"note: {note}")
-    if found.pseudonyms:
+    if found.keyed:
         _say(console, f"{key_path} holds the key of the pseudonyms; keep it where the images are.")
     given = shlex.quote(f"data.manifest={out}")
     _say(console, "Next:")

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import hmac
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -464,7 +465,10 @@ def test_dicom_without_patients_asks_and_mixed_folders_are_left_out(adopter: Ado
         dicom(adopter.root / f"mixed/{k}.dcm", "1.2.4", **tags)
     dicom(adopter.root / "mixed/other.dcm", "1.2.5", **tags)
     assert "the subject of 2 of 2 images" in adopter.refused()
+    dicom(adopter.root / "a/0.dcm", "1.2.3", **tags, PatientID="ANONYMOUS")
+    assert "the subject of 2 of 2 images" in adopter.refused()  # nobody in particular
     rows = adopter(subject="^[^/]+")
+    assert not adopter.out.with_suffix(".key").exists()
     assert sorted(row["subject"] for row in rows) == ["a", "mixed"]
     (left,) = adopter.left_out().values()
     assert left == ["a series in mixed (2 files)"]
@@ -664,6 +668,8 @@ def test_subjects_are_never_guessed_and_a_pattern_must_fit_every_path(adopter: A
     assert "is not a regular expression" in adopter.refused(subject="(")
     assert "must hold named groups" in adopter.refused(pattern="(?P<who>.)")
     assert "give it once" in adopter.refused(subject=".", pattern="(?P<subject>.)")
+    assert len(adopter(site="x", subject="images")) == 2
+    assert "all 2 images are of one subject" in adopter.found.notes[0]
     optional = r"(?P<subject>[pq]\d)|(?P<site>zz)"
     assert "the site of 2 of 2 images" in adopter.refused(pattern=optional)
 
@@ -673,12 +679,17 @@ def test_links_that_run_in_circles_are_walked_once_and_hidden_files_not(adopter:
     touch(root / "images/p1.png", root / "labels/p1.png", root / ".trash/images/p2.png")
     (root / "images/round").symlink_to(root, target_is_directory=True)
     (root / "images/gone.png").symlink_to(root / ".git-annex-object")
+    (root / "images/self.png").symlink_to(root / "images/self.png")
+    touch(root / "images/p\n3.png", Path(os.fsdecode(os.fsencode(root) + b"/images/p\xff.png")))
     assert len(adopter(site="x", subject="p.")) == 1
     left = adopter.left_out()
     assert left["links to a folder that is in here already"] == ["images/round"]
     assert left["links to files that are not here (git-annex, DataLad: get them)"] == [
-        "images/gone.png"
+        "images/gone.png",
+        "images/self.png",
     ]
+    (names,) = (names for reason, names in left.items() if "UTF-8" in reason)
+    assert adopt.three(names) == "images/p\\n3.png, images/p\\udcff.png"
 
 
 def test_names_of_values_survive_the_table(adopter: Adopter) -> None:

@@ -46,6 +46,10 @@ _TEXTS = (".txt", ".xml", ".json", ".csv", ".tsv", ".pdf", ".md", ".html", ".log
 """Names of files that are not looked into."""
 
 
+BLANKED = ("", "anon", "anonymous", "anonymised", "anonymized", "unknown", "none", "n/a", "removed")
+"""What stands for PatientID where it was taken out: nobody in particular."""
+
+
 @dataclass
 class Series:
     """The files of one series, and the header of its first."""
@@ -59,6 +63,12 @@ class Series:
             return ""
         several = not isinstance(value, str) and hasattr(value, "__iter__")
         return "/".join(str(part) for part in value) if several else str(value).strip()
+
+    @property
+    def patient(self) -> str:
+        """PatientID; empty where it is missing or was only blanked."""
+        number = self.text("PatientID")
+        return "" if number.casefold().strip("*_- ") in BLANKED else number
 
     @property
     def sequence(self) -> str:
@@ -100,7 +110,7 @@ def _series(tree: Tree, found: Adopted) -> dict[str, Series]:
 
 
 def adopt(tree: Tree, options: Options) -> Adopted:
-    found = Adopted("DICOM series", pseudonyms=True)
+    found = Adopted("DICOM series")
     images: dict[str, tuple[Path, Series]] = {}
     labels: list[Series] = []
     taken: dict[str, Series] = {}
@@ -131,12 +141,14 @@ def adopt(tree: Tree, options: Options) -> Adopted:
             found.left_out["series of other sequences"].append(str(path.relative_to(tree.root)))
             continue
         label, values = drawn.get(name, (None, ""))
-        patient = series.text("PatientID")
+        patient = series.patient
+        subject = pseudonym(options.key, patient) if patient else ""
+        found.pseudonyms.add(subject)
         found.rows.append(
             Row(
                 path,
                 label,
-                subject=pseudonym(options.key, patient) if patient else "",
+                subject=subject,
                 session=sessions[name] if patient else "",
                 site=series.text("InstitutionName"),
                 vendor=series.text("Manufacturer"),
@@ -294,7 +306,7 @@ def _sessions(images: Mapping[str, tuple[Path, Series]]) -> dict[str, str]:
     of = {}
     for name, (_, series) in images.items():
         study = tuple(series.text(t) for t in ("StudyDate", "StudyTime", "StudyInstanceUID"))
-        of[name] = series.text("PatientID"), (study[0], study[1], study[2])
+        of[name] = series.patient, (study[0], study[1], study[2])
         studies[of[name][0]].add(of[name][1])
     ordered = {patient: sorted(found) for patient, found in studies.items()}
     return {name: str(ordered[p].index(study) + 1) for name, (p, study) in of.items()}

@@ -79,9 +79,9 @@ def walk(folder: Path) -> Tree:
             path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if path.is_dir():
                 (links if entry.is_symlink() else folders).append(path)
-            elif entry.is_file():
+            elif path.is_file():
                 files.append(path.relative_to(root))
             elif entry.is_symlink():
                 left_out["links to files that are not here (git-annex, DataLad: get them)"].append(

@@ -96,7 +96,7 @@ class Adopted:
     """A folder's rows, where each column came from, and what the user must know.
 
     ``guesses`` and ``left_out`` map a reason, in words, to the names it holds for.
-    ``pseudonyms`` says that :attr:`Options.key` was used and must be kept.
+    ``pseudonyms`` are those made with :attr:`Options.key`.
     """
 
     layout: str
@@ -105,7 +105,12 @@ class Adopted:
     guesses: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
-    pseudonyms: bool = False
+    pseudonyms: set[str] = field(default_factory=set)
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the table holds pseudonyms, so that their key must be kept."""
+        return any(row.subject in self.pseudonyms for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,12 @@ class Layout:
 
 
 def three(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+    """The first three names, whatever characters they hold, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    shown = (
+        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name)) for name in names[:3]
+    )
+    return ", ".join(shown) + more
 
 
 def counted(what: str, names: Sequence[str]) -> str:

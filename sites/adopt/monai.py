@@ -60,6 +60,8 @@ def adopt(tree: Tree, options: Options) -> Adopted:
         for entry in said.get(part) or []
         if isinstance(entry, dict) and "image" in entry
     ]
+    if options.label and not any(options.label in entry for entry, _ in entries):
+        raise UserError(f"--label {options.label!r} is no key of the entries of {file}.")
     channels = max((len(_several(entry["image"])) for entry, _ in entries), default=1)
     wanted = 0
     if channels > 1:

@@ -55,6 +55,9 @@ def adopt_nnunet(tree: Tree, options: Options) -> Adopted:
         names = said.get("channel_names") or said.get("modality") or {}
         values = _values(said, folder, found)
         for case, part, channel, file, label in _cases(tree, folder, said, found):
+            if not file.exists():
+                found.left_out[f"images that {NAME} lists and that are not here"].append(str(file))
+                continue
             called = str(names.get(str(channel), channel))
             images.append((case, part, channel, called, file, label, values))
     counts: dict[str, int] = defaultdict(int)

@@ -42,6 +42,11 @@ def complete(found: Adopted, tree: Tree, options: Options) -> None:
             row.site = options.site
         found.origin["site"] = "--site"
     _insist(found, tree)
+    _suspect(found)
+
+
+def _suspect(found: Adopted) -> None:
+    """Note where the subjects, though given, look like something else."""
     sites = defaultdict(set)
     for row in found.rows:
         sites[row.subject].add(row.site)
@@ -50,6 +55,11 @@ def complete(found: Adopted, tree: Tree, options: Options) -> None:
         found.notes.append(
             f"{len(shared)} subjects stand at several sites: {three(sorted(shared))}; where they "
             "are different people of one name, let --subject take in the site."
+        )
+    if len(sites) == 1 and len(found.rows) > 1:
+        found.notes.append(
+            f"all {len(found.rows)} images are of one subject, {next(iter(sites))}; where they are "
+            "of several people, say who with --subject."
         )
 
 
@@ -62,7 +72,9 @@ def _drop(found: Adopted, tree: Tree) -> None:
         if row.image in seen:
             found.left_out["images that are named twice"].append(name)
         elif any(_unwritable(path) for path in (row.image, row.label) if path):
-            found.left_out["names with tabs, line breaks or spaces at their ends"].append(name)
+            found.left_out[
+                "names with tabs, line breaks, bytes that are no UTF-8, or spaces at their ends"
+            ].append(name)
         elif _volumes(row.image) > 1:
             found.left_out["4-D files (one volume a file is read; split them)"].append(name)
         else:
@@ -72,7 +84,12 @@ def _drop(found: Adopted, tree: Tree) -> None:
 
 
 def _unwritable(path: Path) -> bool:
-    return bool(re.search(r"[\t\r\n]|^\s|\s$", str(path)))
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return bool(re.search(r"[\t\r\n]|^\s|\s$", name))
 
 
 def _volumes(path: Path) -> int:
@@ -165,7 +182,7 @@ def write(found: Adopted, out: Path, options: Options, *, force: bool = False) -
     """
     check_out(out, force=force)
     key_path = out.with_suffix(".key")
-    if found.pseudonyms and not key_path.exists():
+    if found.keyed and not key_path.exists():
         handle = os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(options.key.hex() + "\n")
