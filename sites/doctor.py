@@ -107,7 +107,7 @@ def _check_site(
         try:
             contents = readers.read(Path(source.path))
             label = readers.read(Path(source.label_path)) if source.label_path else None
-            decoded = prepare.decode(source, contents, label, data.slice_axis)
+            decoded = prepare.decode(source, contents, label, data.slice_axis, mapping)
         except UserError as error:
             named = source.label_path if source.label_path in str(error) else ""
             findings.append(_from_error(site.name, named or source.path, error))

@@ -245,7 +245,10 @@ def _scan(images: Sequence[ImageSource]) -> list[int]:
     for image in images:
         path = Path(image.label_path)
         try:
-            array = readers.decode(path, readers.read(path), label=True).array
+            contents, drawn_on = readers.read(path), None
+            if readers.drawn_on_image(path, contents):
+                drawn_on = readers.decode(Path(image.path), readers.read(Path(image.path)))
+            array = readers.decode(path, contents, True, drawn_on).array
         except UserError as error:
             faults.append(error)
             continue

@@ -61,8 +61,12 @@ def decode(
     contents: readers.Contents,
     label_contents: readers.Contents | None,
     slice_axis: int | None,
+    class_of_value: Mapping[int, int] | None = None,
 ) -> Decoded:
-    """Decode ``source`` from bytes; raise ``UserError`` when image or label cannot be used."""
+    """Decode ``source`` from bytes; raise ``UserError`` when image or label cannot be used.
+
+    ``class_of_value`` says which of a drawing's structures are meant; None means all.
+    """
     volume = readers.decode(Path(source.path), contents)
     if volume.affine is not None:
         _refuse_shear(source, volume.affine, volume.array.shape)
@@ -72,7 +76,7 @@ def decode(
     values = label_volume = None
     if label_contents is not None:
         label_volume = readers.decode(
-            Path(source.label_path), label_contents, label=True, image=volume
+            Path(source.label_path), label_contents, True, volume, class_of_value
         )
         label_volume = lay_on(volume, label_volume, source)
         values, _ = geometry.orient(label_volume.array, volume.affine, axis)
@@ -118,7 +122,7 @@ def prepare_file(
         UserError: the image or its label cannot be used.
         LabelMapError: a label value outside the map.
     """
-    decoded = decode(source, contents, label_contents, data.slice_axis)
+    decoded = decode(source, contents, label_contents, data.slice_axis, class_of_value)
     reference: np.ndarray | None = None
     labelled: np.ndarray | None = None
     if decoded.values is not None:

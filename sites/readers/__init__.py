@@ -5,13 +5,15 @@ One module a family of formats; :func:`decode` says what all of them must give.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedshift.sites.findings import FileFault
-from fedshift.sites.readers import metaimage, nrrd, raster
+from fedshift.sites.readers import dicom_seg, metaimage, nrrd, raster, rtstruct
 from fedshift.sites.readers.dicom import dicom_domain, read_dicom
 from fedshift.sites.readers.files import SUFFIXES, file_list, is_dicom, read, stem
 from fedshift.sites.readers.metaimage import read_metaimage
@@ -26,6 +28,7 @@ __all__ = [
     "Volume",
     "decode",
     "dicom_domain",
+    "drawn_on_image",
     "file_list",
     "is_dicom",
     "read",
@@ -68,11 +71,18 @@ _CONVERSIONS = {
 
 
 def decode(
-    path: Path, contents: Contents, label: bool = False, image: Volume | None = None
+    path: Path,
+    contents: Contents,
+    label: bool = False,
+    image: Volume | None = None,
+    class_of_value: Mapping[int, int] | None = None,
 ) -> Volume:
     """Decode an image to float32, or a label to whole numbers from 0 to 65535.
 
-    ``image`` is what a label belongs to: a photograph that was turned upright turns it.
+    ``image`` is what a label belongs to: a photograph that was turned upright turns it. A label
+    that is a DICOM SEG or RTSTRUCT has no grid of its own: it is laid on the image's. Its
+    structures may overlap; ``class_of_value`` (value to class, 0 the background) says which of
+    them are meant, and None means all.
 
     Raises:
         FileFault: the file is not of a known format, is damaged, holds more than one volume,
@@ -80,7 +90,10 @@ def decode(
     """
     name = path.name.lower()
     if is_dicom(path):
-        volume = read_dicom(path, contents, label)
+        if label and drawn_on_image(path, contents):
+            volume = _read_drawn(path, contents, image, class_of_value)
+        else:
+            volume = read_dicom(path, contents, label)
     elif name.endswith((".nii", ".nii.gz")):
         volume = read_nifti(path, contents[0][1])
     elif path.suffix.lower() in nrrd.SUFFIXES:
@@ -124,3 +137,56 @@ def decode(
     else:
         array = array.astype(np.uint16, copy=False)
     return replace(volume, array=array)
+
+
+_DRAWN = dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg.read_seg) | dict.fromkeys(
+    rtstruct.SOP_CLASSES, rtstruct.read_rtstruct
+)
+
+
+def drawn_on_image(path: Path, contents: Contents) -> bool:
+    """Whether the label ``path`` is a DICOM SEG or RTSTRUCT, or a folder that holds one."""
+    return is_dicom(path) and any(_sop_class(data) in _DRAWN for _, data in contents)
+
+
+def _sop_class(data: bytes) -> str:
+    import pydicom
+
+    # Up to the SOP class only: what follows may be long.
+    try:
+        header = pydicom.filereader.read_partial(
+            io.BytesIO(data), stop_when=lambda tag, vr, length: tag > 0x00080016
+        )
+    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError, KeyError):
+        return ""
+    return str(header.get("SOPClassUID", ""))
+
+
+def _read_drawn(
+    path: Path,
+    contents: Contents,
+    image: Volume | None,
+    class_of_value: Mapping[int, int] | None,
+) -> Volume:
+    import pydicom
+
+    if image is None:
+        raise ValueError(f"{path} is laid on its image, which is not given")
+    drawings = [(file, data) for file, data in contents if _sop_class(data) in _DRAWN]
+    if len(drawings) > 1:
+        names = ", ".join(file.name for file, _ in drawings[:3])
+        raise FileFault(
+            "several-labels",
+            path,
+            f"holds {len(drawings)} DICOM SEG or RTSTRUCT files, such as {names}",
+            "give the file that is meant as label_path",
+        )
+    file, data = drawings[0]
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data))
+    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError) as error:
+        reason = type(error).__name__
+        raise FileFault(
+            "damaged", file, f"is not a readable DICOM file ({reason})", "export it again"
+        ) from None
+    return _DRAWN[str(dataset.SOPClassUID)](path, dataset, image, class_of_value)
