@@ -6,15 +6,17 @@ Nothing heavy is imported before it is needed: ``fedshift --help`` must feel ins
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from fedshift import UserError, __version__
 from fedshift.cli.reproduce import PAPERS
+from fedshift.protocol.words import visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -139,11 +141,11 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run a paper's comparison on phantoms; print its table beside ours and judge its claims."""
-    from rich.console import Console
 
+    from fedshift.cli.console import PlainConsole
     from fedshift.cli.reproduce.command import reproduce as run
 
-    run(paper, seeds, preset, out, workers, Console())
+    run(paper, seeds, preset, out, workers, PlainConsole())
 
 
 @app.command()
@@ -250,17 +252,26 @@ _STOPPED = {130: "interrupted", 143: "terminated"}
 def main() -> None:
     """Run the command; a mistake the user can mend is one sentence and exit code 2."""
     before = signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding lacks is spelt out, and never ends a run.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        typer.echo(f"fedshift: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
+    except UnicodeEncodeError as error:
+        if error.encoding.replace("-", "").lower().startswith("utf8"):
+            raise
+        _fail(
+            f"this machine's locale ({error.encoding}) cannot spell the name {error.object!r}; "
+            "set PYTHONUTF8=1 and run again"
+        )
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"fedshift: {where}{error.strerror}; mend that and run again", err=True)
-        sys.exit(2)
+        _fail(f"{where}{error.strerror}; mend that and run again")
     except SystemExit as stop:
         if stop.code in _STOPPED:
             typer.echo(
@@ -277,3 +288,9 @@ def _terminate(number: int, _: object) -> None:
     """End as on Ctrl-C, so that workers are ended too; a second signal waits for nothing."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise SystemExit(128 + number)
+
+
+def _fail(sentence: str) -> NoReturn:
+    """End with one line; what a name in it holds is shown, not obeyed."""
+    typer.echo(f"fedshift: {visible(' '.join(sentence.splitlines()))}", err=True)
+    sys.exit(2)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedshift import UserError
+from fedshift.cli.console import PlainConsole
 from fedshift.cli.graded import advised
 from fedshift.cli.grid import GRID, read_grid
 from fedshift.cli.reproduce.command import seed_list
@@ -26,7 +27,7 @@ def advise(folder: Path) -> None:
 
     Raises :class:`UserError` when ``folder`` is neither, or nothing in it is finished.
     """
-    console = Console()
+    console = PlainConsole()
     if (folder / GRID).is_file():
         checked = check(_cells(folder))
         _print_advice(checked.advice, console)
@@ -60,7 +61,7 @@ def grade(out: Path, seeds: str, workers: int | None) -> None:
     """
     numbers = seed_list(seeds)
     overrides = [] if workers is None else [f"engine.workers={workers}"]
-    console = Console()
+    console = PlainConsole()
     table = _table("federation", "right advice")
     for seed in numbers:
         table.add_column(f"seed {seed}")

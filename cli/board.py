@@ -68,7 +68,7 @@ class Board:
 
     def say(self, sentence: str) -> None:
         """Print something worth keeping on the screen."""
-        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(sentence, soft_wrap=True)
 
     def show(self, number: int, event: Event[Any]) -> None:
         """Show what happened to cell ``number``."""

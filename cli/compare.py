@@ -15,6 +15,7 @@ from fedshift import UserError
 from fedshift.cli import grid as grids
 from fedshift.cli.board import Board
 from fedshift.cli.cells import FAILURE, OpenSite, RunCell, rounds, untrained
+from fedshift.cli.console import PlainConsole
 from fedshift.cli.grid import GRID, Grid, Prepared, read_grid
 from fedshift.cli.pool import Pool, places
 from fedshift.cli.runs import read_config
@@ -34,7 +35,7 @@ def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None
     Raises :class:`UserError` for a wrong option in any cell, before anything is run, and when
     every cell failed.
     """
-    console = Console()
+    console = PlainConsole()
     grid = Grid.parse(overrides)
     out = grid.out
     prepared = grids.prepare(grid)
@@ -43,8 +44,6 @@ def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None
         console.print(
             f"A method of the grid adapts to sites without labels, and all have some: those of "
             f"{target} are hidden in every cell. To hide others: data.unlabelled_sites=[...]",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
     devices = _places(grid, prepared)
@@ -58,7 +57,7 @@ def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None
         console.print(comparison.summary(out))
     for error, times in Counter(cell.error for cell in failed).items():
         sentence = f"{count(times, 'cell')} failed: {error}"
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
 
 
 # The folder.

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli.config import Config, load
+from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import inline_grid
 from fedshift.cli.progress import Screen
 from fedshift.cli.runs import StoredRun, open_federation, stored_run
@@ -46,7 +46,7 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
                 seed=seed,
                 amp=engine.amp,
             )
-            console = Console()
+            console = PlainConsole()
             with (
                 inline_grid(sites, engine, stored.instruction) as grid,
                 Screen(console, f"evaluating {run}") as screen,

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fedshift import UserError, strategies
 from fedshift.cli.config import choices, load
+from fedshift.cli.console import PlainConsole
 from fedshift.cli.runs import open_federation, task_settings
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
+from fedshift.protocol.words import count, some
 from fedshift.strategies.base import Strategy
 
 _ROLES = {
@@ -58,7 +59,7 @@ def explain(overrides: Sequence[str]) -> None:
             if stays
             else _SHARED[members[0].sharing].format(combines=strategy.combines),
         )
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     sent = sum(
         _size(info) * np.dtype(info.dtype).itemsize
@@ -67,17 +68,16 @@ def explain(overrides: Sequence[str]) -> None:
     )
     down, up = (sent * models / 1e6 for models in strategy.cost)
     console.print(
-        f"{len(training)} sites train ({', '.join(training[:8])}"
-        f"{', ...' if len(training) > 8 else ''}); a round moves {down:.2f} MB to each selected "
+        f"{count(len(training), 'site')} train{'s' if len(training) == 1 else ''} "
+        f"({some(training, most=8)}); a round moves {down:.2f} MB to each selected "
         f"site and {up:.2f} MB back.",
-        highlight=False,
     )
     for rule, settings in strategy.rules().items():
         told = ", ".join(f"{key}={value}" for key, value in settings.items())
         told = f" ({told})" if told else ""
-        console.print(f"In their training sites follow the rule {rule}{told}.", highlight=False)
+        console.print(f"In their training sites follow the rule {rule}{told}.")
     for other in same_as(strategy, name, infos, len(training)):
-        console.print(f"[yellow]Warning: {other}[/yellow]")
+        console.print(f"Warning: {other}", style="yellow")
 
 
 def same_as(

@@ -75,7 +75,7 @@ def advised(
         found = {}
         for seed in seeds:
             folder = out / f"{number:02d}_seed{seed}"
-            console.print(f"{graded.name}, seed {seed}", highlight=False)
+            console.print(f"{graded.name}, seed {seed}")
             config = load([*COMMON, *graded.overrides, *overrides, f"seed={seed}"])
             config |= {"out": str(folder), "resume": True}
             with alone_in(folder):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from importlib import import_module
 
-from rich.console import Console
 from rich.table import Table
 
+from fedshift.cli.console import PlainConsole
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.base import Method, Participation
 
@@ -30,10 +30,9 @@ def list_methods() -> None:
         table.add_row(
             name, " ".join(headline), _SITES[method.participation], ", ".join(method.stages)
         )
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print(
         "Settings: configs/method/NAME.yaml; pages: docs/methods/NAME.md. Any of them takes an "
         "augmentation, such as augmentation=fbp.",
-        highlight=False,
     )

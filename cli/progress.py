@@ -32,7 +32,9 @@ class Screen:
         self.console = console
         self.title = title
         self._bar = Progress(
-            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)
+            ),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -73,10 +75,8 @@ class Screen:
         ):
             self._last = now
             left = (now - self._start) / self._done * (self._total - self._done)
-            self.console.print(
-                f"{self._done}/{self._total}  {what}  about {left:.0f} s left", highlight=False
-            )
+            self.console.print(f"{self._done}/{self._total}  {what}  about {left:.0f} s left")
 
     def say(self, sentence: str) -> None:
         """Print something worth keeping on the screen."""
-        self.console.print(sentence, highlight=False, markup=False)
+        self.console.print(sentence)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
+from fedshift.cli.console import PlainConsole
 from fedshift.server import report as reports
 
 
@@ -14,4 +13,4 @@ def report(run: Path) -> None:
     for fold in sorted(run.glob("folds/*")):
         reports.build(fold)
     reports.build(run)
-    Console().print(reports.summary(run))
+    PlainConsole().print(reports.summary(run))

@@ -15,6 +15,7 @@ from rich.console import Console
 from fedshift import UserError
 from fedshift.cli import examples
 from fedshift.cli.config import Config, load
+from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import run_engine
 from fedshift.cli.progress import Screen, Watch
 from fedshift.cli.runs import build_plan, open_federation, read_config
@@ -37,7 +38,7 @@ def simulate(overrides: Sequence[str]) -> None:
     federation, _ = open_federation(config)
     config["federation"]["name"] = federation.name
     out = output_folder(config)
-    console = Console()
+    console = PlainConsole()
     with alone_in(out):
         run(out, config, console)
     console.print(report.summary(out))
@@ -90,7 +91,7 @@ def run_folder(
     )
     if (out / "cross_site.csv").exists():
         if drawn:
-            console.print(f"{out} is finished; drawing its report again", highlight=False)
+            console.print(f"{out} is finished; drawing its report again")
         with tracking.opened(out, plan.tracking, read_rounds(out)):
             pass  # A sink that is asked for afterwards gets the whole run.
     else:
@@ -245,7 +246,7 @@ def _in_turn(
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, start=1):
-        console.print(f"fold {number} of {len(turns)}: without {turn.without}", highlight=False)
+        console.print(f"fold {number} of {len(turns)}: without {turn.without}")
         fold = out / "folds" / turn.name
         changed = {**config, "out": str(fold), "protocol": "together", **turn.changes}
         run_folder(fold, changed, console, watch=watch, drawn=drawn)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedshift.cli.config import Config, load
+from fedshift.cli.console import PlainConsole
 from fedshift.sites import DataSettings, check, fingerprint, load_federation, open_site
 from fedshift.sites.types import SPLITS, Federation
 
@@ -30,20 +30,20 @@ def list_sites(overrides: Sequence[str]) -> None:
         table.add_column(column, justify="right" if column in ("subjects", "images") else "left")
     for site in federation.sites:
         table.add_row(
-            escape(site.name),
+            site.name,
             site.role,
-            escape(", ".join(vendor or "?" for vendor in site.vendors)),
-            escape(", ".join(sorted({image.domain.scanner for image in site.images} - {""}))),
+            ", ".join(vendor or "?" for vendor in site.vendors),
+            ", ".join(sorted({image.domain.scanner for image in site.images} - {""})),
             str(len({image.subject for image in site.images})),
             str(len(site.images)),
         )
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def inspect_sites(overrides: Sequence[str]) -> None:
     """Print each site's fingerprint, from its prepared images."""
     config, data, federation = _federation(overrides)
-    console = Console()
+    console = PlainConsole()
     for site in federation.sites:
         found = fingerprint(open_site(site, federation.structures, data, config["seed"]))
         table = _table(f"{site.name} ({site.role})")
@@ -51,8 +51,8 @@ def inspect_sites(overrides: Sequence[str]) -> None:
         table.add_column()
         table.show_header = False
         vendors = [f"{vendor or 'unknown'} ({n} cases)" for vendor, n in found["vendors"].items()]
-        table.add_row("vendors", escape(", ".join(vendors)))
-        table.add_row("scanners", escape(", ".join(found["scanners"]) or "not given"))
+        table.add_row("vendors", ", ".join(vendors))
+        table.add_row("scanners", ", ".join(found["scanners"]) or "not given")
         for split in SPLITS:
             counts = found["splits"][split]
             table.add_row(
@@ -71,9 +71,9 @@ def inspect_sites(overrides: Sequence[str]) -> None:
             ", ".join(f"{name} {value:.3g}" for name, value in found["intensity"].items()),
         )
         for name, volume in found["volume_ml"].items():
-            table.add_row(escape(name), "no label" if volume is None else f"{volume:.3g} mL a case")
+            table.add_row(name, "no label" if volume is None else f"{volume:.3g} mL a case")
         for note in found["notes"]:
-            table.add_row("note", escape(note))
+            table.add_row("note", note)
         console.print(table)
 
 
@@ -81,14 +81,15 @@ def check_sites(overrides: Sequence[str]) -> None:
     """Print what the doctor finds; exit with 2 when results would be wrong."""
     config, data, federation = _federation(overrides)
     findings = check(federation, data, config["seed"])
-    console = Console()
+    console = PlainConsole()
     for finding in findings:
         color = "red" if finding.severity == "error" else "yellow"
         where = ": ".join(part for part in (finding.site, finding.file) if part)
         console.print(
-            f"[{color}]{finding.severity}[/{color}] {escape(where or federation.name)}: "
-            f"{escape(finding.problem)}; {escape(finding.way_out)}",
-            highlight=False,
+            Text.assemble(
+                (finding.severity, color),
+                f" {where or federation.name}: {finding.problem}; {finding.way_out}",
+            ),
             soft_wrap=True,
         )
     images = sum(len(site.images) for site in federation.sites)
@@ -96,7 +97,6 @@ def check_sites(overrides: Sequence[str]) -> None:
     console.print(
         f"{images} images of {len(federation.sites)} sites checked: {errors} errors, "
         f"{len(findings) - errors} warnings",
-        highlight=False,
     )
     if errors:
         raise typer.Exit(2)
@@ -114,7 +114,7 @@ def adopt_folder(
     options = adopt.Options.of(**said, key=key)
     found = adopt.adopt(folder, layout, options)
     adopt.write(found, out, options, force=force)
-    rows, console = found.rows, Console()
+    rows, console = found.rows, PlainConsole()
     labelled = sum(row.label is not None for row in rows)
     _say(console, f"{out}: {len(rows)} images, {labelled} with a label ({found.layout})")
     table = Table()
@@ -125,7 +125,7 @@ def adopt_folder(
         if cells:
             values = sorted(set(cells))
             told = adopt.three(values) if len(values) <= 8 else f"{len(values)} values"
-            table.add_row(name, escape(origin), f"{len(cells)} of {len(rows)}", escape(told))
+            table.add_row(name, origin, f"{len(cells)} of {len(rows)}", told)
     console.print(table)
     bare = {"without a label": [str(row.image) for row in rows if row.label is None]}
     for said_of, reasons in (
@@ -146,9 +146,9 @@ def adopt_folder(
     _say(console, f"  fedshift simulate federation=manifest {given} out=runs/mine")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _say(console: PlainConsole, text: str) -> None:
+    console.print(text, soft_wrap=True)
 
 
 def _table(title: str) -> Table:
-    return Table(title=escape(title), title_justify="left", title_style="bold")
+    return Table(title=title, title_justify="left", title_style="bold")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from fedshift import strategies
+from fedshift.cli.console import PlainConsole
 
 
 def list_strategies() -> None:
@@ -22,10 +22,9 @@ def list_strategies() -> None:
         table.add_row(
             name, strategy.paper or "-", strategy.travels, strategy.stays, f"{down} + {up}"
         )
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print(
         "Cost: what a selected site receives + sends in a round, in sizes of the model. What each "
         "does and when to use it: docs/strategies.md; its settings: configs/strategy/NAME.yaml.",
-        highlight=False,
     )

@@ -8,7 +8,6 @@ the overview of each model and the rank correlation of shift with loss.
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
 from collections import defaultdict
@@ -29,6 +28,8 @@ from fedshift.protocol.tables import (
     LOWER_IS_BETTER,
     METRICS,
     SHIFT_COLUMNS,
+    cell_text,
+    csv_text,
 )
 
 CaseRow = dict[str, Any]
@@ -82,20 +83,16 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
     """Raises ``UserError`` when the file cannot be written; an earlier table is then untouched."""
     text_columns = [i for i, name in enumerate(columns) if name not in _INTEGERS | _FLOATS]
     lines = sorted(
-        ([_to_text(column, row[column]) for column in columns] for row in rows),
+        ([_typed(column, row[column]) for column in columns] for row in rows),
         key=lambda line: [line[index] for index in text_columns],
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
-    write_atomic(path, text.getvalue())
+    write_atomic(path, csv_text(columns, lines))
 
 
-def _to_text(column: str, value: Any) -> str:
+def _typed(column: str, value: Any) -> Any:
     if column in _FLOATS:
-        return repr(float(value))  # The shortest text that reads back as the same float.
-    return str(int(value)) if column in _INTEGERS else str(value)
+        return float(value)
+    return int(value) if column in _INTEGERS else str(value)
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -125,7 +122,7 @@ def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 def _from_text(column: str, text: str) -> Any:
     if column in _FLOATS:
         return float(text)
-    return int(text) if column in _INTEGERS else text
+    return int(text) if column in _INTEGERS else cell_text(text)
 
 
 # The cross-site summary

@@ -8,10 +8,9 @@ and nothing is sent over a network.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import logging
+import math
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ import yaml
 
 from fedshift import UserError
 from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.tables import csv_text
 
 FOLDER = "tracking"
 """The folder of the sinks in a run's folder."""
@@ -48,13 +48,11 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]], model: str) -> N
                 numbers = part["sites"].get(site, {})
                 rows.append((line["round"], name, site, numbers, problems.get(site, "")))
     columns = sorted({column for *_, numbers, _ in rows for column in numbers})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_IDENTITY, *columns, _PROBLEM])
+    filled = []
     for *identity, numbers, problem in rows:
         found = [numbers.get(column) for column in columns]
-        writer.writerow([*identity, *("nan" if x is None else x for x in found), problem])
-    write_atomic(path, text.getvalue())
+        filled.append([*identity, *(math.nan if x is None else x for x in found), problem])
+    write_atomic(path, csv_text([*_IDENTITY, *columns, _PROBLEM], filled))
 
 
 def points(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

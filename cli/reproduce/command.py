@@ -45,7 +45,7 @@ def reproduce(
         )
         store(result, bench.out)
     console.print(render(result))
-    console.print(f"stored in {bench.out}", highlight=False, markup=False)
+    console.print(f"stored in {bench.out}")
 
 
 def load_paper(number: str) -> Paper:

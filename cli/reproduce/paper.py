@@ -101,9 +101,9 @@ class Bench:
         )
         self.arms.append(Arm(name, seed, tuple(overrides), seconds, problems))
         took = "was finished" if seconds is None else f"{seconds:.0f} s"
-        self.console.print(f"seed {seed}, {name}: {took}", highlight=False, markup=False)
+        self.console.print(f"seed {seed}, {name}: {took}")
         for problem in problems:
-            self.console.print(f"  {problem}", style="yellow", highlight=False, markup=False)
+            self.console.print(f"  {problem}", style="yellow")
         return folder
 
     def _config(self, folder: Path, seed: int, overrides: Sequence[str]) -> Config:

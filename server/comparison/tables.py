@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, cast, get_type_hints
 
 from fedshift import UserError
 from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.tables import cell_text, csv_text
+from fedshift.protocol.words import short
 from fedshift.server.comparison.ranking import Outcome, Result, Standing
 from fedshift.server.comparison.statistics import Estimate
 from fedshift.server.comparison.words import sentences
@@ -68,7 +69,7 @@ def read_standings(path: Path) -> list[Standing]:
 
 def _standing(line: Mapping[str, str]) -> Standing:
     read: dict[Any, Callable[[str], Any]] = {
-        str: str,
+        str: cell_text,
         int: int,
         bool: lambda text: text == "True",
         float: _number,
@@ -108,18 +109,13 @@ def write_sites(path: Path, result: Result) -> None:
 
 
 def _write(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_text(line[column]) for column in columns] for line in lines)
-    write_atomic(path, text.getvalue())
+    rows = ([_known(line[column]) for column in columns] for line in lines)
+    write_atomic(path, csv_text(columns, rows))
 
 
-def _text(value: Any) -> str:
-    """The shortest text that reads back as the same float; empty for nan."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(float(value))
-    return str(value)
+def _known(value: Any) -> Any:
+    """Empty for nan."""
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 # For papers
@@ -207,7 +203,12 @@ def write_markdown(path: Path, standings: Sequence[Standing], baseline: str) -> 
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return "| " + " | ".join(_markdown(cell) for cell in cells) + " |\n"
+
+
+def _markdown(text: str) -> str:
+    """``text`` as a table's cell: no column, row or HTML element may begin within it."""
+    return short(text, len(text)).replace("|", "\\|").replace("<", "&lt;")
 
 
 def write_latex(path: Path, standings: Sequence[Standing], baseline: str) -> None:
