@@ -9,6 +9,7 @@ import errno
 import io
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -256,6 +257,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # What the terminal's encoding lacks is spelt out, and never ends a run.
             stream.reconfigure(errors="backslashreplace")
+    # A name in letters that the figures' font lacks: boxes there, and whole on the page.
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
     try:
         app()
     except UserError as error:

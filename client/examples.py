@@ -15,6 +15,7 @@ from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
 from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.words import short
 from fedshift.sites.types import Case, SiteData
 
 COLORS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
@@ -114,13 +115,14 @@ def draw_examples(
                     lines.set_path_effects(edge)
         vendor = case.domain.vendor or "vendor unknown"
         figure.suptitle(
-            f"{site}{'' if vendor == site else f' ({vendor})'}, case {case.id}",
+            f"{short(site)}{'' if vendor == site else f' ({short(vendor)})'}, "
+            f"case {short(case.id)}",
             x=0.01,
             ha="left",
             fontsize=10,
         )
         handles = [
-            Line2D([], [], color=COLORS[index % len(COLORS)], label=name, path_effects=edge)
+            Line2D([], [], color=COLORS[index % len(COLORS)], label=short(name), path_effects=edge)
             for index, name in enumerate(structures)
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.words import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,14 +126,16 @@ def _grid(grid: ImageGrid) -> Figure:
     if len(sizes) != 1:
         raise ValueError(f"the images of {grid.name} are of {len(sizes)} sizes, not of one")
     ((image_height, image_width),) = sizes
-    names = [textwrap.wrap(name, 18) or [""] for name in grid.rows]
+    names = [textwrap.wrap(short(name), 18) or [""] for name in grid.rows]
     left = _CHARACTER * max(len(part) for name in names for part in name) + 2 * _GAP
     right = 100 if grid.signed else 0
     width = min(_PANEL, (_WIDTH - left - right) // columns - _GAP)
     width -= width % image_width if width > image_width else 0
     pixels = "nearest" if width % image_width == 0 else "auto"
     height = round(width * image_height / image_width)
-    titles = [textwrap.wrap(name, max(width // _CHARACTER, 8)) or [""] for name in grid.columns]
+    titles = [
+        textwrap.wrap(short(name), max(width // _CHARACTER, 8)) or [""] for name in grid.columns
+    ]
     top = _LINE * max(map(len, titles)) + 2 * _GAP
     whole = (left + columns * (width + _GAP) + right, top + rows * (height + _GAP))
     figure = Figure(figsize=(whole[0] / DPI, whole[1] / DPI))
@@ -204,9 +207,10 @@ def _scatter(scatter: Scatter) -> Figure:
 
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.subplots()
-    for index, (name, points) in enumerate(scatter.groups.items()):
+    handles = []
+    for index, points in enumerate(scatter.groups.values()):
         few = len(points) <= 12
-        axes.scatter(
+        drawn = axes.scatter(
             points[:, 0],
             points[:, 1],
             s=70 if few else 16,
@@ -217,12 +221,12 @@ def _scatter(scatter: Scatter) -> Figure:
             linewidths=0.8,
             # Few points, such as a site's mean, must not vanish under many samples.
             zorder=3 if few else 2,
-            label=name,
         )
+        handles.append(drawn)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xlabel(scatter.axes[0])
     axes.set_ylabel(scatter.axes[1])
-    figure.legend(loc="outside right upper")
+    _legend(figure, handles, scatter.groups)
     return figure
 
 
@@ -231,19 +235,24 @@ def _curves(curves: Curves) -> Figure:
 
     figure = Figure(figsize=(7.0, 3.6), layout="constrained")
     axes = figure.subplots()
-    for index, (name, values) in enumerate(curves.lines.items()):
+    handles = []
+    for index, values in enumerate(curves.lines.values()):
         known = np.isfinite(values)
-        axes.plot(
+        handles += axes.plot(
             curves.x[known],
             values[known],
             color=COLORS[index % len(COLORS)],
             linestyle=DASHES[index // len(COLORS) % len(DASHES)],
             marker="o" if known.sum() <= 30 else "",
             markersize=3.5,
-            label=name,
         )
     axes.locator_params(axis="x", integer=curves.x.dtype.kind in "iu")
     axes.set_xlabel(curves.axes[0])
     axes.set_ylabel(curves.axes[1])
-    figure.legend(loc="outside right upper")
+    _legend(figure, handles, curves.lines)
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Iterable[str]) -> None:
+    """By handles, as matplotlib would leave out names that begin with an underscore."""
+    figure.legend(handles, list(map(short, names)), loc="outside right upper")

@@ -43,7 +43,7 @@ def _mark(found: re.Match[str]) -> str:
     return "\u2421" if code == 0x7F else "\ufffd"
 
 
-def short(text: str, most: int = 32) -> str:
+def short(text: str, most: int = 40) -> str:
     """``text`` on one line and in ``most`` characters: a longer one loses its middle, since names
     tend to differ at their ends."""
     line = visible(" ".join(text.split()))

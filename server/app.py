@@ -6,6 +6,7 @@ import json
 
 from fedshift.protocol.flower import Context, Grid, ServerApp
 from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.words import some
 from fedshift.server import tables, tracking
 from fedshift.server.cross_site import finished_models, measure_shift, score
 from fedshift.server.progress import Progress
@@ -61,8 +62,6 @@ def _tell_notes(sites: Sites, progress: Progress) -> None:
     # What one site alone says weighs more than what all say.
     ordered = sorted(told, key=lambda note: len(told[note]))
     for note in ordered[:NOTES_TOLD]:
-        names = told[note]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        progress.say(f"{', '.join(names[:3])}{more}: {note}")
+        progress.say(f"{some(told[note])}: {note}")
     if len(ordered) > NOTES_TOLD:
         progress.say(f"and {len(ordered) - NOTES_TOLD} more notes of sites, all in the report")

@@ -19,6 +19,7 @@ from scipy.special import rel_entr
 from fedshift import derive_seed
 from fedshift.protocol import statistics as names
 from fedshift.protocol.frechet import frechet_distances, pool_moments
+from fedshift.protocol.words import some
 
 Statistics = Mapping[str, Mapping[str, np.ndarray]]
 """Site name -> statistic's name -> array."""
@@ -307,7 +308,7 @@ def _missing(sent: Statistics) -> list[str]:
         if sites:
             lacking.setdefault(sites, []).append(metric)
     return [
-        f"{', '.join(metrics)}: left out for {', '.join(sites)}, which did not send "
+        f"{', '.join(metrics)}: left out for {some(sites)}, which did not send "
         f"{', '.join(sorted({n for m in metrics for n in _NEEDS[m]}))} (refused by policy, too "
         "few images, or no labels)."
         for sites, metrics in lacking.items()

@@ -85,11 +85,20 @@ class DataSettings:
         return cls(**checked)
 
 
+_MANY = 40
+"""Of more names than this, such as sites, a sentence lists three."""
+
+
 def nearest(prefix: str, name: str, known: Iterable[str]) -> str:
-    """Say which of ``known`` is meant by ``name``: the nearest ones, or else all of them."""
+    """Say which of ``known`` is meant by ``name``: the nearest ones, or else all of them, of very
+    many some."""
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-    return f"{prefix} {' or '.join(close)}" if close else f"there are {', '.join(names)}"
+    if close:
+        return f"{prefix} {' or '.join(close)}"
+    if len(names) > _MANY:
+        return f"there are {len(names)}, such as {', '.join(names[:3])}"
+    return f"there are {', '.join(names)}"
 
 
 def _text(key: str, value: Any) -> str | None:

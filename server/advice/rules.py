@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any, Literal
 
 from fedshift.protocol.messages import POOLED
-from fedshift.protocol.words import count
+from fedshift.protocol.words import NAMED, count, some
 from fedshift.server.tables import site_values
 
 Family = Literal["nothing", "harmonise", "personalise", "robust"]
@@ -224,7 +224,7 @@ def _fault(evidence: Evidence) -> tuple[list[str], Finding]:
         and (site not in usual_loss or evidence.loss[site] > FAULTY_LOSS * usual_loss[site])
     ]
     if suspects:
-        told = "; ".join(
+        told = [
             f"the best model at {site} reaches {best[site]:.3f}, at the other sites "
             f"{usual[site]:.3f} in the median"
             + (
@@ -233,11 +233,13 @@ def _fault(evidence: Evidence) -> tuple[list[str], Finding]:
                 if site in usual_loss
                 else ""
             )
-            for site in suspects
-        )
+            for site in suspects[:NAMED]
+        ]
+        if len(suspects) > NAMED:
+            told.append(f"{len(suspects) - NAMED} more alike")
         said = (
             f"No model learns what {_all(suspects)} {'has' if len(suspects) == 1 else 'have'} "
-            f"labelled ({told}): look at the images and labels there first."
+            f"labelled ({'; '.join(told)}): look at the images and labels there first."
         )
         return suspects, Finding(question, said, "robust")
     worst = min(best, key=lambda site: best[site] - usual[site])
@@ -335,7 +337,7 @@ def _notes(evidence: Evidence, thin: Sequence[str]) -> list[str]:
     """What bears on the advice beside it: which sites were not compared, and unlike sizes."""
     notes = []
     if thin:
-        told = ", ".join(f"{name} ({count(evidence.subjects(name), 'subject')})" for name in thin)
+        told = some([f"{name} ({count(evidence.subjects(name), 'subject')})" for name in thin])
         notes.append(
             f"Too few subjects to be compared with others (at least {FEWEST_SUBJECTS}): {told}."
         )
@@ -374,4 +376,6 @@ def _stakes(evidence: Evidence, suspects: Sequence[str]) -> list[str]:
 
 
 def _all(names: Sequence[str]) -> str:
+    if len(names) > NAMED + 1:
+        return some(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

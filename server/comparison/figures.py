@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedshift.protocol.words import short
 from fedshift.server.comparison.ranking import Result, Standing
 from fedshift.server.comparison.statistics import Estimate, Friedman, alike
 from fedshift.server.comparison.tables import gain
@@ -31,7 +32,7 @@ def draw_all(result: Result) -> dict[str, bytes]:
         jobs["heat_maps.png"] = partial(heat_maps, result)
         jobs["trade_off.png"] = partial(trade_off, result.scored)
     if found := result.friedman:
-        labels = [row.label for row in result.ranked]
+        labels = [_line(row.label) for row in result.ranked]
         jobs["critical_difference.png"] = partial(critical_difference, found, labels)
     matrices = single_site_matrices(result)
     if matrices:
@@ -40,6 +41,11 @@ def draw_all(result: Result) -> dict[str, bytes]:
     if found_curves:
         jobs["learning_curves.png"] = partial(learning_curves, result, found_curves)
     return to_png(jobs)
+
+
+def _line(text: str) -> str:
+    """An entrant's name as a figure has room for it."""
+    return short(text, 60)
 
 
 def looks(standings: Sequence[Standing]) -> dict[str, dict[str, Any]]:
@@ -56,10 +62,10 @@ def looks(standings: Sequence[Standing]) -> dict[str, dict[str, Any]]:
 def _legend(figure: Figure, standings: Sequence[Standing], **line: Any) -> None:
     look = looks(standings)
     handles = [
-        Line2D([], [], label=row.title, **{"linestyle": "", **look[row.entrant], **line})
+        Line2D([], [], label=_line(row.title), **{"linestyle": "", **look[row.entrant], **line})
         for row in standings
     ]
-    widest = max(len(row.title) for row in standings)
+    widest = max(len(_line(row.title)) for row in standings)
     figure.legend(
         handles=handles, loc="outside upper left", ncols=max(1, min(6, 110 // (widest + 6)))
     )
@@ -137,8 +143,9 @@ def heat_maps(result: Result) -> Figure:
     gains = np.array(
         [[item.difference.value if item else math.nan for item in line] for line in at]
     )
-    labels = [row.title for row in scored]
-    names = [f"{site}\n(unseen)" if site in result.comparison.unseen else site for site in sites]
+    labels = [_line(row.title) for row in scored]
+    unseen = result.comparison.unseen
+    names = [f"{short(site)}\n(unseen)" if site in unseen else short(site) for site in sites]
     panels: list[tuple[str, np.ndarray, np.ndarray, Callable[[float], str]]]
     panels = [("Dice", dice, shade(dice, "dice"), "{:.3f}".format)]
     if len(scored) > 1 and np.isfinite(gains).any():
@@ -244,10 +251,9 @@ def single_site_models(matrices: Sequence[SingleSiteModels]) -> Figure:
     )
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     for axes, item in zip(grid, matrices, strict=False):
-        axes.set_title(item.label)
-        _heat_map(
-            axes, item.dice, shade(item.dice, "dice"), item.sites, item.trained_on, "{:.2f}".format
-        )
+        axes.set_title(_line(item.label))
+        sites, homes = (list(map(short, names)) for names in (item.sites, item.trained_on))
+        _heat_map(axes, item.dice, shade(item.dice, "dice"), sites, homes, "{:.2f}".format)
     for axes in grid[len(matrices) :]:
         axes.set_visible(False)
     return figure

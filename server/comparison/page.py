@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, some
 from fedshift.server.comparison import tables
 from fedshift.server.comparison.ranking import Result, Standing
 from fedshift.server.comparison.statistics import DRAWS, FEWEST_PAIRS, PERMUTATIONS, Estimate
@@ -105,30 +105,28 @@ def _notes(result: Result) -> str:
         }
     )
     if few:
-        names = ", ".join(few) if len(few) <= 6 else count(len(few), "site")
         said.append(
-            f"Fewer than {FEW_SUBJECTS} test subjects at {escape(names)}: intervals over so few "
-            "come out too narrow."
+            f"Fewer than {FEW_SUBJECTS} test subjects at {escape(some(few))}: intervals over "
+            "so few come out too narrow."
         )
     run = comparison.first_run
     hidden = sorted(run.unlabelled - run.unseen) if run and not comparison.in_turn else []
     if hidden:
         said.append(
-            f"{escape(', '.join(hidden))} {'trains' if len(hidden) == 1 else 'train'} without "
+            f"{escape(some(hidden))} {'trains' if len(hidden) == 1 else 'train'} without "
             "labels; the scores there are on labels that only the evaluation sees."
         )
     partial = [row for row in result.scored if row.seeds < row.cells]
     if partial:
         said.append(
-            f"Not every seed is finished for {escape(', '.join(row.label for row in partial))}: "
+            f"Not every seed is finished for {escape(some([row.label for row in partial]))}: "
             "their means are over fewer runs. Gains and tests use only what both sides have."
         )
     for row in result.standings:
         missing = [site for site in comparison.trained if site not in result.at_site[row.entrant]]
         if missing and row.seeds:
             said.append(
-                f"{escape(row.label)} has no place: it was not scored at "
-                f"{escape(', '.join(missing))}."
+                f"{escape(row.label)} has no place: it was not scored at {escape(some(missing))}."
             )
     if result.scored and all(row.shared_seeds < 2 for row in result.scored):
         said.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -198,7 +199,7 @@ def write_markdown(path: Path, standings: Sequence[Standing], baseline: str) -> 
         )
         for row in standings
     ]
-    said = " ".join(sentences(standings))
+    said = _markdown(" ".join(sentences(standings)))
     write_atomic(path, f"{said}\n\n" + "".join(lines) + f"\n{_caption(baseline)}\n")
 
 
@@ -207,8 +208,8 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """``text`` as a table's cell: no column, row or HTML element may begin within it."""
-    return short(text, len(text)).replace("|", "\\|").replace("<", "&lt;")
+    """``text`` on one line, in which neither a column nor an HTML element begins."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", short(text, len(text)).replace("|", "\\|"))
 
 
 def write_latex(path: Path, standings: Sequence[Standing], baseline: str) -> None:

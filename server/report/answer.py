@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, some
 from fedshift.server.report.run import EACH_OWN, Run
 from fedshift.server.tables import Overview, overview
 
@@ -76,8 +76,7 @@ class Answer:
         ]
         if parts:
             many = len(self.unseen) > 3
-            names = f"{len(self.unseen)} unseen sites" if many else ", ".join(self.unseen)
-            which = names if many else f"unseen {names}"
+            which = f"{len(self.unseen)} unseen sites" if many else f"unseen {some(self.unseen)}"
             said.append(f"At {which}: {', '.join(parts)}.")
         return said
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, short, some
 from fedshift.server.report.run import Run, format_bytes, format_value, shift_label, time_unit
 
 MANY_SITES = 12
@@ -140,8 +140,8 @@ def heat_map(run: Run, metric: str) -> Figure:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    names = [f"{site}\n(unseen)" if site in run.unseen else site for site in matrix.sites]
-    labels = [run.label(model) for model in matrix.models]
+    names = [f"{short(s)}\n(unseen)" if s in run.unseen else short(s) for s in matrix.sites]
+    labels = [short(run.label(model)) for model in matrix.models]
     if many:
         axes.set_xticks(*_thinned(names), rotation=90)
         axes.set_yticks(*_thinned(labels))
@@ -202,7 +202,7 @@ def curves(run: Run) -> Figure:
                     rounds, low, high, where=shown, color=color, alpha=0.15, linewidth=0
                 )
     for axes, site in zip(grid[2:], panels, strict=False):
-        axes.set_title(f"{site}: validation Dice")
+        axes.set_title(f"{short(site)}: validation Dice")
         for arm, (color, dash, _) in ARMS.items():
             if site in dice[arm]:
                 axes.plot(rounds, dice[arm][site], dash, color=color, **_marker(rounds))
@@ -272,7 +272,7 @@ def timeline(run: Run) -> Figure:
             )
     ends = [line["clock_s"] / size for line in lines]
     axes.vlines(ends, -0.5, len(named) - 0.5, colors="#222222", linewidth=0.9, label="end of round")
-    axes.set_yticks(range(len(named)), named)
+    axes.set_yticks(range(len(named)), list(map(short, named)))
     axes.set_xlim(0, limit / size)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
@@ -317,7 +317,7 @@ def shift_drop(run: Run) -> Figure:
         axes.set_visible(False)
     if few:
         handles = [
-            Line2D([], [], color=color, marker="o", linestyle="", label=home)
+            Line2D([], [], color=color, marker="o", linestyle="", label=short(home))
             for home, color in color_of.items()
         ]
         figure.legend(
@@ -334,7 +334,9 @@ def egress(run: Run) -> Figure:
     """Bytes that left, by site and purpose; beyond ``MANY_SITES`` sites by purpose alone."""
     purposes = sorted({purpose for sent in run.egress.values() for purpose in sent})
     by_site = len(run.egress) <= MANY_SITES
-    names = sorted(run.egress) if by_site else purposes
+    # By their places, as two long names may look alike.
+    names = [short(name) for name in (sorted(run.egress) if by_site else purposes)]
+    places = range(len(names))
     figure = Figure(figsize=(10.2, 1.3 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
     amounts = np.array(
@@ -348,14 +350,15 @@ def egress(run: Run) -> Figure:
         left = np.zeros(len(names))
         for index, purpose in enumerate(purposes):
             color = PALETTE[index % len(PALETTE)]
-            axes.barh(names, amounts[:, index], left=left, color=color, label=purpose, height=0.7)
+            axes.barh(places, amounts[:, index], left=left, color=color, label=purpose, height=0.7)
             left += amounts[:, index]
         figure.legend(loc="outside upper left", ncols=3, handlelength=1.0)
         totals, end = amounts.sum(axis=1), left
     else:
         totals = end = amounts.sum(axis=0)
-        axes.barh(names, totals, color=PALETTE[0], height=0.7)
+        axes.barh(places, totals, color=PALETTE[0], height=0.7)
         axes.set_title(f"{len(run.egress)} sites together, by purpose")
+    axes.set_yticks(places, names)
     for index, total in enumerate(totals):
         axes.annotate(
             format_bytes(total),
@@ -406,4 +409,4 @@ def metric_title(metric: str) -> str:
 
 def _structure_words(run: Run) -> str:
     mean = "mean of " if len(run.structures) > 1 else ""
-    return mean + ", ".join(run.structures)
+    return mean + some([short(name) for name in run.structures])

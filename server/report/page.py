@@ -12,7 +12,7 @@ import numpy as np
 
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import write_atomic
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, some
 from fedshift.server.report.answer import UPPER_BOUND, Answer, answer
 from fedshift.server.report.figures import (
     MANY_SITES,
@@ -158,7 +158,7 @@ def _notes(run: Run) -> str:
 
 
 def _names(sites: Sequence[str]) -> str:
-    return ", ".join(sites) if len(sites) <= MANY_SITES else count(len(sites), "site")
+    return some(sites)
 
 
 def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
@@ -664,7 +664,8 @@ def _problems(run: Run) -> str:
         body = "<p>Training: every site asked answered, and every update was used.</p>"
     else:
         lines = "".join(
-            f'<tr><th scope="row">{escape(problem.site)}</th><td class="text">{problem.kind}</td>'
+            f'<tr><th scope="row">{escape(problem.site)}</th>'
+            f'<td class="text">{escape(problem.kind)}</td>'
             f'<td>{len(problem.rounds)}</td><td class="text">{_ranges(problem.rounds)}</td>'
             f'<td class="text">{escape(problem.reason)}</td></tr>'
             for problem in run.problems

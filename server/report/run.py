@@ -18,7 +18,7 @@ from yaml import YAMLError
 from fedshift import UserError
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
 from fedshift.server.shift import NO_DISTANCES
 from fedshift.server.tables import (
@@ -35,9 +35,6 @@ Model = tuple[str, str]
 """(``model``, ``trained_on``), as in ``cross_site.csv``."""
 
 EACH_OWN: Model = ("personal", "all")
-
-MANY_NAMES = 6
-"""A sentence names no more sites than this."""
 
 MODEL_ORDER = ("local", "", "personal", "global", "pooled")
 """The order of rows; a method's own stages stand at the empty name."""
@@ -371,10 +368,10 @@ class Run:
         for what, key in (("Not waited for", "stragglers"), ("Could not be asked", "dropouts")):
             times = Counter(name for line in self.rounds for name in line[key])
             if times:
-                first = times.most_common(MANY_NAMES)
-                named = ", ".join(f"{name} ({count(number, 'time')})" for name, number in first)
-                more = len(times) - len(first)
-                said += f" {what}: {named}" + (f" and {more} more." if more else ".")
+                named = [
+                    f"{name} ({count(number, 'time')})" for name, number in times.most_common()
+                ]
+                said += f" {what}: {some(named)}."
         return said
 
     @cached_property

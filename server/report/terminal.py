@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedshift.protocol.messages import POOLED
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, short
 from fedshift.server.report.answer import answer
 from fedshift.server.report.run import EACH_OWN, Model, Run, format_value, read_run, shift_label
 
@@ -73,7 +73,7 @@ def _dice(run: Run) -> Table:
     for column in shown:
         site = matrix.sites[column]
         # Text, since a site's name may hold what rich would read as markup.
-        header = Text(f"{site}\n(unseen)" if site in run.unseen else site)
+        header = Text(f"{short(site)}\n(unseen)" if site in run.unseen else short(site))
         table.add_column(header, justify="right", overflow="fold", min_width=5)
     ends = ("mean", "worst", *(["unseen"] if unseen else [])) if found else ()
     for name in ends:
@@ -92,7 +92,7 @@ def _dice(run: Run) -> Table:
             )
             for column in shown
         ]
-        table.add_row(Text(_label(model)), *cells, *summaries)
+        table.add_row(Text(short(_label(model))), *cells, *summaries)
     return table
 
 
