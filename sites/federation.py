@@ -76,12 +76,21 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
 
 
+_LONGEST_NAME = 200
+"""In bytes: a file system takes names of 255, and ours say more than the site."""
+
+
 def _check_name(name: str) -> None:
     """A site's name is its folder's name, too, and ``all`` is what stands for every site."""
     if name in ("all", ".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
         raise UserError(
             f"the site name {name!r} is reserved or no name for a folder; rename the site, "
             "without slashes, backslashes and '::'."
+        )
+    if len(name.encode(errors="replace")) > _LONGEST_NAME:
+        raise UserError(
+            f"the site name {name[:30]!r}... is {len(name)} letters long, and files are called "
+            f"after sites; give it at most {_LONGEST_NAME} bytes."
         )
 
 

@@ -19,7 +19,15 @@ from fedshift.server.comparison.ranking import Result, Standing
 from fedshift.server.comparison.statistics import Estimate, Friedman, alike
 from fedshift.server.comparison.tables import gain
 from fedshift.server.comparison.training import SECONDS_PER_HOUR, Curve, curve, trainings
-from fedshift.server.report.figures import MANY_SITES, PALETTE, is_dark, shade, to_png
+from fedshift.server.report.figures import (
+    MANY_SITES,
+    PALETTE,
+    is_dark,
+    overlong,
+    shade,
+    site_names,
+    to_png,
+)
 from fedshift.server.report.run import format_bytes
 
 MARKERS = "os^Dv"
@@ -144,8 +152,7 @@ def heat_maps(result: Result) -> Figure:
         [[item.difference.value if item else math.nan for item in line] for line in at]
     )
     labels = [_line(row.title) for row in scored]
-    unseen = result.comparison.unseen
-    names = [f"{short(site)}\n(unseen)" if site in unseen else short(site) for site in sites]
+    names = site_names(sites, result.comparison.unseen)
     panels: list[tuple[str, np.ndarray, np.ndarray, Callable[[float], str]]]
     panels = [("Dice", dice, shade(dice, "dice"), "{:.3f}".format)]
     if len(scored) > 1 and np.isfinite(gains).any():
@@ -155,7 +162,7 @@ def heat_maps(result: Result) -> Figure:
     figure = Figure(
         figsize=(
             1.8 + 0.06 * max(map(len, labels)) + len(panels) * (0.4 + width * len(sites)),
-            1.3 + 0.34 * len(scored),
+            1.3 + 0.34 * len(scored) + overlong(names),
         ),
         layout="constrained",
     )
@@ -242,17 +249,18 @@ def single_site_matrices(result: Result) -> list[SingleSiteModels]:
 def single_site_models(matrices: Sequence[SingleSiteModels]) -> Figure:
     """One heat map an entrant: what each site's own model reaches at every site."""
     first = matrices[0]
-    width = 1.2 + 0.62 * len(first.sites)
+    beyond = overlong(site_names(first.sites, ()))
+    width = 1.2 + 0.62 * len(first.sites) + beyond
     columns = max(1, min(len(matrices), int(10.2 / width)))
     lines = -(-len(matrices) // columns)
     figure = Figure(
-        figsize=(width * columns, lines * (1.1 + 0.34 * len(first.trained_on))),
+        figsize=(width * columns, lines * (1.1 + 0.34 * len(first.trained_on) + beyond)),
         layout="constrained",
     )
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     for axes, item in zip(grid, matrices, strict=False):
         axes.set_title(_line(item.label))
-        sites, homes = (list(map(short, names)) for names in (item.sites, item.trained_on))
+        sites, homes = site_names(item.sites, ()), site_names(item.trained_on, ())
         _heat_map(axes, item.dice, shade(item.dice, "dice"), sites, homes, "{:.2f}".format)
     for axes in grid[len(matrices) :]:
         axes.set_visible(False)

@@ -8,7 +8,7 @@ summaries over sites instead of one mark a site.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -131,8 +131,9 @@ def heat_map(run: Run, metric: str) -> Figure:
     """Models x sites; numbers in the cells unless there are more than ``MANY_SITES`` sites."""
     matrix = run.matrix(metric)
     rows, columns = matrix.mean.shape
+    names = site_names(matrix.sites, run.unseen)
     many = columns > MANY_SITES
-    size = (8.0, 8.0) if many else (2.6 + 0.95 * columns, 1.5 + 0.36 * rows)
+    size = (8.0, 8.0) if many else (2.6 + 0.95 * columns, 1.5 + 0.36 * rows + overlong(names))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     colors = shade(matrix.mean, metric)
@@ -140,7 +141,6 @@ def heat_map(run: Run, metric: str) -> Figure:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    names = [f"{short(s)}\n(unseen)" if s in run.unseen else short(s) for s in matrix.sites]
     labels = [short(run.label(model)) for model in matrix.models]
     if many:
         axes.set_xticks(*_thinned(names), rotation=90)
@@ -170,6 +170,17 @@ def heat_map(run: Run, metric: str) -> Figure:
         fontsize=10,
     )
     return figure
+
+
+def site_names(sites: Sequence[str], unseen: Collection[str]) -> list[str]:
+    """The sites' names as a heat map's columns have room for them."""
+    return [f"{short(s, 24)}\n(unseen)" if s in unseen else short(s, 24) for s in sites]
+
+
+def overlong(names: Sequence[str], room: int = 12) -> float:
+    """The inches that slanted names take beyond those of ``room`` letters."""
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    return 0.06 * max(0, longest - room)
 
 
 def curves(run: Run) -> Figure:
