@@ -13,7 +13,7 @@ import yaml
 
 from fedshift import UserError, strategies
 from fedshift.cli.config import Config
-from fedshift.cli.settings import EngineSettings, RunSettings
+from fedshift.cli.settings import EngineSettings, RunSettings, TaskSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.messages import POOLED, Instruction
@@ -60,8 +60,8 @@ def open_federation(config: Config) -> tuple[Federation, DataSettings]:
 
 def task_settings(config: Config, structures: tuple[str, ...]) -> dict[str, Any]:
     """What a method is told of the task: the config node, and the federation's structures."""
-    task = {key: value for key, value in config["task"].items() if key != "name"}
-    return {**task, "structures": list(structures)}
+    task = TaskSettings.from_config(config)
+    return {"tolerance_mm": task.tolerance_mm, "structures": list(structures)}
 
 
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:
@@ -80,7 +80,8 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         method=config["method"],
         task=task_settings(config, structures),
         strategies=tuple(strategies.build(arm) for arm in arms),
-        validate_every=settings.validate_every,
+        # Without a validation split no site could answer.
+        validate_every=settings.validate_every if config["data"]["split"]["val"] else 0,
         checkpoints_kept=settings.checkpoints_kept,
         evaluated=settings.evaluated,
         deadline_s=settings.deadline_s,

@@ -273,7 +273,7 @@ def _check_splits(
         )
         for split in SPLITS
     }
-    empty = [split for split in SPLITS if not labelled[split]]
+    empty = [split for split in SPLITS if not labelled[split] and data.split[split] > 0]
     if site.role == "unseen" or not any(labelled.values()) or not empty:
         return []
     return [

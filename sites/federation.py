@@ -47,6 +47,7 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     """
     kind = federation.get("kind")
     if kind == "phantom":
+        _check_tableless(data)
         sites, structures = _phantom_sites(federation, seed)
     elif kind == "manifest":
         table = read_manifest(data)
@@ -74,6 +75,24 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     if data.manifest is not None and name == kind == "manifest":
         name = _table_name(Path(data.manifest))
     return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
+
+
+def _check_tableless(data: DataSettings) -> None:
+    """Raise :class:`UserError` for a setting of a table, which would be ignored in silence."""
+    named = {name: column for name, column in data.columns.items() if name != column}
+    for key, value in (
+        ("manifest", data.manifest),
+        *((f"columns.{name}", column) for name, column in named.items()),
+        ("site_column", data.site_column),
+        ("site_pattern", data.site_pattern),
+        ("labels", data.labels),
+        ("default_spacing_mm", data.default_spacing_mm),
+    ):
+        if value is not None:
+            raise UserError(
+                f"data.{key} is about a table of images, and phantoms have none; add "
+                f"federation=manifest or take data.{key} out."
+            )
 
 
 _LONGEST_NAME = 200

@@ -72,6 +72,12 @@ def _read(
     label_values: dict[str, str] = {}
     seen: dict[Path, int] = {}
     files, names = _Files(path.parent), _Names(path)
+    for name, column in columns.items():
+        if name not in REQUIRED_COLUMNS and column not in (name, *header):
+            raise UserError(
+                f"{path} has no column {column!r}, which data.columns.{name} names; "
+                f"{nearest('there is', column, header)}."
+            )
     stems = Counter(readers.stem(Path(_slashes(row.get(columns["path"], "")))) for _, row in rows)
     unmatched = 0
     for number, row in rows:

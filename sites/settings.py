@@ -213,8 +213,12 @@ def _split(key: str, value: Any) -> dict[Split, float]:
     fractions: dict[Split, float] = {}
     for name in SPLITS:
         number = value[name]
-        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < 1:
-            raise UserError(f"{key}.{name} must be a fraction between 0 and 1, not {number!r}.")
+        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 <= number < 1:
+            raise UserError(f"{key}.{name} must be a fraction from 0 to below 1, not {number!r}.")
+        if number == 0 and name != "val":
+            raise UserError(
+                f"{key}.{name} is 0; only val may be, as every site trains and is tested."
+            )
         fractions[name] = float(number)
     if abs(sum(fractions.values()) - 1) > 1e-6:
         raise UserError(f"{key} must add up to 1, not {sum(fractions.values()):g}.")

@@ -1,7 +1,8 @@
 """Splits of a site into train, val and test, by subject.
 
 - Subjects with a label are shuffled by a generator of (seed, site) and dealt out by the fractions,
-  at least one to each split; a subject's images stay together.
+  at least one to each split; a subject's images stay together. With a fraction of 0 there is no
+  val split: two subjects are enough then, and blocks are cut for train and test alone.
 - Subjects without any label train only (unlabelled).
 - Two labelled subjects: one is the test split, the other is cut into train and val blocks.
 - One labelled subject: its slices are cut into contiguous train, val and test blocks.
@@ -62,15 +63,18 @@ def split_site(
     notes = []
     if without:
         notes.append(f"{len(without)} images of subjects without labels train only, unlabelled")
-    if len(order) >= 3:
-        split_of = _deal(order, fractions)
+    splits: tuple[Split, ...] = tuple(split for split in SPLITS if fractions[split] > 0)
+    if len(splits) < len(SPLITS):
+        notes.append("data.split leaves nothing for validation: nothing is validated here")
+    if len(order) >= len(splits):
+        split_of = _deal(order, splits, fractions)
         parts += [
             _whole(items, k, split_of[item.subject])
             for k, item in enumerate(items)
             if item.subject in split_of
         ]
     else:
-        cut: tuple[Split, ...] = SPLITS
+        cut = splits
         if len(order) == 2:
             cut = ("train", "val")
             tested = order.pop()
@@ -80,8 +84,8 @@ def split_site(
             )
         else:
             notes.append(
-                "a single labelled subject: train, val and test are blocks of its slices, "
-                "not independent subjects"
+                f"a single labelled subject: {', '.join(splits[:-1])} and test are blocks of its "
+                "slices, not independent subjects"
             )
         own = [k for k, item in enumerate(items) if item.subject == order[0]]
         blocks, remarks = _cut(items, own, cut, fractions, gap)
@@ -94,9 +98,11 @@ def _whole(items: Sequence[Item], index: int, split: Split) -> Part:
     return Part(index, split, 0, len(items[index].labelled))
 
 
-def _deal(order: Sequence[str], fractions: Mapping[Split, float]) -> dict[str, Split]:
-    counts = _counts(len(order), SPLITS, fractions)
-    names = [split for split in SPLITS for _ in range(counts[split])]
+def _deal(
+    order: Sequence[str], splits: Sequence[Split], fractions: Mapping[Split, float]
+) -> dict[str, Split]:
+    counts = _counts(len(order), splits, fractions)
+    names = [split for split in splits for _ in range(counts[split])]
     return dict(zip(order, names, strict=True))
 
 

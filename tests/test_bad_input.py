@@ -103,6 +103,16 @@ def images(tmp_path: Path) -> ImageSet:
         ("data.size=3", ("data.size", "8 to 4096")),
         ("data.unseen_sites=[vendor_x]", ("vendor_x", "vendor_b")),
         ("federation.shift=2", ("federation.shift",)),
+        ("task.name=1e300", ("task.name", "segmentation")),
+        ("task.tolerance_mm=-1", ("task.tolerance_mm", "at least 0")),
+        ("task.tolerance_mm=wide", ("task.tolerance_mm", "float")),
+        ("data.columns.subject=all", ("data.columns.subject", "federation=manifest")),
+        ("data.columns.subject=3", ("data.columns.subject", "name of a column")),
+        ("data.manifest=images.tsv", ("data.manifest", "federation=manifest")),
+        ("data.site_pattern=(a)", ("data.site_pattern", "federation=manifest")),
+        ("data.split={train: 0.5, val: 0.5, test: 0}", ("data.split.test", "only val")),
+        ("data.split={train: 0, val: 0.5, test: 0.5}", ("data.split.train", "only val")),
+        ("data.split={train: 0.8, val: 0, test: 0.1}", ("data.split", "add up to 1")),
         ("just words", ("KEY=VALUE",)),
     ],
 )
@@ -219,6 +229,37 @@ def test_a_site_with_nothing_to_test_on_trains_and_says_so(
     }
     assert "too short to be cut" in " ".join(north["notes"])
     assert ",north," not in (tmp_path / "run" / "cases.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["vendor", "scanner", "session", "spacing_mm"])
+def test_a_column_that_is_named_must_be_there(
+    command: Command, images: ImageSet, tmp_path: Path, name: str
+) -> None:
+    named = f"data.columns.{name}=vendro"
+    outcome = command(*images.options(tmp_path / "run", named))
+    assert_sentence(outcome, "vendro", f"data.columns.{name}")
+
+
+def test_a_run_without_validation_says_what_is_not_done(
+    command: Command, images: ImageSet, tmp_path: Path
+) -> None:
+    """Three subjects a site: two train, one is tested, and no message asks for validation."""
+    images.rows = [row for row in images.rows if not row[3].endswith("3")]
+    images.write()
+    split = "data.split={train: 0.7, val: 0, test: 0.3}"
+    outcome = command(*images.options(tmp_path / "run", split))
+    assert outcome.code == 0, outcome.err
+    said = "north, south: data.split leaves nothing for validation"
+    assert said in outcome.out
+    assert said.replace(": data", "</b>: data") in (tmp_path / "run" / "report.html").read_text()
+    assert "nothing was validated" in (tmp_path / "run" / "report.html").read_text()
+    (line,) = map(json.loads, (tmp_path / "run" / "rounds.jsonl").read_text().splitlines())
+    assert "val_dice" not in line["sites"]["north"]
+    asked = (tmp_path / "run" / "egress.jsonl").read_text()
+    assert "validation metrics" not in asked
+    assert ",val," not in (tmp_path / "run" / "cases.csv").read_text()
+    check = command("sites", "check", *NIFTI[:2], f"data.manifest={images.table}", split)
+    assert "falls to val" not in check.out
 
 
 def test_a_federation_whose_labels_are_all_hidden_cannot_train(

@@ -94,3 +94,24 @@ def test_subjects_without_labels_only_train() -> None:
 def test_an_unseen_site_only_tests() -> None:
     parts, _ = run(volumes("abc"), role="unseen")
     assert [p.split for p in parts] == ["test"] * 3
+
+
+NO_VAL = {"train": 0.75, "val": 0.0, "test": 0.25}
+
+
+def test_without_validation_subjects_are_dealt_to_train_and_test_alone() -> None:
+    for subjects, tested in ((2, 1), (3, 1), (8, 2), (20, 5)):
+        items = volumes("abcdefghijklmnopqrst"[:subjects])
+        parts, notes = split_site(items, role="train", fractions=NO_VAL, gap=1, seed=0, site="s")
+        assert {p.split for p in parts} == {"train", "test"}
+        assert sum(p.split == "test" for p in parts) == tested
+        assert all((p.start, p.stop) == (0, 3) for p in parts)
+        assert notes == ["data.split leaves nothing for validation: nothing is validated here"]
+
+
+def test_without_validation_a_single_subject_is_cut_once() -> None:
+    items = [Item("p", np.ones(21, bool))]
+    parts, notes = split_site(items, role="train", fractions=NO_VAL, gap=1, seed=0, site="s")
+    # 20 usable slices: test 5, train 15, one dropped between.
+    assert [(p.split, p.start, p.stop) for p in parts] == [("train", 0, 15), ("test", 16, 21)]
+    assert any("train and test are blocks" in note for note in notes)

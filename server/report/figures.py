@@ -190,15 +190,15 @@ def curves(run: Run) -> Figure:
     loss = {arm: run.curve("loss", arm) for arm in ARMS}
     sites = sorted(dice["federated"] | dice["local"])
     panels = sites if 1 < len(sites) <= MANY_SITES else []
-    columns = min(3, 2 + bool(panels))
-    lines = -(-(2 + len(panels)) // columns)
+    validated = any(dice.values())
+    columns = min(3, 1 + validated + bool(panels))
+    lines = -(-(1 + validated + len(panels)) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.5 * lines + 0.5), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     band = "" if panels or len(sites) < 2 else " (band: lowest to highest site)"
-    for axes, data, title in (
-        (grid[0], dice, f"validation Dice, mean of {count(len(sites), 'site')}{band}"),
-        (grid[1], loss, f"training loss, mean{band}"),
-    ):
+    means = [(dice, f"validation Dice, mean of {count(len(sites), 'site')}{band}")]
+    means = [*(means if validated else []), (loss, f"training loss, mean{band}")]
+    for axes, (data, title) in zip(grid, means, strict=False):
         axes.set_title("\n".join(title.split(" (", 1)).replace("band:", "(band:"))
         for arm, (color, dash, _) in ARMS.items():
             if not data[arm]:
@@ -217,13 +217,13 @@ def curves(run: Run) -> Figure:
         for arm, (color, dash, _) in ARMS.items():
             if site in dice[arm]:
                 axes.plot(rounds, dice[arm][site], dash, color=color, **_marker(rounds))
-    for axes in (grid[0], *grid[2:]):
+    for axes in (grid[0], *grid[2:]) if validated else ():
         axes.set_ylim(0, 1)
     for index, axes in enumerate(grid):
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if index + columns >= 2 + len(panels):  # Nothing is drawn below.
+        if index + columns >= len(means) + len(panels):  # Nothing is drawn below.
             axes.set_xlabel("round")
-    for axes in grid[2 + len(panels) :]:
+    for axes in grid[len(means) + len(panels) :]:
         axes.set_visible(False)
     handles = [
         Line2D([], [], color=color, linestyle=dash, label=label)

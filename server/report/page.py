@@ -454,7 +454,9 @@ def _training(run: Run, figures: Mapping[str, bytes]) -> str:
         figures["curves.png"],
         "curves.png",
         "Each site's validation split after every round: the federated model, the model that the "
-        "site trains alone, and the pooled one where it was trained.",
+        "site trains alone, and the pooled one where it was trained."
+        if run.curve("val_dice", run.main_arm)
+        else "The training loss alone: nothing was validated.",
     )
     if run.simulated:
         bars = figure(
