@@ -471,11 +471,13 @@ def test_dicom_without_patients_asks_and_mixed_folders_are_left_out(adopter: Ado
     assert not adopter.out.with_suffix(".key").exists()
     assert sorted(row["subject"] for row in rows) == ["a", "mixed"]
     (left,) = adopter.left_out().values()
-    assert left == ["a series in mixed (2 files)"]
+    assert left == ["no description in mixed (2 files)"]
     series = [item(SeriesInstanceUID="1.2.3")]
     dicom(adopter.root / "a/SEG1", "1.2.6", Modality="SEG", ReferencedSeriesSequence=series)
+    touch(adopter.root / "0_seg.nii.gz")
     rows = adopter(subject="^[^/]+")  # a label beside its series is not in its way
     assert [Path(row["label_path"]).name for row in rows if row["label_path"]] == ["SEG1"]
+    assert ["0_seg.nii.gz"] in adopter.left_out().values()
 
 
 def mnms(root: Path) -> None:
@@ -609,6 +611,7 @@ def test_plain_pairs_are_joined_by_name_and_open(adopter: Adopter) -> None:
             mask(adopter.root / site / f"masks/p{k}_mask.nii.gz")
     touch(adopter.root / "ulm/images/p9.png", adopter.root / "ulm/masks/p8.png")
     touch(adopter.root / "ulm/notes/p1.png", adopter.root / "ulm/masks/p9.jpg")
+    touch(adopter.root / "ulm/masks/p9.npy", adopter.root / "README.md")
     rows = adopter(pattern=r"(?P<site>\w+)/images/(?P<subject>p\d)")
     assert len(rows) == 7
     for row in rows[:3]:
@@ -620,6 +623,8 @@ def test_plain_pairs_are_joined_by_name_and_open(adopter: Adopter) -> None:
     assert left["labels without an image"] == ["ulm/masks/p8.png"]
     assert left["labels as JPEG, which changes their values"] == ["ulm/masks/p9.jpg"]
     assert left["images in neither a folder of images nor one of labels"] == ["ulm/notes/p1.png"]
+    assert left["files that are no images, or of other formats"] == ["ulm/masks/p9.npy"]
+    assert sum(map(len, left.values())) == 4
     (guessed,) = adopter.found.guesses.values()
     assert len(guessed) == 6
     opened = adopter.opened(labels={"box": 1}, sites=["graz"])

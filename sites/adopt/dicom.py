@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
-from fedshift.sites.adopt.files import IMAGES, Tree, ending
+from fedshift.sites.adopt.files import IMAGES, TEXTS, Tree, ending
 from fedshift.sites.adopt.found import Adopted, Layout, Options, Row, choose, three, values_text
 from fedshift.sites.readers import file_list, is_dicom
 from fedshift.sites.readers.dicom import DRAWN, NO_IMAGES
@@ -42,10 +43,6 @@ TAGS = (
     "SegmentSequence",
     "StructureSetROISequence",
 )
-_TEXTS = (".txt", ".xml", ".json", ".csv", ".tsv", ".pdf", ".md", ".html", ".log", ".zip", *IMAGES)
-"""Names of files that are not looked into."""
-
-
 BLANKED = ("", "anon", "anonymous", "anonymised", "anonymized", "unknown", "none", "n/a", "removed")
 """What stands for PatientID where it was taken out: nobody in particular."""
 
@@ -72,12 +69,13 @@ class Series:
 
     @property
     def sequence(self) -> str:
-        return self.text("SeriesDescription") or self.text("ProtocolName")
+        said = self.text("SeriesDescription") or self.text("ProtocolName")
+        return said or "no description"
 
 
 def _candidates(tree: Tree) -> Iterator[Path]:
     for file in tree.files:
-        if ending(file) not in _TEXTS and file.name.upper() != "DICOMDIR":
+        if ending(file) not in (*TEXTS, *IMAGES) and file.name.upper() != "DICOMDIR":
             yield file
 
 
@@ -86,17 +84,13 @@ def detect(tree: Tree) -> bool:
 
 
 def _series(tree: Tree, found: Adopted) -> dict[str, Series]:
-    import pydicom
-
     series: dict[str, Series] = {}
     for file in _candidates(tree):
         if not is_dicom(tree.root / file):
             found.left_out["files that are no DICOM"].append(str(file))
             continue
         try:
-            header = pydicom.dcmread(
-                tree.root / file, stop_before_pixels=True, specific_tags=list(TAGS)
-            )
+            header = _header(tree.root / file)
             name = str(header.get("SeriesInstanceUID") or "")
         except Exception as error:  # a damaged header raises nearly anything
             reason = f"DICOM files that cannot be read ({type(error).__name__})"
@@ -109,8 +103,16 @@ def _series(tree: Tree, found: Adopted) -> dict[str, Series]:
     return series
 
 
+def _header(path: Path) -> Any:
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reading the pixels says what is odd
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+
+
 def adopt(tree: Tree, options: Options) -> Adopted:
-    found = Adopted("DICOM series")
+    found = Adopted("DICOM series", whole=True)
     images: dict[str, tuple[Path, Series]] = {}
     labels: list[Series] = []
     taken: dict[str, Series] = {}
@@ -185,11 +187,7 @@ def pseudonym(key: bytes, patient: str) -> str:
 
 def _again(tree: Tree, series: Series, file: Path) -> Any:
     """The header of one file of a series of labels: each may be about another image."""
-    import pydicom
-
-    if file == series.files[0]:
-        return series.header
-    return pydicom.dcmread(tree.root / file, stop_before_pixels=True, specific_tags=list(TAGS))
+    return series.header if file == series.files[0] else _header(tree.root / file)
 
 
 def _path(tree: Tree, series: Series, aside: set[Path], found: Adopted) -> Path | None:
@@ -206,7 +204,7 @@ def _path(tree: Tree, series: Series, aside: set[Path], found: Adopted) -> Path 
         return tree.root / folder
     found.left_out[
         "series whose files lie among others (give each series a folder of its own)"
-    ].append(f"{series.sequence or 'a series'} in {folder} ({len(series.files)} files)")
+    ].append(f"{series.sequence} in {folder} ({len(series.files)} files)")
     return None
 
 

@@ -19,6 +19,9 @@ from fedshift.sites.readers.files import DICOM_SUFFIXES
 IMAGES = tuple(suffix for suffix in readers.SUFFIXES if suffix not in DICOM_SUFFIXES)
 """What the names of image files end in; DICOM is a layout of its own."""
 
+TEXTS = (".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".yaml", ".yml")
+"""What the names of files that are about images end in; they need not be named as left out."""
+
 _BIGGEST = 200_000_000
 """Bytes of the biggest JSON or table that is read: a list of a million images is smaller."""
 

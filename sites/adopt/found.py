@@ -96,6 +96,7 @@ class Adopted:
     """A folder's rows, where each column came from, and what the user must know.
 
     ``guesses`` and ``left_out`` map a reason, in words, to the names it holds for.
+    ``whole`` says that the layout looked into every file, so that none is left to be named.
     ``pseudonyms`` are those made with :attr:`Options.key`.
     """
 
@@ -105,6 +106,7 @@ class Adopted:
     guesses: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
+    whole: bool = False
     pseudonyms: set[str] = field(default_factory=set)
 
     @property

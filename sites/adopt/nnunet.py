@@ -73,9 +73,8 @@ def adopt_nnunet(tree: Tree, options: Options) -> Adopted:
             extra = {"sequence": called, "part": part}
             text = values if label else ""
             found.rows.append(Row(file, label, label_values=text, extra=extra))
-    others = sum(image[3] not in chosen for image in images)
-    if others:
-        found.notes.append(f"{others} images of other channels are not in the table.")
+        else:
+            found.left_out["images of other channels"].append(str(file.relative_to(tree.root)))
     _origin(found)
     return found
 

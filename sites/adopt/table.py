@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedshift import UserError
-from fedshift.sites.adopt.files import Tree, ending
+from fedshift.sites import readers
+from fedshift.sites.adopt.files import IMAGES, TEXTS, Tree, ending
 from fedshift.sites.adopt.found import GROUPS, Adopted, Options, Row, counted, three
 
 _CELLS = ("site", "subject", "session", "vendor", "scanner", "spacing_mm", "label_values")
@@ -26,6 +27,7 @@ def complete(found: Adopted, tree: Tree, options: Options) -> None:
         UserError: a pattern misses an image, an image has no subject or site, or none is left.
     """
     _drop(found, tree)
+    _name_the_rest(found, tree)
     if not found.rows:
         reasons = "; ".join(
             counted(reason, names) for reason, names in found.left_out.items() if names
@@ -81,6 +83,24 @@ def _drop(found: Adopted, tree: Tree) -> None:
             kept.append(row)
         seen.add(row.image)
     found.rows[:] = kept
+
+
+def _name_the_rest(found: Adopted, tree: Tree) -> None:
+    """Name as left out what is neither in the table nor named yet: nothing goes unsaid."""
+    named = {name for names in found.left_out.values() for name in names}
+    used = set()
+    for row in found.rows:
+        for path in (row.image, row.label):
+            if path is not None:
+                used |= {path, *readers.file_list(path)}
+    for file in tree.files:
+        path, end = tree.root / file, ending(file)
+        if path in used or not named.isdisjoint((str(file), file.as_posix(), str(path))):
+            continue
+        if end in IMAGES:
+            found.left_out["image files that the layout has no place for"].append(str(file))
+        elif end and end not in TEXTS and not found.whole:
+            found.left_out["files that are no images, or of other formats"].append(str(file))
 
 
 def _unwritable(path: Path) -> bool:
