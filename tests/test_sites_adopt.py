@@ -106,6 +106,7 @@ class Adopter:
             opened[site.name] = {
                 "structures": federation.structures,
                 "subjects": {case.subject for case in cases},
+                "drawn": {int((c.reference > 0).sum()) for c in cases if c.reference is not None},
                 "values": {
                     int(v) for c in cases if c.label is not None for v in np.unique(c.label)
                 },
@@ -270,6 +271,22 @@ def test_nnunet_keeps_its_ignored_value_and_sets_beside_each_other_their_own_nam
     ]
 
 
+def test_nnunet_may_list_its_files_and_what_is_not_there_is_told(adopter: Adopter) -> None:
+    case = {"images": ["../pool/a.png", "../pool/b.png"], "label": "../pool/a_l.png"}
+    lost = {"images": ["../pool/c.png"], "label": "../pool/c_l.png"}
+    said = {"channel_names": {"0": "red", "1": "blue"}, "labels": {"background": 0, "node": 1}}
+    listed = {**said, "dataset": {"a": case, "c": lost, "d": {**case, "label": "../pool/d_l.png"}}}
+    text(adopter.root / "S/dataset.json", listed)
+    touch(*(adopter.root / "pool" / name for name in ("a.png", "b.png", "a_l.png")))
+    (row,) = adopter(sequence="blue", site="x", subject=r"\w(?=\.png)")
+    assert row["path"].endswith("pool/b.png") and row["label_path"].endswith("pool/a_l.png")
+    left = adopter.left_out()
+    assert len(left["images that dataset.json lists and that are not here"]) == 1
+    assert left["images that are named twice"] == ["pool/b.png"]
+    assert set(left["images of other channels"]) == {"pool/a.png"}
+    assert "image files that the layout has no place for" not in left
+
+
 def test_nnunet_regions_are_told_and_given_no_single_value(adopter: Adopter) -> None:
     said = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2], "core": [2]}}
     text(adopter.root / "dataset.json", said)
@@ -310,6 +327,7 @@ def test_the_decathlon_is_read_by_its_list_and_4d_files_are_left_out(adopter: Ad
 def test_a_monai_datalist_is_a_folders_or_named_itself(adopter: Adopter) -> None:
     entry = {"image": ["i/1.nii.gz", "i/2.nii.gz"], "label": "l/1.nii.gz", "subject_id": "s1"}
     lost = {"image": ["i/3.nii.gz", "i/4.nii.gz"], "label": "l/3.nii.gz"}
+    entry["label"] = "l\\1.nii.gz"  # a list made on Windows
     text(adopter.root / "split.json", {"training": [{**entry, "fold": 2}], "validation": [lost]})
     touch(*(adopter.root / name for name in ("i/1.nii.gz", "i/2.nii.gz", "l/1.nii.gz")))
     assert "--sequence" in adopter.refused(site="x")
@@ -736,3 +754,114 @@ def test_paths_are_relative_to_the_table_wherever_it_lies(adopter: Adopter, tmp_
     (row,) = adopter(site="x", subject="p1")
     assert not Path(row["path"]).is_absolute()
     assert (adopter.out.parent / row["path"]).samefile(adopter.root / "images/p1.png")
+
+
+def scanned(folder: Path, patient: str, kernel: str) -> tuple[str, str, list[FileDataset]]:
+    """A CT series of four slices with pixels; its study, its frame of reference, its slices."""
+    series, study, frame = (str(generate_uid()) for _ in range(3))
+    pixels = np.random.default_rng(len(patient)).integers(0, 99, (4, 12, 12))
+    slices = [
+        dicom(
+            folder / f"{k}.dcm",
+            series,
+            StudyInstanceUID=study,
+            FrameOfReferenceUID=frame,
+            PatientID=patient,
+            PatientName=patient,
+            PatientBirthDate="",
+            PatientSex="",
+            AccessionNumber="",
+            StudyID="",
+            StudyDate="",
+            StudyTime="",
+            ReferringPhysicianName="",
+            InstitutionName="Ulm",
+            Manufacturer="ACME",
+            ConvolutionKernel=kernel,
+            Modality="CT",
+            InstanceNumber=k + 1,
+            Rows=12,
+            Columns=12,
+            PixelSpacing=[1, 1],
+            SliceThickness=3,
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[0, 0, 3 * k],
+            SamplesPerPixel=1,
+            PhotometricInterpretation="MONOCHROME2",
+            BitsAllocated=16,
+            BitsStored=16,
+            HighBit=15,
+            PixelRepresentation=0,
+            PixelData=pixels[k].astype("<u2").tobytes(),
+        )
+        for k in range(4)
+    ]
+    return series, frame, slices
+
+
+def test_an_adopted_tree_of_dicom_opens_with_its_structures_and_segmentations(
+    adopter: Adopter,
+) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    from pydicom.sr.codedict import codes
+
+    for k in range(3):
+        series, frame, _ = scanned(adopter.root / f"rt{k}/ct", f"rt {k}", "B30f")
+        contours = [
+            item(
+                ContourGeometricType="CLOSED_PLANAR",
+                NumberOfContourPoints=4,
+                ContourData=[1.5, 2.5, z, 5.5, 2.5, z, 5.5, 8.5, z, 1.5, 8.5, z],
+            )
+            for z in (3, 6)
+        ]
+        named = [item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=series)])]
+        dicom(
+            adopter.root / f"rt{k}/drawn.dcm",
+            str(generate_uid()),
+            SOPClassUID=RTStructureSetStorage,
+            Modality="RTSTRUCT",
+            FrameOfReferenceUID=frame,
+            ReferencedFrameOfReferenceSequence=[
+                item(FrameOfReferenceUID=frame, RTReferencedStudySequence=named)
+            ],
+            StructureSetROISequence=[
+                item(ROINumber=7, ROIName="Lung", ReferencedFrameOfReferenceUID=frame)
+            ],
+            ROIContourSequence=[item(ReferencedROINumber=7, ContourSequence=contours)],
+        )
+    for k in range(3):
+        _, _, slices = scanned(adopter.root / f"seg{k}/ct", f"segmented {k}", "B60f")
+        drawn = np.zeros((4, 12, 12), np.uint8)
+        drawn[1:3, 3:9, 2:6] = 1
+        segment = highdicom.seg.SegmentDescription(
+            segment_number=1,
+            segment_label="Lung",
+            segmented_property_category=codes.SCT.Organ,
+            segmented_property_type=codes.SCT.Lung,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        highdicom.seg.Segmentation(
+            source_images=slices,
+            pixel_array=drawn,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[segment],
+            series_instance_uid=generate_uid(),
+            series_number=2,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer="us",
+            manufacturer_model_name="us",
+            software_versions="1",
+            device_serial_number="1",
+        ).save_as(adopter.root / f"seg{k}/ct/drawn.dcm")
+    rows = adopter()
+    assert len(rows) == 6 and all(row["label_path"] for row in rows)
+    assert {row["label_values"] for row in rows} == {"0=background,1=Lung", "0=background,7=Lung"}
+    opened = adopter.opened(site_column="kernel")
+    assert set(opened) == {"B30f", "B60f"}
+    for site in opened.values():
+        assert site["structures"] == ("Lung",)
+        assert site["values"] == {0, 1}
+        # Both ways of drawing mean the same pixels: rows 3 to 8, columns 2 to 5, two slices.
+        assert site["drawn"] == {6 * 4 * 2}

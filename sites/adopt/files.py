@@ -48,6 +48,15 @@ class Tree:
         """The files whose names end as an image's do (DICOM aside)."""
         return tuple(file for file in self.files if ending(file) in IMAGES)
 
+    def at(self, folder: Path, name: Any) -> Path:
+        """The file that a list in ``folder`` calls ``name``, with slashes of either kind."""
+        return Path(os.path.normpath(self.root / folder / str(name).replace("\\", "/")))
+
+    def shown(self, path: Path) -> str:
+        """``path`` relative to the folder where it lies in it."""
+        inside = path.is_relative_to(self.root)
+        return path.relative_to(self.root).as_posix() if inside else str(path)
+
 
 def walk(folder: Path) -> Tree:
     """Walk ``folder``, each real directory once, however links run; links are followed last.

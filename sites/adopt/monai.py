@@ -72,18 +72,22 @@ def adopt(tree: Tree, options: Options) -> Adopted:
         if wanted >= len(images):
             found.left_out[f"entries without image {wanted}"].append(", ".join(images))
             continue
-        image = file.parent / images[wanted]
+        image = tree.at(file.parent, images[wanted])
         label = entry.get(options.label or "label")
         if isinstance(label, list):
             raise UserError(
                 f"{file}: the label of {images[wanted]} is a list; a label must be one file."
             )
-        drawn = file.parent / str(label) if label else None
+        drawn = tree.at(file.parent, label) if label else None
         if not image.exists():
-            found.left_out["images that the list names and that are not here"].append(str(image))
+            found.left_out["images that the list names and that are not here"].append(
+                tree.shown(image)
+            )
             continue
         if drawn and not drawn.exists():
-            found.left_out["labels that the list names and that are not here"].append(str(drawn))
+            found.left_out["labels that the list names and that are not here"].append(
+                tree.shown(drawn)
+            )
             drawn = None
         cells = {k: str(v) for k, v in entry.items() if isinstance(v, str | int | float)}
         extra = {"part": part.replace("testing", "test"), "fold": cells.get("fold", "")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
@@ -54,10 +54,15 @@ def adopt_nnunet(tree: Tree, options: Options) -> Adopted:
             continue
         names = said.get("channel_names") or said.get("modality") or {}
         values = _values(said, folder, found)
-        for case, part, channel, file, label in _cases(tree, folder, said, found):
+        for case, part, channel, file, drawn in _cases(tree, folder, said, found):
             if not file.exists():
-                found.left_out[f"images that {NAME} lists and that are not here"].append(str(file))
+                lost = found.left_out[f"images that {NAME} lists and that are not here"]
+                lost.append(tree.shown(file))
                 continue
+            label = drawn if drawn and drawn.exists() else None
+            if drawn and label is None:
+                lost = found.left_out[f"labels that {NAME} lists and that are not here"]
+                lost.append(tree.shown(drawn))
             called = str(names.get(str(channel), channel))
             images.append((case, part, channel, called, file, label, values))
     counts: dict[str, int] = defaultdict(int)
@@ -74,7 +79,7 @@ def adopt_nnunet(tree: Tree, options: Options) -> Adopted:
             text = values if label else ""
             found.rows.append(Row(file, label, label_values=text, extra=extra))
         else:
-            found.left_out["images of other channels"].append(str(file.relative_to(tree.root)))
+            found.left_out["images of other channels"].append(tree.shown(file))
     _origin(found)
     return found
 
@@ -86,9 +91,9 @@ def _cases(
     listed = said.get("dataset")
     if isinstance(listed, dict):
         for case, entry in listed.items():
-            label = tree.root / folder / str(entry["label"]) if entry.get("label") else None
+            label = tree.at(folder, entry["label"]) if entry.get("label") else None
             for channel, image in enumerate(entry.get("images", [])):
-                yield case, "training", channel, tree.root / folder / str(image), label
+                yield case, "training", channel, tree.at(folder, image), label
         return
     for images, labels, part in PARTS:
         drawn = {
@@ -142,25 +147,27 @@ def adopt_decathlon(tree: Tree, options: Options) -> Adopted:
                 if isinstance(entry, dict)
                 else (entry, None)
             )
-            path = folder / PurePosixPath(str(image))
-            if path not in tree.known:
-                found.left_out[f"images that {NAME} lists and that are not here"].append(str(path))
+            path = tree.at(folder, image)
+            if not path.exists():
+                lost = found.left_out[f"images that {NAME} lists and that are not here"]
+                lost.append(tree.shown(path))
                 continue
-            drawn = folder / PurePosixPath(str(label)) if label else None
-            if drawn and drawn not in tree.known:
-                found.left_out[f"labels that {NAME} lists and that are not here"].append(str(drawn))
+            drawn = tree.at(folder, label) if label else None
+            if drawn and not drawn.exists():
+                lost = found.left_out[f"labels that {NAME} lists and that are not here"]
+                lost.append(tree.shown(drawn))
                 drawn = None
             used |= {path, drawn}
             found.rows.append(
                 Row(
-                    tree.root / path,
-                    tree.root / drawn if drawn else None,
+                    path,
+                    drawn,
                     label_values=values if drawn else "",
                     extra={"sequence": sequence, "part": part},
                 )
             )
         found.left_out[f"images that {NAME} does not list"] += [
-            str(f) for f in tree.images if folder in f.parents and f not in used
+            str(f) for f in tree.images if folder in f.parents and tree.root / f not in used
         ]
     _origin(found)
     return found

@@ -70,7 +70,7 @@ def _drop(found: Adopted, tree: Tree) -> None:
     kept: list[Row] = []
     seen: set[Path] = set()
     for row in found.rows:
-        name = _shown(row.image, tree)
+        name = tree.shown(row.image)
         if row.image in seen:
             found.left_out["images that are named twice"].append(name)
         elif any(_unwritable(path) for path in (row.image, row.label) if path):
@@ -126,16 +126,12 @@ def _volumes(path: Path) -> int:
         return 1
 
 
-def _shown(path: Path, tree: Tree) -> str:
-    return path.relative_to(tree.root).as_posix() if path.is_relative_to(tree.root) else str(path)
-
-
 def _apply(found: Adopted, tree: Tree, option: str, pattern: re.Pattern[str]) -> None:
     missed = []
     for row in found.rows:
-        match = pattern.search(_shown(row.image, tree))
+        match = pattern.search(tree.shown(row.image))
         if match is None:
-            missed.append(_shown(row.image, tree))
+            missed.append(tree.shown(row.image))
             continue
         said = (
             {"subject": match[1] if pattern.groups else match[0]}
@@ -160,7 +156,7 @@ def _insist(found: Adopted, tree: Tree) -> None:
         "site": "--site NAME for all, or --pattern REGEX with a group (?P<site>...)",
     }
     bare = {
-        name: [_shown(row.image, tree) for row in found.rows if not getattr(row, name)]
+        name: [tree.shown(row.image) for row in found.rows if not getattr(row, name)]
         for name in ways
     }
     asked = [name for name in ways if bare[name]]
