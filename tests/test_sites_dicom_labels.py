@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from fedshift import UserError
 from fedshift.sites import prepare
 from fedshift.sites.federation import load_federation
 from fedshift.sites.findings import FileFault
@@ -428,9 +428,9 @@ def test_without_highdicom_the_way_to_install_it_is_named(
     straight: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = highdicom_seg(straight, tmp_path / "s.dcm", blobs().T.astype(np.uint8))
-    monkeypatch.setitem(__import__("sys").modules, "highdicom.seg", None)
-    with pytest.raises(UserError, match=r"pip install 'fedshift\[dicom\]'"):
-        load(path, straight.image())
+    monkeypatch.setitem(sys.modules, "highdicom.seg", None)
+    found = fault(path, straight.image())
+    assert found.code == "needs-highdicom" and found.way_out == "pip install 'fedshift[dicom]'"
 
 
 # Structure sets
@@ -684,6 +684,28 @@ def test_unusable_structure_sets_are_refused_in_a_sentence(straight: Scan, tmp_p
     assert load(tmp_path / "both", image).array.sum() == 16
     shutil.copy(tmp_path / "both" / "b.dcm", straight.folder)  # beside the series it belongs to
     assert load(straight.folder, straight.image()).array.sum() == 16
+
+
+def test_damaged_bytes_raise_a_fault_or_nothing(straight: Scan, tmp_path: Path) -> None:
+    image, draw = straight.image(), np.random.default_rng(7)
+    square = [box(k, (1.5, 1.5), (5.5, 5.5)) for k in (2, 3)]
+    files = [
+        highdicom_seg(straight, tmp_path / "s.dcm", blobs().T.astype(np.uint8)),
+        rtstruct(straight, tmp_path / "rt.dcm", {1: ("a", square)}),
+    ]
+    faults = 0
+    for number in range(120):
+        path = files[number % 2]
+        data = bytearray(path.read_bytes())
+        if number % 3 == 0:
+            del data[draw.integers(140, len(data)) :]
+        else:
+            data[draw.integers(140, len(data))] = draw.integers(256)
+        try:
+            decode(path, [(path, bytes(data))], label=True, image=image)
+        except FileFault:
+            faults += 1
+    assert faults > 40
 
 
 # Together

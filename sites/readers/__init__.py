@@ -15,6 +15,7 @@ import numpy as np
 from fedshift.sites.findings import FileFault
 from fedshift.sites.readers import dicom_seg, metaimage, nrrd, raster, rtstruct
 from fedshift.sites.readers.dicom import dicom_domain, read_dicom
+from fedshift.sites.readers.dicom_frames import readable
 from fedshift.sites.readers.files import SUFFIXES, file_list, is_dicom, read, stem
 from fedshift.sites.readers.metaimage import read_metaimage
 from fedshift.sites.readers.nifti import read_nifti
@@ -154,12 +155,13 @@ def _sop_class(data: bytes) -> str:
 
     # Up to the SOP class only: what follows may be long.
     try:
-        header = pydicom.filereader.read_partial(
-            io.BytesIO(data), stop_when=lambda tag, vr, length: tag > 0x00080016
-        )
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError, KeyError):
-        return ""
-    return str(header.get("SOPClassUID", ""))
+        with readable(Path()):
+            header = pydicom.filereader.read_partial(
+                io.BytesIO(data), stop_when=lambda tag, vr, length: tag > 0x00080016
+            )
+            return str(header.get("SOPClassUID", ""))
+    except FileFault:
+        return ""  # reading the file says what is wrong
 
 
 def _read_drawn(
@@ -182,11 +184,7 @@ def _read_drawn(
             "give the file that is meant as label_path",
         )
     file, data = drawings[0]
-    try:
+    with readable(file, "is not a readable DICOM file"):
         dataset = pydicom.dcmread(io.BytesIO(data))
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError) as error:
-        reason = type(error).__name__
-        raise FileFault(
-            "damaged", file, f"is not a readable DICOM file ({reason})", "export it again"
-        ) from None
-    return _DRAWN[str(dataset.SOPClassUID)](path, dataset, image, class_of_value)
+        reader = _DRAWN[str(dataset.SOPClassUID)]
+    return reader(path, dataset, image, class_of_value)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fedshift import UserError
 from fedshift.sites.findings import FileFault
 from fedshift.sites.readers.dicom_frames import readable
 from fedshift.sites.readers.overlay import ON_GRID, Overlay
@@ -28,15 +27,18 @@ def read_seg(
     maximum is inside. For ``class_of_value`` see :class:`Overlay`.
 
     Raises:
-        UserError: highdicom is not installed.
-        FileFault: the file is damaged or has no place in space, its frames do not lie on the grid
-            of ``image`` (within 0.1 voxels), segments overlap, or it was drawn on another image.
+        FileFault: highdicom is not installed, the file is damaged or has no place in space, its
+            frames do not lie on the grid of ``image`` (within 0.1 voxels), segments overlap, or it
+            was drawn on another image.
     """
     try:
         from highdicom.seg import Segmentation
     except ImportError:
-        raise UserError(
-            f"{path} is a DICOM segmentation, which needs highdicom; pip install 'fedshift[dicom]'."
+        raise FileFault(
+            "needs-highdicom",
+            path,
+            "is a DICOM segmentation, which highdicom reads",
+            "pip install 'fedshift[dicom]'",
         ) from None
     with readable(path):
         _fill_thickness(dataset)
@@ -49,6 +51,7 @@ def read_seg(
         }
         half = int(seg.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 0
         frames = [_frame(path, seg, index, kind) for index in range(seg.number_of_frames)]
+        size = int(seg.Rows), int(seg.Columns)
         frame_uid, series = str(seg.get("FrameOfReferenceUID") or ""), _series(seg)
     if kind == "LABELMAP":
         names.pop(0, None)  # it may describe its background
@@ -61,9 +64,7 @@ def read_seg(
             f"{2 * half:g} counts as inside",
             "export it as binary if another limit is meant",
         )
-    places = [
-        _place(path, overlay.to_voxels(matrix), seg.Rows, seg.Columns) for _, matrix in frames
-    ]
+    places = [_place(path, overlay.to_voxels(matrix), *size) for _, matrix in frames]
     taken: set[tuple[int, bytes]] = set()
     for (number, _), place in zip(frames, places, strict=True):
         if (number, place.tobytes()) in taken:
@@ -162,7 +163,8 @@ def _masks(
     """Segment number, frame and mask (R, C) of all that is to be drawn, in the order to draw."""
     undescribed = set(segment_of) - set(overlay.names) - {0}
     if seg.SegmentationType == "LABELMAP":
-        background = int(seg.get("PixelPaddingValue") or 0)
+        with readable(path):
+            background = int(seg.get("PixelPaddingValue") or 0)
         for index in range(len(segment_of)):
             pixels = _pixels(path, seg, index)
             for value in np.unique(pixels).tolist():
@@ -186,21 +188,8 @@ def _masks(
 
 
 def _pixels(path: Path, seg: Any, index: int) -> np.ndarray:
-    try:
+    with readable(path, "has pixels that cannot be read"):
         pixels: np.ndarray = seg.get_stored_frame(index, as_index=True)
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise FileFault(
-            "damaged", path, f"has no readable pixels ({reason})", "export it again"
-        ) from None
     return pixels
 
 

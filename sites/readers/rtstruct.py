@@ -44,17 +44,19 @@ def read_rtstruct(
         rois = {int(roi.ROINumber): roi for roi in dataset.StructureSetROISequence}
         if len(rois) < len(dataset.StructureSetROISequence):
             raise ValueError("two ROIs have one number")
-        contours, others = _contours(dataset)
-        series = _series(dataset)
-    names = {n: str(rois[n].get("ROIName") or "").strip() if n in rois else "" for n in contours}
-    names = {n: name or f"ROI {n}" for n, name in names.items()}
+        named = {n: str(roi.get("ROIName") or "").strip() for n, roi in rois.items()}
+        contours, others = _contours(dataset, named)
+        names = {n: named.get(n) or f"ROI {n}" for n in contours}
+        frames = {n: str(roi.get("ReferencedFrameOfReferenceUID") or "") for n, roi in rois.items()}
+        whole, series = _references(dataset)
     if not names:
         raise FileFault(
             "no-contours", path, "holds no closed contour", "export it with its contours"
         )
     overlay = Overlay(path, image, names, class_of_value)
     wanted = overlay.ordered()
-    overlay.check_frame(_frames(dataset, [rois[n] for n in wanted if n in rois]), series)
+    own = {frames[n] for n in wanted if frames.get(n)}
+    overlay.check_frame(own or whole, series)
     if others:
         overlay.remark(
             "open-contours",
@@ -151,9 +153,10 @@ class _Notes:
             )
 
 
-def _contours(dataset: Any) -> tuple[dict[int, list[np.ndarray]], list[str]]:
+def _contours(
+    dataset: Any, names: Mapping[int, str]
+) -> tuple[dict[int, list[np.ndarray]], list[str]]:
     """The closed contours (N, 3) in DICOM's mm by ROI, and in words what is not one."""
-    names = {int(roi.ROINumber): str(roi.get("ROIName")) for roi in dataset.StructureSetROISequence}
     closed: dict[int, list[np.ndarray]] = {}
     others: dict[str, None] = {}
     drawn = set()
@@ -182,21 +185,16 @@ def _numbers(contour: Any) -> np.ndarray:
     return np.array(raw, float)
 
 
-def _frames(dataset: Any, rois: Sequence[Any]) -> set[str]:
-    """The frames of reference that the ROIs, or else the whole set, name."""
-    own = {str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois} - {""}
-    whole = [dataset, *(dataset.get("ReferencedFrameOfReferenceSequence") or ())]
-    return own or {str(item.get("FrameOfReferenceUID") or "") for item in whole}
-
-
-def _series(dataset: Any) -> set[str]:
-    """The UIDs of the series that the structure set says it was drawn on."""
-    return {
+def _references(dataset: Any) -> tuple[set[str], set[str]]:
+    """The UIDs of the frames of reference and of the series that the set says it was drawn in."""
+    frames = list(dataset.get("ReferencedFrameOfReferenceSequence") or ())
+    series = {
         str(series.get("SeriesInstanceUID") or "")
-        for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ()
+        for frame in frames
         for study in frame.get("RTReferencedStudySequence") or ()
         for series in study.get("RTReferencedSeriesSequence") or ()
     }
+    return {str(item.get("FrameOfReferenceUID") or "") for item in [dataset, *frames]}, series
 
 
 def _voxels(overlay: Overlay, contour: np.ndarray) -> np.ndarray:
