@@ -126,6 +126,7 @@ def enhanced(pixels: np.ndarray, positions: np.ndarray, turn: np.ndarray, **more
     shared = item(
         PlaneOrientation={"ImageOrientationPatient": decimals(turn[:, :2].T.ravel())},
         PixelMeasures={"PixelSpacing": [0.5, 0.75], "SliceThickness": 9},
+        PixelValueTransformation={"RescaleSlope": 77, "RescaleIntercept": 77},
     )
     return made(
         pixels,
@@ -133,6 +134,8 @@ def enhanced(pixels: np.ndarray, positions: np.ndarray, turn: np.ndarray, **more
         PerFrameFunctionalGroupsSequence=own,
         SharedFunctionalGroupsSequence=[shared],
         FrameOfReferenceUID="1.2.3",
+        RescaleSlope=99,
+        PixelSpacing=[9, 9],
     )
 
 
@@ -190,6 +193,12 @@ def test_a_series_may_lie_in_several_multi_frame_files(tmp_path: Path) -> None:
     volume = load(stored(tmp_path / "s", *halves))
     values = pixels * np.array([1, 2, 1, 2])[:, None, None] - 3.0
     assert_in_place(volume, values, positions, OBLIQUE)
+
+
+def test_a_frame_of_reference_that_some_slices_leave_out_is_no_other(tmp_path: Path) -> None:
+    files = slices((0, 3, 6), FrameOfReferenceUID="1.4")
+    del files[1].FrameOfReferenceUID
+    assert load(stored(tmp_path / "s", *files)).remarks == ()
 
 
 @pytest.mark.parametrize("step", [2.5, -2.5])
@@ -539,6 +548,12 @@ def test_polarity_follows_the_presentation_but_not_for_measured_units(
     assert np.array_equal(shown(path), 255.0 - ramp if turned else ramp)
     assert codes(load(path)) == expected
     assert np.array_equal(shown(path, label=True), ramp)
+
+
+def test_signed_monochrome1_is_turned_over_within_its_bits(tmp_path: Path) -> None:
+    ramp = np.arange(-7, 8, dtype=np.int16).reshape(3, 5) * 290
+    data = made(-1 - ramp, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(shown(alone(tmp_path, data)), ramp)
 
 
 def test_signed_pixels_in_some_of_the_bits(tmp_path: Path) -> None:

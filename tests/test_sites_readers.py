@@ -115,7 +115,7 @@ def test_an_undecodable_compression_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_dicom_is_named(series: tuple[Path, np.ndarray]) -> None:
     (series[0] / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"notes\.txt is not a readable DICOM"):
+    with pytest.raises(UserError, match=r"notes\.txt is not a readable DICOM file \(it lacks"):
         load(series[0])
 
 

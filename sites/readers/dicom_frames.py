@@ -112,6 +112,8 @@ def readable(file: Path, problem: str = "has a header that cannot be read") -> I
         ValueError,
     ) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if isinstance(error, pydicom.errors.InvalidDicomError):
+            reason = "it lacks DICOM's prefix"
         raise FileFault(
             "damaged", file, f"{problem} ({reason})", "remove it or export it again"
         ) from None
