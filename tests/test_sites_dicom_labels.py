@@ -686,6 +686,7 @@ def test_unusable_structure_sets_are_refused_in_a_sentence(straight: Scan, tmp_p
     assert load(straight.folder, straight.image()).array.sum() == 16
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of damaged values
 def test_damaged_bytes_raise_a_fault_or_nothing(straight: Scan, tmp_path: Path) -> None:
     image, draw = straight.image(), np.random.default_rng(7)
     square = [box(k, (1.5, 1.5), (5.5, 5.5)) for k in (2, 3)]
