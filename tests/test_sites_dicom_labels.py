@@ -377,7 +377,11 @@ def test_frames_off_the_grid_are_refused_and_outside_it_told(
     assert codes_of(volume) == {"label-outside"}
     assert "25.0% of its voxels, up to 3 mm away" in volume.remarks[0].problem
     found = fault(seg(upright(SLICES + 1)), image)
-    assert found.code == "label-outside" and "100.0%" in found.problem and "6 mm" in found.problem
+    assert (
+        found.code == "label-mostly-outside"
+        and "100.0%" in found.problem
+        and "6 mm" in found.problem
+    )
 
 
 def test_the_uids_of_image_and_label_are_compared(straight: Scan, tmp_path: Path) -> None:
@@ -392,7 +396,7 @@ def test_the_uids_of_image_and_label_are_compared(straight: Scan, tmp_path: Path
     data.FrameOfReferenceUID = own
     data.ReferencedSeriesSequence[0].SeriesInstanceUID = generate_uid()
     data.save_as(path)
-    assert codes_of(load(path, image)) == {"other-series"}  # one frame of reference: told
+    assert codes_of(load(path, image)) == {"drawn-on-other-series"}  # one frame of reference: told
     data.FrameOfReferenceUID = ""
     data.save_as(path)
     assert fault(path, image).code == "other-series"
@@ -408,7 +412,7 @@ def test_unusable_segmentations_are_refused_in_a_sentence(straight: Scan, tmp_pa
     data = pydicom.dcmread(hand_made_seg(straight, path, [frame], ["a"]))
     del data.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence
     data.save_as(path)
-    assert fault(path, image).code == "label-without-place"
+    assert fault(path, image).code == "drawing-without-place"
     data = pydicom.dcmread(hand_made_seg(straight, path, [frame], ["a"]))
     data.PixelData = data.PixelData[:4]
     data.save_as(path)
@@ -419,7 +423,7 @@ def test_unusable_segmentations_are_refused_in_a_sentence(straight: Scan, tmp_pa
     assert fault(path, image).code == "damaged"
     hand_made_seg(straight, path, [frame], ["a"])
     for lost in (replace(image, affine=None), replace(image, assumed=True)):
-        assert fault(path, lost).code == "label-without-place"
+        assert fault(path, lost).code == "image-without-place"
     with pytest.raises(FileFault, match="no DICOM image"):
         decode(path, read(path))
 
@@ -648,9 +652,9 @@ def test_contours_outside_the_image_are_told_or_refused(straight: Scan, tmp_path
     assert "16.7% of its voxels, up to 0.75 mm" in volume.remarks[0].problem
     rtstruct(straight, path, {1: ("a", [box(20, (1.5, 1.5), (4.5, 5.5))])})
     found = fault(path, image)
-    assert found.code == "label-outside" and "36 mm" in found.problem
+    assert found.code == "label-mostly-outside" and "36 mm" in found.problem
     rtstruct(straight, path, {1: ("a", [box(3, (0, 0), (1e6, 1e6))])})
-    assert fault(path, image).code == "label-outside"
+    assert fault(path, image).code == "label-mostly-outside"
 
 
 def test_unusable_structure_sets_are_refused_in_a_sentence(straight: Scan, tmp_path: Path) -> None:

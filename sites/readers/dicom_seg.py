@@ -117,7 +117,7 @@ def _frame(path: Path, seg: Any, index: int, kind: str) -> tuple[int, np.ndarray
     spacing = look_up("PixelMeasuresSequence", "PixelSpacing")
     if position is None or cosines is None or spacing is None:
         raise FileFault(
-            "label-without-place",
+            "drawing-without-place",
             path,
             f"does not say where its frame {index + 1} lies in the patient",
             "export it with plane positions, or as NIfTI",

@@ -43,7 +43,7 @@ class Overlay:
     ) -> None:
         if image.affine is None or image.assumed:
             raise FileFault(
-                "label-without-place",
+                "image-without-place",
                 path,
                 "is drawn in the patient's coordinates, and its image has no place in space",
                 "give the image as DICOM or as NIfTI with an orientation, or the label as an image",
@@ -111,7 +111,9 @@ class Overlay:
                 "other-series", self.path, problem, "give the label that was drawn on this image"
             )
         self.remark(
-            "other-series", f"{problem}, in one frame of reference", "check that both lie alike"
+            "drawn-on-other-series",
+            f"{problem}, in one frame of reference",
+            "check that both lie alike",
         )
 
     def draw(self, number: int, voxels: np.ndarray, axis: int) -> None:
@@ -156,7 +158,10 @@ class Overlay:
             )
             if 2 * self._outside > self._drawn:
                 raise FileFault(
-                    "label-outside", self.path, problem, "give the label that was drawn on it"
+                    "label-mostly-outside",
+                    self.path,
+                    problem,
+                    "give the label that was drawn on it",
                 )
             self.remark(
                 "label-outside", problem, "check that both are of one scan: the rest is used"

@@ -262,7 +262,7 @@ def _combined(path: Path, name: str, contours: Sequence[np.ndarray], notes: _Not
     width, height = np.ceil(np.max([contour.max(axis=0) for contour in contours], axis=0)) - low + 1
     if width * height > LARGEST_PLANE:
         raise FileFault(
-            "label-outside",
+            "label-mostly-outside",
             path,
             f"has contours of {name!r} that span {width:.3g} x {height:.3g} pixels of its image",
             "give the label that was drawn on it",
