@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,10 +141,18 @@ def adopt_folder(
         _say(console, f"note: {note}")
     if found.keyed:
         _say(console, f"{key_path} holds the key of the pseudonyms; keep it where the images are.")
-    given = shlex.quote(f"data.manifest={out}")
+    given = shlex.quote(f"data.manifest={_hydra(str(out))}")
     _say(console, "Next:")
     _say(console, f"  fedshift sites check federation=manifest {given}")
     _say(console, f"  fedshift simulate federation=manifest {given} out=runs/mine")
+
+
+def _hydra(text: str) -> str:
+    """``text`` as the value of an override: quoted where its characters mean something there."""
+    if re.fullmatch(r"[\w./:~@ -]*\w", text):
+        return text
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return f"'{escaped}'"
 
 
 def _say(console: PlainConsole, text: str) -> None:

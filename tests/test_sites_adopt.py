@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import re
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,6 +205,23 @@ def test_a_bids_mask_that_names_no_sequence_is_a_printed_guess_and_runs_are_kept
     ]
     rows = adopter(sequence="T2w", site="x", label="seg-manual")
     assert rows[0]["label_path"].endswith("sub-1_T2w_seg-manual.nii.gz")
+
+
+def test_a_bids_mask_goes_to_the_image_that_it_names_and_no_other(adopter: Adopter) -> None:
+    where = adopter.root / "sub-1"
+    touch(*(where / f"sub-1_{end}.nii.gz" for end in ("T2w", "acq-fat_T2w", "T1w")))
+    touch(*(where / f"sub-1_{end}.nii.gz" for end in ("T2w_seg", "acq-fat_T2w_seg", "T1w_seg")))
+    pairs = {row["path"]: row["label_path"] for row in adopter(sequence="T2w", site="x")}
+    assert {Path(a).name: Path(b).name for a, b in pairs.items()} == {
+        "sub-1_T2w.nii.gz": "sub-1_T2w_seg.nii.gz",
+        "sub-1_acq-fat_T2w.nii.gz": "sub-1_acq-fat_T2w_seg.nii.gz",
+    }
+    (row,) = adopter(sequence="acq-fat_T2w", site="x")
+    assert row["label_path"].endswith("acq-fat_T2w_seg.nii.gz")
+    assert adopter.left_out()["masks of images that were not taken"] == [
+        "sub-1/sub-1_T1w_seg.nii.gz",
+        "sub-1/sub-1_T2w_seg.nii.gz",
+    ]
 
 
 def nnunet(root: Path, said: Mapping[str, Any]) -> None:
@@ -701,12 +719,14 @@ def test_links_that_run_in_circles_are_walked_once_and_hidden_files_not(adopter:
     root = adopter.root
     touch(root / "images/p1.png", root / "labels/p1.png", root / ".trash/images/p2.png")
     (root / "images/round").symlink_to(root, target_is_directory=True)
+    (root / "a_link").symlink_to(root / "images", target_is_directory=True)
     (root / "images/gone.png").symlink_to(root / ".git-annex-object")
     (root / "images/self.png").symlink_to(root / "images/self.png")
     touch(root / "images/p\n3.png", Path(os.fsdecode(os.fsencode(root) + b"/images/p\xff.png")))
     assert len(adopter(site="x", subject="p.")) == 1
     left = adopter.left_out()
-    assert left["links to a folder that is in here already"] == ["images/round"]
+    # A folder goes by its own name, also where a link to it comes first.
+    assert set(left["links to a folder that is in here already"]) == {"a_link", "images/round"}
     assert left["links to files that are not here (git-annex, DataLad: get them)"] == [
         "images/gone.png",
         "images/self.png",
@@ -745,6 +765,28 @@ def test_the_command_prints_what_it_took_and_never_replaces_a_table(
     assert b"new" in adopter.out.read_bytes()
     with pytest.raises(UserError, match=r"must be a \.tsv"):
         adopt_folder(adopter.root, adopter.out.with_suffix(".txt"), "auto", said, False)
+
+
+def test_the_printed_commands_work_for_odd_names_of_tables(
+    adopter: Adopter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedshift.cli.config import load
+    from fedshift.cli.sites import adopt_folder
+
+    touch(adopter.root / "images/p1.png", adopter.root / "labels/p1.png")
+    for folder in ("two words", "a,b", "it's [3]", "plain"):
+        out = tmp_path / folder / "T.tsv"
+        out.parent.mkdir()
+        adopt_folder(adopter.root, out, "auto", {"site": "x", "subject": "p1"}, False)
+        (line,) = (one for one in capsys.readouterr().out.splitlines() if "sites check" in one)
+        assert load(shlex.split(line)[3:])["data"]["manifest"] == str(out)
+
+
+def test_hc18_counts_its_two_parts_apart(adopter: Adopter) -> None:
+    for part in ("training", "test"):
+        text(adopter.root / f"{part}_set_pixel_size.csv", "filename,pixel size(mm)\n")
+        touch(adopter.root / f"{part}_set/000_HC.png")
+    assert [row["subject"] for row in adopter()] == ["test_set 000", "training_set 000"]
 
 
 def test_paths_are_relative_to_the_table_wherever_it_lies(adopter: Adopter, tmp_path: Path) -> None:
