@@ -84,6 +84,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         validate_every=settings.validate_every if config["data"]["split"]["val"] else 0,
         checkpoints_kept=settings.checkpoints_kept,
         evaluated=settings.evaluated,
+        shift_pairs=settings.shift.pairs,
         deadline_s=settings.deadline_s,
         budget=_budget(settings, clock),
         clock=clock,

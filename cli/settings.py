@@ -13,6 +13,13 @@ _GROUPS = ("federation", "data", "task", "method", "strategy", "clock", "policy"
 
 
 @dataclass(frozen=True)
+class ShiftSettings:
+    """The config node ``shift``: between which pairs of sites it is measured."""
+
+    pairs: Literal["auto", "all", "nearest", "sampled"] = "auto"
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """The top-level keys of a run; configs/config.yaml says what they mean."""
 
@@ -35,6 +42,7 @@ class RunSettings:
         "global",
         "pooled",
     )
+    shift: ShiftSettings = ShiftSettings()
     checkpoints_kept: int | None = setting(None, at_least=1)
     tracking: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     deadline_s: float | None = setting(None, at_least=0)

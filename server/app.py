@@ -42,12 +42,16 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
 
     instruction = training.instruction.but(round=training.done)
     rows, problems = score(sites, instruction, models, SPLITS, progress)
-    shift_rows, missing, encoder = measure_shift(sites, instruction, models, progress)
+    shift = measure_shift(sites, instruction, models, progress, plan.shift_pairs)
     plan.after_round()
     tracking.write_table(plan.out / "rounds.csv", read_rounds(plan.out), plan.strategies[0].model)
     tables.write_cases(plan.out / "cases.csv", rows)
-    tables.write_shift(plan.out / "shift.csv", shift_rows)
-    notes = {"problems": problems + missing, "encoder": encoder}
+    tables.write_shift(plan.out / "shift.csv", shift.rows)
+    notes = {
+        "problems": problems + shift.missing,
+        "encoder": shift.encoder,
+        "shift_pairs": {"how": shift.chosen.how, "told": shift.chosen.sentence},
+    }
     write_atomic(plan.checkpoints / "evaluation.json", json.dumps(notes, indent=1) + "\n")
     tables.write_cross_site(plan.out / "cross_site.csv", tables.summarise(rows, plan.seed))
 

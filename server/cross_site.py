@@ -27,6 +27,7 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.server import shift
+from fedshift.server.pairs import Choice, Chosen, choose
 from fedshift.server.progress import Progress
 from fedshift.server.rounds import Arm, RunPlan, Sites, Training
 from fedshift.strategies.aggregate import WeightedMean
@@ -168,15 +169,26 @@ def _case_rows(ref: ModelRef, site: str, reply: Message) -> Iterator[Row]:
         }
 
 
-def measure_shift(
-    sites: Sites, instruction: Instruction, models: Sequence[ModelRef], progress: Progress
-) -> tuple[list[Row], list[str], str]:
-    """Measure how far apart the sites' images are, in the features of one fixed encoder: the
-    global model's or, without one, the pooled or the first site's.
+@dataclass(frozen=True)
+class Shift:
+    """How far apart the sites' images are: the ``rows`` of ``shift.csv``, a sentence for everything
+    missing from them, whose features were compared (``encoder``), and which pairs of sites."""
 
-    Returns the rows of ``shift.csv``, a sentence for everything missing from them, and whose
-    features were compared.
-    """
+    rows: list[Row]
+    missing: list[str]
+    encoder: str
+    chosen: Chosen
+
+
+def measure_shift(
+    sites: Sites,
+    instruction: Instruction,
+    models: Sequence[ModelRef],
+    progress: Progress,
+    choice: Choice = "auto",
+) -> Shift:
+    """Measure it in the features of one fixed encoder: the global model's or, without one, the
+    pooled or the first site's; ``choice`` says between which pairs of sites."""
     problems: list[str] = []
     order = ("global", "pooled", "local", "personal")
     finished = [ref for ref in models if not ref.stage]
@@ -187,7 +199,8 @@ def measure_shift(
         except NoModel:
             continue
     else:
-        return [], ["domain shift: no model was trained whose features could be compared"], ""
+        missing = ["domain shift: no model was trained whose features could be compared"]
+        return Shift([], missing, "", Chosen("all", (), 0))
 
     def gather(
         action: Action, names: list[str], questions: dict[str, Any] | None = None
@@ -203,10 +216,13 @@ def measure_shift(
         return found
 
     statistics = gather(Action.STATISTICS, sites.scored)
-    questions = shift.questions(statistics, instruction.seed)
+    chosen = choose(statistics, choice, instruction.seed)
+    if chosen.sentence:
+        progress.say(chosen.sentence)
+    questions = shift.questions(statistics, instruction.seed, chosen.pairs)
     answers = gather(Action.SHIFT_ANSWER, sorted(questions), questions) if questions else {}
-    rows, missing = shift.pairwise(statistics, answers, instruction.seed)
+    rows, missing = shift.pairwise(statistics, answers, instruction.seed, chosen.pairs)
     encoder = {"global": "the federated model", "pooled": "the pooled model"}.get(
         ref.model, f"the {ref.model} model of {ref.trained_on}"
     )
-    return rows, problems + missing, encoder
+    return Shift(rows, problems + missing, encoder, chosen)

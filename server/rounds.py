@@ -36,6 +36,7 @@ from fedshift.protocol.messages import (
 from fedshift.protocol.storage import keep_lines, write_atomic
 from fedshift.server import checkpoint, tracking
 from fedshift.server.exchange import exchange
+from fedshift.server.pairs import Choice
 from fedshift.server.progress import Progress
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.clock import Clock, Timing
@@ -82,7 +83,8 @@ class RunPlan:
 
     ``strategies`` are the arms, the one asked for first. ``identity`` is the config's fingerprint.
     Every ``validate_every`` rounds the models are scored on validation (0: never); ``evaluated``
-    lists which models enter the cross-site matrix. Of the checkpoints the newest
+    lists which models enter the cross-site matrix, ``shift_pairs`` which pairs of sites have their
+    images compared. Of the checkpoints the newest
     ``checkpoints_kept`` stay (None: all). A ``budget`` may end the run before ``rounds``. With a
     ``clock`` rounds take simulated time, in which sites may be slow or away.
     ``tracking`` names the sinks that are fed each round. ``after_round`` is called when a round's
@@ -99,6 +101,7 @@ class RunPlan:
     strategies: tuple[Strategy, ...]
     validate_every: int = 1
     evaluated: tuple[str, ...] = ("local", "personal", "global", "pooled")
+    shift_pairs: Choice = "auto"
     checkpoints_kept: int | None = None
     deadline_s: float | None = None
     budget: Budget | None = None

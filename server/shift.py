@@ -7,10 +7,12 @@ The order of calls: every site's summary -> :func:`questions` -> every site's an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from fedshift import derive_seed
 from fedshift.protocol import statistics as names
 from fedshift.protocol.frechet import frechet_distances, pool_moments
 from fedshift.protocol.words import some
+from fedshift.server.pairs import Pair
 
 Statistics = Mapping[str, Mapping[str, np.ndarray]]
 """Site name -> statistic's name -> array."""
@@ -45,13 +48,15 @@ class _Distance:
     between: Callable[..., np.ndarray]
 
 
-def questions(statistics: Statistics, seed: int) -> dict[str, dict[str, np.ndarray]]:
+def questions(
+    statistics: Statistics, seed: int, pairs: Sequence[Pair] | None = None
+) -> dict[str, dict[str, np.ndarray]]:
     """Form the second exchange's question to each site that sent a summary.
 
     Every site gets the kernel bandwidths; a site with at least two blocks also gets the
-    directions and thresholds of its domain classifiers: for each such other site in order of
-    name, the pair's linear discriminant, then ``DOMAIN_RELABELLINGS`` of relabelled blocks.
-    Empty when fewer than two sites sent a summary.
+    directions and thresholds of its domain classifiers: for each such other site of its ``pairs``
+    (None: of all) in order of name, the pair's linear discriminant, then ``DOMAIN_RELABELLINGS`` of
+    relabelled blocks. Empty when fewer than two sites sent a summary.
     """
     sent = {site: kept for site, kept in statistics.items() if names.FEATURE_MEAN in kept}
     if len(sent) < 2:
@@ -70,7 +75,7 @@ def questions(statistics: Statistics, seed: int) -> dict[str, dict[str, np.ndarr
     }
 
     lines: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for first, second in combinations(_divisible(statistics), 2):
+    for first, second in _pairs(_divisible(statistics), pairs):
         line = _discriminants(statistics[first], statistics[second], seed)
         # Pairs come in order of name, so each site's list is in the order of its other sites.
         lines.setdefault(first, []).append(line)
@@ -82,13 +87,14 @@ def questions(statistics: Statistics, seed: int) -> dict[str, dict[str, np.ndarr
 
 
 def pairwise(
-    statistics: Statistics, answers: Statistics, seed: int
+    statistics: Statistics, answers: Statistics, seed: int, pairs: Sequence[Pair] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rows of ``shift.csv`` and what is missing from them, in sentences.
 
-    A row is ``{site_a, site_b, metric, value}`` with ``site_a < site_b``, every pair once, sorted
-    by pair and then as :data:`METRICS`. A metric's rows are left out for a site that did not send
-    what it needs; the sentences name them. ``seed`` must be that of :func:`questions`.
+    A row is ``{site_a, site_b, metric, value}`` with ``site_a < site_b``, every one of the
+    ``pairs`` (None: all that there are) once, sorted by pair and then as :data:`METRICS`. A
+    metric's rows are left out for a site that did not send what it needs; the sentences name them.
+    ``seed`` and ``pairs`` must be those of :func:`questions`.
     """
     sites = sorted(statistics)
     sent = {site: {**statistics[site], **answers.get(site, {})} for site in sites}
@@ -98,15 +104,18 @@ def pairwise(
         if len(having) < 2:
             continue
         stacks = [np.stack([sent[site][name] for site in having]) for name in distance.needs]
-        for index, first in enumerate(having[:-1]):
+        place = {site: index for index, site in enumerate(having)}
+        for first, group in groupby(_pairs(having, pairs), key=itemgetter(0)):
+            others = [second for _, second in group]
+            at = [place[second] for second in others]
             found = distance.between(
-                *(stack[index] for stack in stacks), *(stack[index + 1 :] for stack in stacks)
+                *(stack[place[first]] for stack in stacks), *(stack[at] for stack in stacks)
             )
-            for second, value in zip(having[index + 1 :], found, strict=True):
+            for second, value in zip(others, found, strict=True):
                 values[first, second, distance.metric] = float(value)
 
     having = [site for site in sites if names.FOURIER_MEANS in sent[site]]
-    for first, second in combinations(having, 2):
+    for first, second in _pairs(having, pairs):
         discrepancy, p_value = _mmd(
             sent[first][names.FOURIER_MEANS], sent[second][names.FOURIER_MEANS], seed
         )
@@ -114,13 +123,15 @@ def pairwise(
         values[first, second, "mmd_p"] = p_value
 
     # Where a pair's columns lie follows from who was asked, whether or not all answered.
-    asked = _divisible(statistics)
     width = 1 + DOMAIN_RELABELLINGS
-    for (i, first), (j, second) in combinations(enumerate(asked), 2):
+    columns: Counter[str] = Counter()
+    for first, second in _pairs(_divisible(statistics), pairs):
+        i, j = columns[first], columns[second]
+        columns.update((first, second))
         if names.DOMAIN_COUNTS in sent[first] and names.DOMAIN_COUNTS in sent[second]:
             distances = _proxy_a(
-                sent[first][names.DOMAIN_COUNTS][:, (j - 1) * width : j * width],
-                sent[second][names.DOMAIN_COUNTS][:, i * width : (i + 1) * width],
+                sent[first][names.DOMAIN_COUNTS][:, i * width : (i + 1) * width],
+                sent[second][names.DOMAIN_COUNTS][:, j * width : (j + 1) * width],
                 sent[first][names.BLOCK_COUNTS][names.HELD_OUT_BLOCKS],
                 sent[second][names.BLOCK_COUNTS][names.HELD_OUT_BLOCKS],
                 seed,
@@ -135,6 +146,14 @@ def pairwise(
         )
     ]
     return rows, _missing(sent)
+
+
+def _pairs(sites: Sequence[str], pairs: Sequence[Pair] | None) -> Iterator[Pair]:
+    """The pairs of ``sites``, sorted; only those of ``pairs`` where these are given."""
+    if pairs is None:
+        return combinations(sites, 2)
+    among = set(sites)
+    return (pair for pair in sorted(pairs) if among.issuperset(pair))
 
 
 def _wasserstein(own: np.ndarray, others: np.ndarray) -> np.ndarray:

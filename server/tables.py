@@ -321,6 +321,7 @@ def rank_correlation(
     metric: str = "dice",
     seed: int = 0,
     skip: Collection[str] = (),
+    sampled: bool = False,
 ) -> list[RankCorrelation]:
     """Correlate each shift metric with what the local models lose, sorted by the metric's name.
 
@@ -331,8 +332,10 @@ def rank_correlation(
     way up to six sites and in ``PERMUTATIONS`` ways beyond, and the p-value is the share of
     namings, the true one among them, with an absolute rho at least as large. Renaming needs the
     shift of every pair, so sites whose shift to others is missing or not finite are left out, the
-    one with the most gaps first. ``skip`` names the rows' metrics that are no distances, such as
-    p-values. Raises ``ValueError`` for a ``metric`` of which neither more nor less is better.
+    one with the most gaps first. Where only ``sampled`` pairs have a shift, the sites are renamed
+    in the drops instead, which comes to the same, and sites whose drop at others is missing are
+    left out. ``skip`` names the rows' metrics that are no distances, such as p-values. Raises
+    ``ValueError`` for a ``metric`` of which neither more nor less is better.
     """
     sign = _sign(metric)
     drops = {
@@ -349,25 +352,39 @@ def rank_correlation(
 
     result = []
     for name, shift in sorted(shifts.items()):
-        sites, matrix = _complete(scored, shift)
+        if sampled:
+            values = _both_ways(shift)
+            seen = {site for pair in values for site in pair}
+            sites, matrix = _complete([site for site in scored if site in seen], drops)
+        else:
+            sites, matrix = _complete(scored, shift, mirrored=True)
+            values = drops
         index = {site: position for position, site in enumerate(sites)}
-        pairs = [(a, b) for a, b in drops if a in index and b in index]
+        pairs = [(a, b) for a, b in values if a in index and b in index]
         rho, p_value = math.nan, math.nan
         if pairs:
             at = np.array([[index[a], index[b]] for a, b in pairs])
             rng = np.random.default_rng(derive_seed(seed, "rank correlation", name, metric))
-            rho, p_value = _mantel(matrix, at, np.array([drops[pair] for pair in pairs]), rng)
+            rho, p_value = _mantel(matrix, at, np.array([values[pair] for pair in pairs]), rng)
         result.append(RankCorrelation(name, rho, p_value, len(pairs)))
     return result
 
 
+def _both_ways(shift: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """The finite values by ordered pair; one row may stand for both ways."""
+    known = {pair: value for pair, value in shift.items() if math.isfinite(value)}
+    return {(b, a): value for (a, b), value in known.items()} | known
+
+
 def _complete(
-    sites: list[str], shift: dict[tuple[str, str], float]
+    sites: list[str], values: Mapping[tuple[str, str], float], mirrored: bool = False
 ) -> tuple[list[str], np.ndarray]:
-    """The sites between all of which the shift is known, and its matrix (diagonal 0)."""
+    """The sites between all of which the value is known, and its matrix (diagonal 0); ``mirrored``
+    where one row stands for both ways."""
     matrix = np.zeros((len(sites), len(sites)))
     for (i, a), (j, b) in itertools.permutations(enumerate(sites), 2):
-        matrix[i, j] = shift.get((a, b), shift.get((b, a), math.nan))
+        other = values.get((b, a), math.nan) if mirrored else math.nan
+        matrix[i, j] = values.get((a, b), other)
     kept = np.arange(len(sites))
     while not np.isfinite(inside := matrix[np.ix_(kept, kept)]).all():
         gaps = ~np.isfinite(inside)
@@ -378,7 +395,8 @@ def _complete(
 def _mantel(
     matrix: np.ndarray, at: np.ndarray, drop: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Rho of ``matrix`` at the index pairs (n, 2) with ``drop`` (n,), and its p-value."""
+    """Rho of ``matrix`` at the index pairs (n, 2) with the values ``drop`` (n,) there, and its
+    p-value by renaming the sites of the matrix."""
     if np.ptp(drop) == 0 or np.ptp(matrix[at[:, 0], at[:, 1]]) == 0:
         return math.nan, math.nan
     sites = np.arange(len(matrix))

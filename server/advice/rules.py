@@ -62,13 +62,15 @@ STAKE = 0.01
 @dataclass(frozen=True)
 class Evidence:
     """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, the site cards by
-    name, which sites train nothing, and the last training loss of those that told one."""
+    name, which sites train nothing, the last training loss of those that told one, and whether
+    only the ``nearest`` pairs were compared."""
 
     shift: Sequence[Mapping[str, Any]]
     cross_site: Sequence[Mapping[str, Any]]
     cards: Mapping[str, Mapping[str, Any]]
     unseen: AbstractSet[str] = frozenset()
     loss: Mapping[str, float] = field(default_factory=dict)
+    nearest: bool = False
 
     @cached_property
     def training(self) -> list[str]:
@@ -264,8 +266,8 @@ def _appearance(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, floa
     question = "Do the images differ in appearance?"
     needed = ("mmd_p", "intensity_js", "spectrum_distance")
     pairs = _measured(evidence, sites, needed)
-    if not pairs:
-        return Finding(question, "No two sites could be compared.", measured=False), 0.0
+    if not pairs or evidence.nearest:
+        return Finding(question, _unmeasured(evidence), measured=False), 0.0
     differing = [
         pair
         for pair, of in pairs.items()
@@ -286,8 +288,8 @@ def _structure(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, float
     """Whether the ``sites``' labels differ in volume, and the share of pairs that do."""
     question = "Do the labelled structures differ?"
     pairs = _measured(evidence, sites, ("label_shift",))
-    if not pairs:
-        return Finding(question, "No two sites could be compared.", measured=False), 0.0
+    if not pairs or evidence.nearest:
+        return Finding(question, _unmeasured(evidence), measured=False), 0.0
     spread = _spread(evidence, sites)
     differing = [
         (first, second)
@@ -305,6 +307,15 @@ def _structure(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, float
         f"{count(len(pairs), 'pair')} of sites (by up to {largest:.0%} of the labelled volume)."
     )
     return Finding(question, said, "personalise" if share > PAIRS else None), share
+
+
+def _unmeasured(evidence: Evidence) -> str:
+    if evidence.nearest:
+        return (
+            "Only each site's nearest others were compared (shift.pairs=nearest), which do not "
+            "stand for all."
+        )
+    return "No two sites could be compared."
 
 
 def _measured(

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.tables import HIGHER_IS_BETTER
 from fedshift.protocol.words import count, some
 from fedshift.server.report.answer import UPPER_BOUND, Answer, answer
 from fedshift.server.report.figures import (
@@ -38,6 +39,9 @@ from fedshift.server.tables import overview
 MAX_EXAMPLES = 12
 FEW_PICTURES = 6
 MAX_MISSING = 20
+LISTED_SITES = 60
+"""Of more sites than this the page lists the best and the worst alone."""
+EXTREMES = 3
 
 
 def build(run: Path) -> Path:
@@ -138,8 +142,10 @@ def _notes(run: Run) -> str:
             sites_of.setdefault(note, []).append(name)
     said = [
         f"<li><b>{escape(_names(sites))}</b>: {escape(note)}</li>"
-        for note, sites in sites_of.items()
+        for note, sites in sorted(sites_of.items(), key=lambda item: -len(item[1]))[:MAX_MISSING]
     ]
+    if len(sites_of) > MAX_MISSING:
+        said.append(f"<li>{len(sites_of) - MAX_MISSING} more notes stand below, by site.</li>")
     events = sum(len(problem.rounds) for problem in run.problems)
     if events:
         said.append(
@@ -179,8 +185,14 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
         "structure", ["mean of all" if name is None else name for name in structures]
     )
     if many:
+        rows = "One row a site, as there are many"
+        if len(run.vendors) > LISTED_SITES:
+            rows = (
+                f"The {EXTREMES} best and the {EXTREMES} worst of {len(run.vendors)} sites by the "
+                "federated model (of volumes the lowest and the highest)"
+            )
         lead = (
-            "One row a site, as there are many: what each kind of model reaches there. "
+            f"{rows}: what each kind of model reaches there. "
             "The whole matrix is in <code>cross_site.csv</code> and in the picture below."
         )
         name = "cross_site_dice.png"
@@ -409,9 +421,11 @@ def _site_table(run: Run, matrix: Matrix) -> str:
             kinds[run.label(model)] = matrix.mean[row]
     columns = np.stack(list(kinds.values()), axis=1)
     colors = shade(columns, matrix.metric)
+    shown, left_out = _shown_sites(run, matrix)
     head = "".join(f'<th scope="col" class="site">{escape(kind)}</th>' for kind in kinds)
     lines = []
-    for row, site in enumerate(matrix.sites):
+    for row in shown:
+        site = matrix.sites[row]
         cells = "".join(
             f"<td {shaded(color)}>{format_value(matrix.metric, value)}</td>"
             for value, color in zip(columns[row], colors[row], strict=True)
@@ -421,11 +435,41 @@ def _site_table(run: Run, matrix: Matrix) -> str:
             f'<tr><th scope="row">{escape(site)}{_about(run, site)}</th>{cells}'
             f"<td>{failed}</td></tr>"
         )
+    if left_out:
+        # The rest between the two ends, which says more than any choice of it.
+        middle = "".join(f"<td>{format_value(matrix.metric, v)}</td>" for v in _medians(columns))
+        failed = f"{matrix.failed.sum()} of {matrix.masks.sum()}"
+        said = f"{left_out} sites between; median of all {len(matrix.sites)}"
+        lines.insert(
+            EXTREMES, f'<tr><th scope="row">{said}</th>{middle}<td>{failed}, all sites</td></tr>'
+        )
     return (
         f'<table class="heat"><thead><tr><th scope="col" class="text">site</th>{head}'
         '<th scope="col">failed masks,<br>all models</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
+
+
+def _shown_sites(run: Run, matrix: Matrix) -> tuple[list[int], int]:
+    """The places of the sites that have a row, and how many have none: of very many sites only
+    those at the two ends by the federated model (without one, by the mean over models)."""
+    places = list(range(len(matrix.sites)))
+    if len(places) <= LISTED_SITES:
+        return places, 0
+    shared = [index for index, model in enumerate(matrix.models) if model == ("global", POOLED)]
+    value = _column_mean(matrix.mean[shared] if shared else matrix.mean)
+    known = sorted((p for p in places if not np.isnan(value[p])), key=lambda p: value[p])
+    if matrix.metric in HIGHER_IS_BETTER:
+        known.reverse()
+    ends = [*known[:EXTREMES], *known[EXTREMES:][-EXTREMES:]]
+    return ends, len(places) - len(ends)
+
+
+def _medians(columns: np.ndarray) -> list[float]:
+    return [
+        float(np.median(known)) if (known := column[~np.isnan(column)]).size else np.nan
+        for column in columns.T
+    ]
 
 
 def _dash(value: float, decimals: int) -> str:
@@ -477,11 +521,17 @@ def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
     if not run.shift:
         return section(title, "<p>No shift between sites was measured.</p>")
     advice = f"<p>{escape(run.advice)}</p>" if run.advice else ""
+    told = f'<p class="lead">{escape(run.shift_told)}</p>' if run.shift_told else ""
     if not run.correlations:
+        takes = (
+            "pairs that stand for all, as shift.pairs=sampled draws them"
+            if run.shift_pairs == "nearest"
+            else "local models scored at home and at other sites"
+        )
         return section(
             title,
-            "<p>Shift was measured but cannot be set against a drop in Dice: that takes local "
-            f"models scored at home and at other sites.</p>{advice}{_pair_table(run)}",
+            "<p>Shift was measured but cannot be set against a drop in Dice: that takes "
+            f"{takes}.</p>{told}{advice}{_pair_table(run)}",
         )
     body = "".join(
         f'<tr><th scope="row">{escape(shift_label(found.metric))}</th>'
@@ -507,8 +557,9 @@ def _shift(run: Run, figures: Mapping[str, bytes]) -> str:
         )
     return section(
         title,
-        f'{picture}<div class="scroll"><table><thead><tr><th scope="col" class="text">shift metric'
-        '</th><th scope="col">Spearman ρ</th><th scope="col">p</th><th scope="col">pairs</th></tr>'
+        f'{told}{picture}<div class="scroll"><table><thead><tr><th scope="col" class="text">'
+        'shift metric</th><th scope="col">Spearman ρ</th><th scope="col">p</th>'
+        '<th scope="col">pairs</th></tr>'
         f"</thead><tbody>{body}</tbody></table></div>{advice}{caution}"
         '<p class="lead">ρ is positive where more shift goes with more loss. p is by permuting '
         "the sites' names, since pairs that share a site are not independent.</p>"
@@ -634,14 +685,16 @@ def _sites(run: Run) -> str:
             f'<td class="name">{escape(spacing)}</td>'
             f'<td class="text"><small>{notes}</small></td></tr>'
         )
-    return section(
-        "Sites",
+    table = (
         '<div class="scroll"><table><thead><tr><th scope="col" class="text">site</th>'
         '<th scope="col" class="text">vendor</th><th scope="col">train</th>'
         '<th scope="col">validation</th><th scope="col">test</th>'
         '<th scope="col">spacing (mm)</th><th scope="col" class="text">notes</th></tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>",
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+    if len(lines) > LISTED_SITES:
+        table = f"<details><summary>All {len(lines)} sites</summary>{table}</details>"
+    return section("Sites", table)
 
 
 def _range(values: Sequence[float]) -> str:
@@ -670,13 +723,15 @@ def _problems(run: Run) -> str:
             f'<td class="text">{escape(problem.kind)}</td>'
             f'<td>{len(problem.rounds)}</td><td class="text">{_ranges(problem.rounds)}</td>'
             f'<td class="text">{escape(problem.reason)}</td></tr>'
-            for problem in run.problems
+            for problem in run.problems[:LISTED_SITES]
         )
+        left_out = len(run.problems) - LISTED_SITES
+        more = f"<p>And {left_out} more, in <code>rounds.jsonl</code>.</p>"
         body = (
             '<div class="scroll"><table><thead><tr><th scope="col" class="text">site</th>'
             '<th scope="col" class="text">what</th><th scope="col">times</th>'
             '<th scope="col" class="text">rounds</th><th scope="col" class="text">reason</th>'
-            f"</tr></thead><tbody>{lines}</tbody></table></div>"
+            f"</tr></thead><tbody>{lines}</tbody></table></div>{more if left_out > 0 else ''}"
         )
     if run.missing:
         items = "".join(f"<li>{escape(note)}</li>" for note in run.missing[:MAX_MISSING])

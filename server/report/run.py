@@ -137,7 +137,8 @@ class Picture(NamedTuple):
 class Run:
     """The contents of a run folder; a part that the folder does not hold is empty. ``cards``
     holds the site cards by name, ``notes`` a sentence for everything missing from the evaluation,
-    and ``encoder`` says in whose features shift was measured."""
+    and ``encoder`` says in whose features shift was measured; ``shift_pairs`` how the pairs of
+    sites were chosen (``all``, ``sampled`` or ``nearest``), and ``shift_told`` tells it."""
 
     folder: Path
     config_text: str
@@ -148,6 +149,8 @@ class Run:
     shift: list[dict[str, Any]]
     notes: tuple[str, ...]
     encoder: str
+    shift_pairs: str = "all"
+    shift_told: str = ""
 
     @property
     def in_turn(self) -> Literal["", "site", "vendor", "labels"]:
@@ -229,7 +232,14 @@ class Run:
             for site, metrics in line["sites"].items()
             if metrics.get("loss") is not None
         }
-        return Evidence(self.shift, self.cross_site, self.cards, self.unseen, loss)
+        return Evidence(
+            self.shift,
+            self.cross_site,
+            self.cards,
+            self.unseen,
+            loss,
+            nearest=self.shift_pairs == "nearest",
+        )
 
     @cached_property
     def advice(self) -> str:
@@ -450,10 +460,11 @@ class Run:
     @cached_property
     def correlations(self) -> list[RankCorrelation]:
         """Each shift distance against the drop in Dice, where a pair of sites has both; the
-        strongest first."""
-        if "dice" not in self.metrics:
+        strongest first. None of the nearest pairs alone, which do not stand for all."""
+        if "dice" not in self.metrics or self.shift_pairs == "nearest":
             return []
-        found = rank_correlation(self.shift, self.cross_site, skip=NO_DISTANCES)
+        sampled = self.shift_pairs == "sampled"
+        found = rank_correlation(self.shift, self.cross_site, skip=NO_DISTANCES, sampled=sampled)
         return sorted(
             (item for item in found if item.n_pairs),
             key=lambda item: (-abs(np.nan_to_num(item.rho)), item.metric),
@@ -552,6 +563,8 @@ def read_run(folder: Path) -> Run:
         shift=read_shift(shift_path) if shift_path.is_file() else [],
         notes=tuple(evaluation.get("problems", ())),
         encoder=evaluation.get("encoder", ""),
+        shift_pairs=evaluation.get("shift_pairs", {}).get("how", "all"),
+        shift_told=evaluation.get("shift_pairs", {}).get("told", ""),
     )
 
 
