@@ -199,10 +199,8 @@ def test_a_bids_mask_that_names_no_sequence_is_a_printed_guess_and_runs_are_kept
         ["run-2", "run-2"],
     ]
     (guessed,) = adopter.found.guesses.values()
-    assert [Path(name).name for name in guessed] == [
-        "sub-1_run-1_dseg.nii.gz",
-        "sub-1_run-2_dseg.nii.gz",
-    ]
+    # Run 2 has one image that its mask can be of; run 1 has two.
+    assert [Path(name).name for name in guessed] == ["sub-1_run-1_dseg.nii.gz"]
     rows = adopter(sequence="T2w", site="x", label="seg-manual")
     assert rows[0]["label_path"].endswith("sub-1_T2w_seg-manual.nii.gz")
 
@@ -222,6 +220,9 @@ def test_a_bids_mask_goes_to_the_image_that_it_names_and_no_other(adopter: Adopt
         "sub-1/sub-1_T1w_seg.nii.gz",
         "sub-1/sub-1_T2w_seg.nii.gz",
     ]
+    (where / "sub-1_acq-fat_T2w_seg.nii.gz").unlink()
+    (row,) = adopter(sequence="acq-fat_T2w", site="x")
+    assert row["label_path"] == ""  # the mask of the plain T2w is not its own
 
 
 def nnunet(root: Path, said: Mapping[str, Any]) -> None:

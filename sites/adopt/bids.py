@@ -23,6 +23,9 @@ MASKS = ("dseg", "mask", "seg", "lesion", "label")
 OF_MASKS = ("desc", "label", "space", "res", "den", "seg", "lesion", "atlas")
 """Entities that a mask has of its own: they tell masks apart, not images."""
 
+OWN_SPACES = ("orig", "scanner", "native", "individual")
+"""``space-`` of a mask that lies on its image's own grid; without the entity it does, too."""
+
 SITES = ("site", "site_id", "center", "centre", "institution", "hospital")
 
 
@@ -97,15 +100,15 @@ def adopt(tree: Tree, options: Options) -> Adopted:
     else:
         counts = {name: str(n) for name, n in sequences.most_common()}
         chosen = choose("--sequence", "sequences", counts, given)
-    for file, name in images:
-        if name.sequence not in chosen:
-            found.left_out["images of other sequences"].append(str(file))
-    images = [(file, name) for file, name in images if name.sequence in chosen]
-    labels = _labels(tree, images, masks, several=len(sequences) > 1, found=found, options=options)
+    taken = [(file, name) for file, name in images if name.sequence in chosen]
+    labels = _labels(tree, images, {file for file, _ in taken}, masks, found, options)
+    found.left_out["images of other sequences"] += [
+        str(file) for file, name in images if name.sequence not in chosen
+    ]
     people = _participants(tree)
     sidecars = _sidecars(tree, "")
     tables = _sidecars(tree, ".tsv")
-    for file, name in images:
+    for file, name in taken:
         side = _inherited(tree.root, sidecars, file, name, found)
         person = people.get(f"sub-{name.entities.get('sub', '')}", {})
         mask = labels.get(file)
@@ -145,13 +148,16 @@ def adopt(tree: Tree, options: Options) -> Adopted:
 def _labels(
     tree: Tree,
     images: list[tuple[Path, Name]],
+    taken: set[Path],
     masks: list[tuple[Path, Name]],
-    *,
-    several: bool,
     found: Adopted,
     options: Options,
 ) -> dict[Path, Path]:
-    """Image -> its mask. ``several`` sequences make a mask that names none a guess."""
+    """Image -> its mask, for the images that are ``taken``.
+
+    All images are looked at: a mask of another one must not fall to one that is taken. A mask that
+    names no sequence, where there are several, is a guess.
+    """
     fitting: dict[Path, list[tuple[Path, Name]]] = defaultdict(list)
     by_scan: dict[tuple[str, str], list[tuple[Path, Name]]] = defaultdict(list)
     for file, name in images:
@@ -166,27 +172,24 @@ def _labels(
             for file, image in by_scan[name.entities["sub"], name.entities.get("ses", "")]
             if all(image.entities.get(k) == v for k, v in own.items())
             and (not words or words[-1] == image.suffix)
-            and space in ("orig", "scanner", "native", "individual", image.suffix)
+            and (space in OWN_SPACES or space == image.suffix)
         ]
         sources = _sources(tree, mask)
         if sources:
             of = [(file, image) for file, image in of if file.name in sources]
+        elif not words and space in OWN_SPACES and len({i.sequence for _, i in of}) > 1:
+            of = [(file, image) for file, image in of if file in taken]
+            unsaid.append(mask)
         # A mask that fits several images belongs to those that have no entity beside its own.
-        exact = [(f, i) for f, i in of if set(i.entities) <= set(own)]
-        of = exact or of
-        if not of:
-            reason = (
-                "masks in another space than their image's"
-                if space not in ("orig", "scanner", "native", "individual")
-                else "masks of images that were not taken"
-            )
-            found.left_out[reason].append(str(mask))
-        elif len(of) > 1:
+        of = [(f, i) for f, i in of if set(i.entities) <= set(own)] or of
+        if len(of) > 1:
             found.left_out["masks that fit several images alike"].append(str(mask))
-        else:
+        elif of and of[0][0] in taken:
             fitting[of[0][0]].append((mask, name))
-            if several and not words and not sources and space != of[0][1].suffix:
-                unsaid.append((mask, of[0][0]))
+        elif of or space in OWN_SPACES:
+            found.left_out["masks of images that were not taken"].append(str(mask))
+        else:
+            found.left_out["masks in another space than their image's"].append(str(mask))
     counts = Counter(_said(mask, name) for fits in fitting.values() for mask, name in fits)
     crowded = any(len(fits) > 1 for fits in fitting.values())
     chosen = set(counts)
@@ -207,7 +210,7 @@ def _labels(
             if mask not in left:
                 found.left_out["masks of another kind"].append(str(mask))
     found.guesses["masks that do not name the sequence they were drawn on; taken for this one"] += [
-        str(mask) for mask, file in unsaid if labels.get(file) == mask
+        str(mask) for mask in unsaid if mask in labels.values()
     ]
     return labels
 
