@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from fedshift.client.losses import dice_ce
 from fedshift.client.networks.lv_unet import LVUNet
+from fedshift.sites.types import IGNORED
 
 BAND = 2
 """Pixels of the network grid that a band is wide."""
@@ -55,16 +56,21 @@ class Episode:
     temperature: float
 
     def meta_test(
-        self, net: nn.Module, images: torch.Tensor, moved: torch.Tensor, labels: torch.Tensor
+        self,
+        net: nn.Module,
+        images: torch.Tensor,
+        moved: torch.Tensor,
+        labels: torch.Tensor,
+        annotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The meta-test's loss, a scalar, of the weights now in ``net``, an LV-Unet.
 
         ``images`` and ``moved`` are x and t (B, 1, H, W), ``labels`` (2 B, H, W) those of x, then
-        of t.
+        of t; ``annotated`` (B, C) is :func:`~fedshift.client.losses.dice_ce`'s.
         """
         assert isinstance(net, LVUNet)
         decoded = net.decode(moved)
-        loss = dice_ce(net.head(decoded[-1]), labels[len(images) :])
+        loss = dice_ce(net.head(decoded[-1]), labels[len(images) :], annotated)
         if self.boundary > 0:
             features = torch.cat([_fused(net.decode(images)), _fused(decoded)])
             classes = net.head.out_channels
@@ -76,18 +82,20 @@ def boundary_loss(
     features: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float
 ) -> torch.Tensor:
     """L_boundary of ``features`` (N, D, H, W) with ``labels`` (N, H, W), indices below ``classes``;
-    0 where no structure is shown by two images."""
+    0 where no structure is shown by two images. Pixels to be ignored lie on neither side of a
+    boundary; a structure that an image does not annotate shows none there."""
     # Differences of unit vectors' products are too fine for half precision.
     with torch.autocast(features.device.type, enabled=False):
         found = features.float()
-        terms = [_contrast(found, labels == s, temperature) for s in range(1, classes)]
+        counts = labels != IGNORED
+        terms = [_contrast(found, labels == s, counts, temperature) for s in range(1, classes)]
         return torch.stack(terms).sum()
 
 
-def bands(shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pixels of a structure ``shown`` (N, H, W) within :data:`BAND` of its boundary, and those
-    around it as near; the image's edge is no boundary."""
-    return shown & _dilated(~shown), _dilated(shown) & ~shown
+def bands(shown: torch.Tensor, around: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pixels of a structure ``shown`` (N, H, W) within :data:`BAND` of what is ``around`` it,
+    (N, H, W), and those of the latter as near; the image's edge is no boundary."""
+    return shown & _dilated(around), _dilated(shown) & around
 
 
 def _dilated(mask: torch.Tensor) -> torch.Tensor:
@@ -95,8 +103,10 @@ def _dilated(mask: torch.Tensor) -> torch.Tensor:
     return grown.squeeze(1) > 0
 
 
-def _contrast(features: torch.Tensor, shown: torch.Tensor, temperature: float) -> torch.Tensor:
-    inside, outside = bands(shown)
+def _contrast(
+    features: torch.Tensor, shown: torch.Tensor, counts: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    inside, outside = bands(shown, ~shown & counts)
     both = torch.cat([_mean(features, inside), _mean(features, outside)])
     count = len(shown)
     known = (inside.any(dim=(1, 2)) & outside.any(dim=(1, 2))).repeat(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedshift.client.model import shared_model
 from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import short
-from fedshift.sites.types import Case, SiteData
+from fedshift.sites.types import IGNORED, Case, SiteData
 
 COLORS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 """A colour a structure, from Okabe and Ito's palette, all bright on a grey image."""
@@ -78,7 +78,7 @@ def draw_examples(
     slices = _representative(case.reference, case.labelled)
     images = _native_images(case, slices)
     # Around the truth alone: a model that finds the structure everywhere must not shrink it.
-    rows, columns = _window(case.reference[slices])
+    rows, columns = _window(_shown(case.reference[slices]))
     height, width = rows.stop - rows.start, columns.stop - columns.start
     _, row_mm, column_mm = case.native_spacing_mm
     aspect = row_mm / column_mm
@@ -95,11 +95,12 @@ def draw_examples(
         grid = figure.subplots(len(slices), panels, squeeze=False)
         for line, index, image in zip(grid, slices, images, strict=True):
             truth = case.reference[index]
+            told = case.annotates or range(1, len(structures) + 1)
             titles = [f"slice {index + 1}", "truth"]
             labels: list[np.ndarray | None] = [None, truth]
             for name, prediction in predictions.items():
-                found = prediction[index]
-                titles.append(f"{name}\n{_dice_words(truth, found, len(structures))}")
+                found = np.where(truth == IGNORED, 0, prediction[index])
+                titles.append(f"{name}\n{_dice_words(truth, found, told)}")
                 labels.append(found)
             for axes, title, drawn in zip(line, titles, labels, strict=True):
                 axes.imshow(image[rows, columns], cmap="gray", vmin=0, vmax=1, aspect=aspect)
@@ -149,7 +150,7 @@ def _native_images(case: Case, slices: Sequence[int]) -> np.ndarray:
 
 def _representative(reference: np.ndarray, labelled: np.ndarray) -> list[int]:
     """Up to three labelled slices: the ones with the most labelled pixels, no two neighbours."""
-    area = np.where(labelled, (reference > 0).sum(axis=(1, 2)), -1)
+    area = np.where(labelled, _shown(reference).sum(axis=(1, 2)), -1)
     chosen: list[int] = []
     for index in np.argsort(-area, kind="stable").tolist():
         if len(chosen) == MAX_SLICES or area[index] < 0 or (chosen and area[index] == 0):
@@ -179,7 +180,13 @@ def _outer_first(masks: Sequence[np.ndarray]) -> list[int]:
     return sorted(drawn, key=lambda index: -int(binary_fill_holes(masks[index]).sum()))
 
 
-def _dice_words(truth: np.ndarray, label: np.ndarray, structures: int) -> str:
-    """``Dice 0.91, 0.80``: each structure's in one slice; one that is absent from both scores 1."""
-    values = [dice(truth == number, label == number) for number in range(1, structures + 1)]
+def _shown(reference: np.ndarray) -> np.ndarray:
+    """Where a structure is, as a mask."""
+    return (reference != 0) & (reference != IGNORED)
+
+
+def _dice_words(truth: np.ndarray, label: np.ndarray, classes: Iterable[int]) -> str:
+    """``Dice 0.91, 0.80``: that of each annotated structure in one slice; one that is absent from
+    both scores 1."""
+    values = [dice(truth == number, label == number) for number in classes]
     return "Dice " + ", ".join(f"{value:.2f}" for value in values)

@@ -233,11 +233,25 @@ def _class_volumes(site: SiteData, min_count: int) -> np.ndarray | None:
     labelled = [case for case in split if case.label is not None and case.labelled.any()]
     if sum(int(case.labelled.sum()) for case in labelled) < max(min_count, 1):
         return None
-    volumes = np.zeros(len(site.structures) + 1)
+    classes = len(site.structures) + 1
+    volumes, told = np.zeros(classes), np.zeros(classes, np.int64)
+    seen, complete = np.zeros(classes), True
     for case in labelled:
         assert case.label is not None
-        pixels = np.bincount(case.label[case.labelled].ravel(), minlength=len(volumes))
-        volumes += pixels * (float(np.prod(case.spacing_mm)) / 1000.0)
+        pixels = np.bincount(case.label[case.labelled].ravel(), minlength=classes)[:classes]
+        millilitres = pixels * (float(np.prod(case.spacing_mm)) / 1000.0)
+        volumes += millilitres
+        complete = complete and case.annotates is None
+        annotated = [0, *(case.annotates or range(1, classes))]
+        seen[annotated] += millilitres.sum()
+        told[annotated] += int(case.labelled.sum())
+    if complete:
+        return volumes
+    # Each structure's share of what annotates it, of the volume of all labelled slices.
+    whole = volumes.sum()
+    known = told >= max(min_count, 1)
+    volumes = np.where(known, volumes / np.where(seen > 0, seen, 1.0) * whole, np.nan)
+    volumes[0] = max(whole - np.nansum(volumes[1:]), 0.0)
     return volumes
 
 

@@ -25,27 +25,38 @@ Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Te
 generator to images and labels of those shapes."""
 
 
-class LabelledSlices:
-    """The labelled slices of ``cases``, read batch by batch from their (memory-mapped) arrays."""
+LabelledBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Images (B, 1, H, W) float32, labels (B, H, W) uint8, and of which classes each slice's label
+tells (B, C) bool, as :func:`fedshift.client.losses.dice_ce` takes it."""
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+
+class LabelledSlices:
+    """The labelled slices of ``cases``, read batch by batch from their (memory-mapped) arrays; the
+    labels name ``classes``, the background among them."""
+
+    def __init__(self, cases: Sequence[Case], classes: int) -> None:
         self._slices: list[tuple[np.ndarray, np.ndarray]] = []
+        told = []
         for case in cases:
             if case.label is not None:
                 # A plain view of a memory map: indexing np.memmap itself costs several times more.
                 image, label = np.asarray(case.image), np.asarray(case.label)
-                self._slices += [(image[s], label[s]) for s in np.flatnonzero(case.labelled)]
+                chosen = np.flatnonzero(case.labelled)
+                self._slices += [(image[s], label[s]) for s in chosen]
+                told += [annotated_row(case, classes)] * len(chosen)
+        complete = all(case.annotates is None and not case.ignores for case in cases)
+        self._annotated = (
+            None if complete else torch.from_numpy(np.array(told).reshape(-1, classes))
+        )
 
     def __len__(self) -> int:
         return len(self._slices)
 
     def batches(
         self, size: int, steps: int, seed: int, device: torch.device
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield ``steps`` batches: images (B, 1, H, W) float32, labels (B, H, W) uint8.
-
-        With fewer slices than ``size``, B is the number of slices.
-        """
+    ) -> Iterator[LabelledBatch]:
+        """Yield ``steps`` batches on ``device``. With fewer slices than ``size``, B is the number
+        of slices."""
         height, width = self._slices[0][0].shape
         for chosen in permuted(len(self), size, steps, seed):
             count = len(chosen)
@@ -57,7 +68,19 @@ class LabelledSlices:
             image_rows, label_rows = images.numpy(), labels.numpy()
             for row, index in enumerate(chosen):
                 image_rows[row, 0], label_rows[row] = self._slices[index]
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            annotated = None if self._annotated is None else self._annotated[chosen].to(device)
+            yield (
+                images.to(device, non_blocking=True),
+                labels.to(device, non_blocking=True),
+                annotated,
+            )
+
+
+def annotated_row(case: Case, classes: int) -> np.ndarray:
+    """Of which of ``classes`` the label of ``case`` tells, (classes,) bool; always the first."""
+    row = np.full(classes, case.annotates is None)
+    row[[0, *(case.annotates or ())]] = True
+    return row
 
 
 def permuted(total: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
@@ -108,12 +131,12 @@ def train_segmentation(
     generator = torch.Generator().manual_seed(derive_seed(budget.seed, "augmentation"))
 
     def leave_gradients(
-        images: torch.Tensor, labels: torch.Tensor
+        images: torch.Tensor, labels: torch.Tensor, annotated: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Leave the objective's gradients in the parameters; return the loss and the penalty."""
         with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
             logits = net(images)
-        loss = objective = dice_ce(logits, labels)
+        loss = objective = dice_ce(logits, labels, annotated)
         penalties = []
         if budget.penalty is not None:
             penalties.append(budget.penalty(nets))
@@ -127,13 +150,17 @@ def train_segmentation(
         return loss.detach(), sum(penalty.detach() for penalty in penalties)
 
     def add_meta_test(
-        episode: Episode, images: torch.Tensor, moved: torch.Tensor, labels: torch.Tensor
+        episode: Episode,
+        images: torch.Tensor,
+        moved: torch.Tensor,
+        labels: torch.Tensor,
+        annotated: torch.Tensor | None,
     ) -> None:
         """Add the gradients of the episode's meta-test to those of its meta-training."""
         loss_scale = scaler.scale(torch.ones((), device=device))
         with displaced(net, lambda norm: -episode.inner_lr / loss_scale):
             with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
-                objective = episode.meta_test(net, images, moved, labels)
+                objective = episode.meta_test(net, images, moved, labels, annotated)
             scaler.scale(objective).backward()
 
     episode = budget.episode
@@ -141,7 +168,7 @@ def train_segmentation(
     loss_sum, penalty_sum, nonfinite = torch.zeros(3, device=device).unbind()
     seed = derive_seed(budget.seed, "batches")
     appearance = budget.appearance or (lambda images: images)
-    for original, mask in slices.batches(batch, budget.steps, seed, device):
+    for original, mask, annotated in slices.batches(batch, budget.steps, seed, device):
         images, labels = appearance(original), mask
         if episode is not None:
             images = torch.cat([images, episode.elsewhere(original)])
@@ -150,14 +177,14 @@ def train_segmentation(
         if on_gpu:
             images = images.contiguous(memory_format=torch.channels_last)
         count = len(original)
-        loss, penalty = leave_gradients(images[:count], labels[:count])
+        loss, penalty = leave_gradients(images[:count], labels[:count], annotated)
         loss_sum += loss
         penalty_sum += penalty
         if budget.sharpness:
             with uphill(net, budget.sharpness):
-                leave_gradients(images[:count], labels[:count])
+                leave_gradients(images[:count], labels[:count], annotated)
         if episode is not None:
-            add_meta_test(episode, images[:count], images[count:], labels)
+            add_meta_test(episode, images[:count], images[count:], labels, annotated)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         nonfinite += ~norm.isfinite()
         scaler.step(optimizer)

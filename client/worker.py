@@ -45,7 +45,7 @@ from fedshift.protocol.messages import (
     unpack_bank,
 )
 from fedshift.protocol.tables import METRICS as CASE_METRICS
-from fedshift.sites.types import Case, SiteData, Split
+from fedshift.sites.types import IGNORED, Case, SiteData, Split
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ class SiteWorker:
             "participation": model.method.participation.value,
             "stages": model.method.stages,
             "segmenting": model.method.segmenting,
+            "complete_labels": model.method.complete_labels,
         }
         return Purpose.INITIAL, answer(
             self.name, arrays=pack_arrays(model.read()), details=described
@@ -222,12 +223,13 @@ class SiteWorker:
         return Scene(self.name, self.device, seed, _bank(content), stage)
 
     def _grid_dice(self, model: Model, case: Case, scene: Scene) -> float:
-        """Mean Dice over the structures of ``case`` on the network's grid: quick, for curves."""
+        """Mean Dice over the structures that ``case`` annotates, on the network's grid: quick, for
+        curves."""
         assert case.label is not None
         label = case.label[case.labelled]
         probabilities = model.predict(case.image[case.labelled], scene)
-        predicted = probabilities.argmax(axis=1)
-        classes = range(1, model.task.classes)
+        predicted = np.where(label == IGNORED, 0, probabilities.argmax(axis=1))
+        classes = case.annotates or range(1, model.task.classes)
         return float(np.mean([dice(label == index, predicted == index) for index in classes]))
 
     def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
@@ -254,17 +256,18 @@ class SiteWorker:
         return Purpose.CASES, answer(self.name, metrics=metrics, details={"rows": keys})
 
     def _score_case(self, model: Model, case: Case, scene: Scene) -> list[dict[str, Any]]:
-        """Rows of the structures that both the model and this site's labels know, by name."""
+        """Rows of the structures that both the model and the label of ``case`` know, by name;
+        pixels to be ignored count as background in both masks."""
         assert case.reference is not None
         known = model.task.structures
-        common = [name for name in self.data.structures if name in known]
-        if not common:
+        shared = [name for name in self.data.structures if name in known]
+        if not shared:
             raise UserError(
                 f"the labels name {', '.join(self.data.structures)} and the model "
                 f"{', '.join(known)}: none in common; name them alike with data.labels"
             )
         classes = np.zeros(256, np.uint8)
-        for name in common:
+        for name in shared:
             classes[self.data.structures.index(name) + 1] = known.index(name) + 1
         # Between labelled slices others may lie: they stay, empty, so that distances are right.
         labelled = np.flatnonzero(case.labelled)
@@ -274,6 +277,13 @@ class SiteWorker:
         reference = np.where(inside[:, None, None], classes[case.reference[span]], 0)
         predicted = np.zeros_like(reference)
         predicted[inside] = case.to_native(probabilities)
+        predicted[case.reference[span] == IGNORED] = 0
+        told = case.annotates
+        common = {
+            name
+            for index, name in enumerate(self.data.structures, start=1)
+            if name in shared and (told is None or index in told)
+        }
         rows = score_case(
             reference,
             predicted,
@@ -340,15 +350,22 @@ def describe(data: SiteData) -> SiteCard:
     """The card of a site: counts and names."""
     cases = [case for split in data.splits.values() for case in split]
     shown: set[int] = set()
+    teaches = dict.fromkeys(data.structures, 0)
+    complete = True
     for case in data.splits["train"]:
         if case.label is not None:
             shown.update(np.flatnonzero(np.bincount(case.label.ravel())).tolist())
+            complete = complete and case.annotates is None and not case.ignores
+            for index in case.annotates or range(1, len(data.structures) + 1):
+                teaches[data.structures[index - 1]] += int(case.labelled.sum())
     return SiteCard(
         name=data.name,
         role=data.role,
         vendors=tuple(sorted({case.domain.vendor for case in cases})),
         structures=data.structures,
-        labelled=tuple(data.structures[index - 1] for index in sorted(shown - {0})),
+        labelled=tuple(data.structures[index - 1] for index in sorted(shown - {0, IGNORED})),
+        teaches=teaches,
+        complete=complete,
         splits={split: data.counts(split) for split in data.splits},
         spacing_mm=tuple(sorted({case.native_spacing_mm for case in cases})),
         size=data.size,

@@ -13,7 +13,9 @@ class SiteCard:
 
     ``role`` is ``train`` or ``unseen``. ``splits`` maps ``train``, ``val``, ``test`` to counts of
     subjects, cases, slices and labelled slices; ``labelled`` are the structures that some training
-    slice shows. ``spacing_mm`` lists the image grids' distinct (slice, row, column) spacings.
+    slice shows. ``teaches`` maps each structure to the number of labelled training slices whose
+    label tells of it, and ``complete`` says whether all of them tell of every structure and pixel.
+    ``spacing_mm`` lists the image grids' distinct (slice, row, column) spacings.
     """
 
     name: str
@@ -21,6 +23,8 @@ class SiteCard:
     vendors: tuple[str, ...]
     structures: tuple[str, ...]
     labelled: tuple[str, ...]
+    teaches: Mapping[str, int]
+    complete: bool
     splits: Mapping[str, Mapping[str, int]]
     spacing_mm: tuple[tuple[float, float, float], ...]
     size: tuple[int, int]
@@ -39,6 +43,8 @@ class SiteCard:
             vendors=tuple(fields["vendors"]),
             structures=tuple(fields["structures"]),
             labelled=tuple(fields["labelled"]),
+            teaches=fields["teaches"],
+            complete=fields["complete"],
             splits=fields["splits"],
             spacing_mm=tuple(tuple(spacing) for spacing in fields["spacing_mm"]),
             size=tuple(fields["size"]),

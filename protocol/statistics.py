@@ -62,7 +62,9 @@ NORM_VARIANCE = "norm_variance"
 """(channels,) variance at the inputs of the normalisation layers."""
 
 CLASS_VOLUMES = "class_volumes_ml"
-"""(classes,) mL of the background and of each structure over the labelled slices."""
+"""(classes,) mL of the background and of each structure over the labelled slices. nan for a
+structure that too few slices annotate; where a structure is annotated in some only, its share of
+these stands for all, and what no structure takes is the background's."""
 
 # The question and its answer.
 

@@ -44,7 +44,8 @@ class NoModel(Exception):
 class ModelRef:
     """A finished model: its kind, what it was trained on, and how to get its tensors.
 
-    ``load`` raises :class:`NoModel` when it cannot be had. ``bank`` is what sites published to it,
+    ``load`` raises :class:`NoModel` when it cannot be had. ``structures`` are those it was taught,
+    None for all: it is not scored on others. ``bank`` is what sites published to it,
     and ``stage`` the method's stage that predicts with it, empty for the finished method.
     """
 
@@ -53,6 +54,7 @@ class ModelRef:
     load: Callable[[], Arrays]
     bank: Mapping[str, Arrays] = field(default_factory=dict)
     stage: str = ""
+    structures: frozenset[str] | None = None
 
 
 def finished_models(training: Training, plan: RunPlan) -> list[ModelRef]:
@@ -104,7 +106,8 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
 
     if isinstance(strategy, Local):
         for name in names:
-            yield ModelRef(strategy.model, name, partial(own, name))
+            taught = frozenset(key for key, count in sites.cards[name].teaches.items() if count)
+            yield ModelRef(strategy.model, name, partial(own, name), structures=taught)
         return
     if strategy.kept or strategy.personal:
         for name in names:
@@ -156,6 +159,8 @@ def _case_rows(ref: ModelRef, site: str, reply: Message) -> Iterator[Row]:
     columns = {name: values for name, values in record.items() if isinstance(values, list)}
     for index, key in enumerate(details(reply.content)["rows"]):
         split, vendor, subject, case, structure = key
+        if ref.structures is not None and structure not in ref.structures:
+            continue
         yield {
             "model": ref.model,
             "trained_on": ref.trained_on,

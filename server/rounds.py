@@ -245,6 +245,12 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     found = set().union(*(sites.cards[name].labelled for name in sites.labelled))
     absent = [name for name in plan.task["structures"] if name not in found]
     if absent:
+        untold = [name for name in sites.labelled if not sites.cards[name].teaches[absent[0]]]
+        if len(untold) == len(sites.labelled):
+            raise UserError(
+                f"no site that trains annotates '{absent[0]}': take it out of data.labels, or add "
+                "it to a site in data.annotates"
+            )
         raise UserError(
             f"{len(plan.task['structures'])} structures are to be learnt and the training labels "
             f"hold {len(found)}: '{absent[0]}' is labelled nowhere{because}; take it out of "
@@ -268,13 +274,14 @@ class Arm:
 @dataclass(frozen=True)
 class MethodCard:
     """What a site says of the run's method: its tensors, at which sites it trains (``labelled``,
-    ``all`` or ``both``), the stages that are scored beside the finished model, and whether it
-    trains a segmentation network in the usual loop."""
+    ``all`` or ``both``), the stages that are scored beside the finished model, whether it trains a
+    segmentation network in the usual loop, and whether it needs labels that tell of everything."""
 
     tensors: dict[str, TensorInfo]
     participation: str
     stages: tuple[str, ...]
     segmenting: bool
+    complete_labels: bool
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -283,13 +290,20 @@ class MethodCard:
             "participation": self.participation,
             "stages": self.stages,
             "segmenting": self.segmenting,
+            "complete_labels": self.complete_labels,
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> MethodCard:
         """Undo :meth:`to_json`."""
         tensors = {name: TensorInfo.from_json(info) for name, info in fields["tensors"].items()}
-        return cls(tensors, fields["participation"], tuple(fields["stages"]), fields["segmenting"])
+        return cls(
+            tensors,
+            fields["participation"],
+            tuple(fields["stages"]),
+            fields["segmenting"],
+            fields["complete_labels"],
+        )
 
 
 @dataclass
@@ -317,6 +331,7 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     instruction = plan.instruction.but(task=task)
     method, initial = _method(sites, plan, instruction)
     _check_roles(method, unlabelled, plan)
+    _check_labels(method, sites, plan)
     if plan.clock is not None:
         plan.clock.check(sites.scored)
     arms = []
@@ -401,6 +416,17 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
                     else f"leave {strategy.model} out of baselines"
                 )
             )
+
+
+def _check_labels(method: MethodCard, sites: Sites, plan: RunPlan) -> None:
+    """Raise :class:`UserError` when a method needs more of the labels than some site's tell."""
+    partial = [name for name in sites.labelled if not sites.cards[name].complete]
+    if method.complete_labels and partial:
+        raise UserError(
+            f"method={plan.method['name']} needs labels of every structure and pixel, and those of "
+            f"{partial[0]} tell of some only; choose another method, or leave such sites' labels "
+            "out with data.unlabelled_sites"
+        )
 
 
 def train(training: Training, plan: RunPlan, progress: Progress) -> None:

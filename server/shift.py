@@ -112,7 +112,8 @@ def pairwise(
                 *(stack[place[first]] for stack in stacks), *(stack[at] for stack in stacks)
             )
             for second, value in zip(others, found, strict=True):
-                values[first, second, distance.metric] = float(value)
+                if not np.isnan(value):
+                    values[first, second, distance.metric] = float(value)
 
     having = [site for site in sites if names.FOURIER_MEANS in sent[site]]
     for first, second in _pairs(having, pairs):
@@ -186,8 +187,24 @@ def _norm_kl(
     return (((own + apart) / others + (others + apart) / own) / 2.0 - 1.0).mean(axis=1)
 
 
+def _comparable(own: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class volumes (C,) and (sites, C), each as (sites, C), of the classes that both of a pair
+    annotate: one that is nan on either side counts as background on both. A pair without a
+    structure in common is nan."""
+    unknown = np.isnan(own) | np.isnan(others)
+    found = []
+    for volumes in (np.broadcast_to(own, others.shape), others):
+        moved = np.where(unknown, np.nan_to_num(volumes), 0.0).sum(axis=1)
+        kept = np.where(unknown, 0.0, volumes)
+        kept[:, 0] += moved
+        kept[unknown[:, 1:].all(axis=1)] = np.nan
+        found.append(kept)
+    return found[0], found[1]
+
+
 def _total_variation(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Half the summed difference of the classes' shares of the volume: 0 to 1."""
+    own, others = _comparable(own, others)
     return np.abs(_normalised(others) - _normalised(own)).sum(axis=1) / 2.0
 
 
@@ -197,7 +214,8 @@ def _label_shift(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     The background, most of an image, would hide a structure twice as large. 0 where neither site
     has anything labelled.
     """
-    labelled = np.maximum(1.0 - _normalised(own)[0], 1.0 - _normalised(others)[:, 0])
+    first, second = _comparable(own, others)
+    labelled = np.maximum(1.0 - _normalised(first)[:, 0], 1.0 - _normalised(second)[:, 0])
     return _total_variation(own, others) / np.where(labelled > 0, labelled, 1.0)
 
 

@@ -338,12 +338,7 @@ def rank_correlation(
     ``ValueError`` for a ``metric`` of which neither more nor less is better.
     """
     sign = _sign(metric)
-    drops = {
-        (home, site): sign * (values[home] - value)
-        for (model, home), values in site_values(cross_site_rows, metric).items()
-        for site, value in values.items()
-        if model == "local" and home in values and site != home
-    }
+    drops = _drops(cross_site_rows, metric, sign)
     scored = sorted({site for pair in drops for site in pair})
     shifts: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for row in shift_rows:
@@ -374,6 +369,26 @@ def _both_ways(shift: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], 
     """The finite values by ordered pair; one row may stand for both ways."""
     known = {pair: value for pair, value in shift.items() if math.isfinite(value)}
     return {(b, a): value for (a, b), value in known.items()} | known
+
+
+def _drops(
+    cross_site_rows: Sequence[Mapping[str, Any]], metric: str, sign: int
+) -> dict[tuple[str, str], float]:
+    """What each local model loses from home to another site, the mean over the structures that
+    both sites score; sorted by home, then site."""
+    values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in cross_site_rows:
+        if row["model"] == "local" and row["metric"] == metric:
+            values[row["trained_on"]][row["site"]][row["structure"]] = row["mean"]
+    drops = {}
+    for home, by_site in sorted(values.items()):
+        for site, found in sorted(by_site.items()):
+            own = by_site.get(home, {})
+            common = [name for name in found if name in own]
+            if site != home and common:
+                lost = _mean(own[name] for name in common) - _mean(found[name] for name in common)
+                drops[home, site] = sign * lost
+    return drops
 
 
 def _complete(

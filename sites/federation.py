@@ -12,10 +12,10 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.findings import FileFault
-from fedshift.sites.labels import parse_label_values
+from fedshift.sites.labels import annotated, parse_label_values, structures_of
 from fedshift.sites.manifest import Table, read_manifest
 from fedshift.sites.names import tidy
-from fedshift.sites.settings import BACKGROUND, DataSettings, nearest
+from fedshift.sites.settings import RESERVED, DataSettings, check_count, nearest
 from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec
 
 PHANTOM_KEYS = (
@@ -49,23 +49,37 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     if kind == "phantom":
         _check_tableless(data)
         sites, structures = _phantom_sites(federation, seed)
+        label_values: Mapping[str, str] = {}
     elif kind == "manifest":
         table = read_manifest(data)
         sites = [SiteSpec(name, images) for name, images in table.images.items()]
         structures = _structures(table, data)
+        label_values = table.label_values
     else:
         raise UserError(f"federation.kind must be phantom or manifest, not {kind!r}.")
     names = [site.name for site in sites]
     for name in names:
         _check_name(name)
-    for key in ("sites", "unseen_sites", "unlabelled_sites"):
+    for key in ("sites", "unseen_sites", "unlabelled_sites", "annotates"):
         for name in getattr(data, key):
             if name not in names:
                 raise UserError(
                     f"data.{key}: no site {name!r}; {nearest('nearest:', name, names)}."
                 )
     chosen = [
-        replace(site, role="unseen") if site.name in data.unseen_sites else site
+        replace(
+            site,
+            role="unseen" if site.name in data.unseen_sites else site.role,
+            images=tuple(
+                replace(
+                    image,
+                    annotates=annotated(
+                        image, site.name, structures, data, label_values.get(image.label_path, "")
+                    ),
+                )
+                for image in site.images
+            ),
+        )
         for site in sites
         if not data.sites or site.name in data.sites
     ]
@@ -248,12 +262,12 @@ def _count(key: str, value: Any) -> int:
 def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
     """The structures' names: of ``data.labels``, the table, or ``label VALUE`` of the files."""
     if data.labels is not None:
-        return tuple(name for name in data.labels if name != BACKGROUND)
+        return tuple(name for name in data.labels if name not in RESERVED)
     labelled = [i for images in table.images.values() for i in images if i.label_path]
     if not labelled:
         raise UserError("no image of the manifest has a label; fill label_path or set data.labels.")
     if table.label_values:
-        names: dict[str, None] = {}
+        names: dict[str, list[str]] = {}
         for image in labelled:
             text = table.label_values.get(image.label_path)
             if text is None:
@@ -261,9 +275,13 @@ def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
                     f"{image.label_path} has no label_values in the manifest, others have; fill "
                     "the cell or set data.labels."
                 )
-            names |= dict.fromkeys(parse_label_values(text, image.path).values())
-        return tuple(names)
-    return tuple(f"label {value}" for value in _scan(labelled))
+            names[image.label_path] = list(parse_label_values(text, image.path).values())
+        structures = structures_of(names)
+        check_count(structures, "the column label_values")
+        return structures
+    structures = tuple(f"label {value}" for value in _scan(labelled))
+    check_count(structures, "the values of the label files")
+    return structures
 
 
 def _scan(images: Sequence[ImageSource]) -> list[int]:

@@ -17,17 +17,19 @@ def fingerprint(site: SiteData) -> dict[str, Any]:
 
     ``spacing_mm`` is the range of the spacings (slice, row, column) of the images' own grids,
     ``intensity`` the percentiles of the prepared images, and ``vendors`` counts cases.
-    ``volume_ml`` is the mean of a structure's volume over the labelled cases, on their own grids
-    (for a block of slices, the volume in the block).
+    ``volume_ml`` is the mean of a structure's volume over the cases that annotate it, on their own
+    grids (for a block of slices, the volume in the block).
     """
     cases = [case for split in SPLITS for case in site.splits[split]]
     intensity = np.percentile(np.concatenate([case.image.ravel() for case in cases]), PERCENTILES)
     spacings = np.array([case.native_spacing_mm for case in cases])
-    volumes = []
+    volumes: dict[str, list[float]] = {name: [] for name in site.structures}
     for case in cases:
         if case.reference is not None:
             counts = np.bincount(case.reference.ravel(), minlength=len(site.structures) + 1)
-            volumes.append(counts * np.prod(case.native_spacing_mm) / 1000)
+            for k in case.annotates or range(1, len(site.structures) + 1):
+                voxels = counts[k] * np.prod(case.native_spacing_mm)
+                volumes[site.structures[k - 1]].append(float(voxels / 1000))
     return {
         "name": site.name,
         "role": site.role,
@@ -41,8 +43,7 @@ def fingerprint(site: SiteData) -> dict[str, Any]:
         },
         "intensity": {f"p{p}": float(v) for p, v in zip(PERCENTILES, intensity, strict=True)},
         "volume_ml": {
-            name: float(np.mean([v[k + 1] for v in volumes])) if volumes else None
-            for k, name in enumerate(site.structures)
+            name: float(np.mean(found)) if found else None for name, found in volumes.items()
         },
         "notes": list(site.notes),
     }

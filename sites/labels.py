@@ -1,15 +1,27 @@
-"""What the values of a label file mean: from the config, the manifest, or the files themselves."""
+"""What the values of a label file mean, and which structures it tells of.
+
+Values come from the config, the manifest, or the files themselves. A label file may tell of some
+structures only; what it does not annotate is then unknown there, not absent.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from fedshift import UserError
-from fedshift.sites.settings import BACKGROUND, DataSettings
-from fedshift.sites.types import ImageSource
+from fedshift.sites.names import fold
+from fedshift.sites.settings import (
+    BACKGROUND,
+    EMPTY_MASKS,
+    IGNORE,
+    RESERVED,
+    DataSettings,
+    nearest,
+)
+from fedshift.sites.types import IGNORED, ImageSource
 
 
 class LabelMapError(UserError):
@@ -30,41 +42,147 @@ def parse_label_values(text: str, where: str) -> dict[int, str]:
                 "or set data.labels."
             )
         value, name = int(match[1]), match[2]
+        if value > 65535:
+            raise UserError(f"{where}: label_values {text!r}: values go up to 65535.")
         if value != 0 and name.lower() not in ("bg", BACKGROUND):
-            names[value] = name
+            names[value] = IGNORE if name.lower() == IGNORE else name
     return names
 
 
+def structures_of(named: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """The structures that label files name, in the order they first appear; ``named`` maps each
+    file to its names, ``ignore`` among them or not.
+
+    Raises:
+        UserError: two names that differ in case or spaces alone, which are one structure.
+    """
+    found: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for file, names in named.items():
+        for name in names:
+            key = fold(name)
+            if found.setdefault(key, name) != name:
+                raise UserError(
+                    f"{file} calls a structure {name!r} and {first[key]} calls it {found[key]!r}; "
+                    "spell it alike in label_values, or set data.labels."
+                )
+            first.setdefault(key, file)
+    return tuple(name for name in found.values() if name not in RESERVED)
+
+
+def parse_annotates(text: str) -> tuple[str, ...] | None:
+    """Read the manifest's cell ``annotates``, names joined by ``;`` or ``,``; None when empty."""
+    names = tuple(name.strip() for name in re.split(r"[;,]", text) if name.strip())
+    return names or None
+
+
+def parse_empty(text: str, where: str) -> str:
+    """Read the manifest's cell ``empty``: ``negative``, ``unknown`` or nothing."""
+    if text.lower() not in (*EMPTY_MASKS, ""):
+        raise UserError(
+            f"{where}: the column empty holds {text!r}; write negative (looked at, nothing there), "
+            "unknown, or leave it blank."
+        )
+    return text.lower()
+
+
+def annotated(
+    source: ImageSource,
+    site: str,
+    structures: Sequence[str],
+    data: DataSettings,
+    label_values: str,
+) -> tuple[str, ...] | None:
+    """Which of ``structures`` the label of ``source`` tells of, in their order; None for all.
+
+    ``data.annotates`` decides; else the manifest's column ``annotates``, already in ``source``;
+    else, unless ``data.labels`` is set, the names in ``label_values``, its text for this image.
+
+    Raises:
+        UserError: a name that the federation does not know, or a label that tells of nothing.
+    """
+    if site in data.annotates:
+        names, origin = data.annotates[site], f"data.annotates.{site}"
+    elif source.annotates is not None:
+        names, origin = source.annotates, f"the column annotates of {source.path}"
+    elif label_values and data.labels is None:
+        values = parse_label_values(label_values, source.path).values()
+        names = tuple(name for name in values if name != IGNORE)
+        origin = f"the label_values {label_values!r} of {source.label_path}"
+    else:
+        return None
+    for name in names:
+        if name not in structures:
+            raise UserError(
+                f"{origin}: no structure {name!r}; {nearest('nearest:', name, structures)}."
+            )
+    kept = tuple(name for name in structures if name in names)
+    if not kept:
+        raise UserError(
+            f"{origin} names no structure; clear label_path where nothing is annotated."
+        )
+    return None if len(kept) == len(structures) else kept
+
+
+def annotated_classes(source: ImageSource, structures: Sequence[str]) -> tuple[int, ...] | None:
+    """The class indices that the label of ``source`` tells of; None for all."""
+    if source.annotates is None:
+        return None
+    return tuple(k + 1 for k, name in enumerate(structures) if name in source.annotates)
+
+
+def never_shown(
+    shown: Mapping[str, Collection[str]], annotates: Mapping[str, Collection[str] | None]
+) -> dict[str, list[str]]:
+    """By site, the structures that other sites' labels show and its own never do, although nothing
+    says that it leaves them out: absent from its people, or not drawn there?
+
+    ``shown`` maps a site to the structures in its labels, ``annotates`` to those it is said to
+    annotate (None: all). Sites whose labels show nothing at all are left out.
+    """
+    everything = sorted(set().union(*shown.values()))
+    found = {}
+    for site, own in shown.items():
+        said = annotates.get(site)
+        missing = [
+            name for name in everything if name not in own and (said is None or name in said)
+        ]
+        if own and missing:
+            found[site] = missing
+    return found
+
+
 def class_of_value(
-    source: ImageSource, structures: Sequence[str], data: DataSettings, label_values: str
+    source: ImageSource,
+    structures: Sequence[str],
+    data: DataSettings,
+    label_values: str | Mapping[int, str],
 ) -> dict[int, int]:
     """Value in ``source``'s label file -> class index; value 0 is always the background.
 
-    ``data.labels`` decides; else ``label_values``, the manifest's text for this image; else
-    structures are called ``label 3`` after their value.
+    ``data.labels`` decides; else ``label_values``: the manifest's text for this image, or what the
+    file itself calls its values; else structures are called ``label 3`` after their value. Names
+    may be a part of ``structures``.
 
     Raises:
-        LabelMapError: a structure of the federation has no value here, or the reverse.
+        LabelMapError: a name that the federation does not know.
     """
     if data.labels is not None:
         given = [(value, name) for name, values in data.labels.items() for value in values]
         origin, way_out = "data.labels", "give it there"
     elif label_values:
-        given = list(parse_label_values(label_values, source.path).items())
-        origin = f"the label_values {label_values!r} of {source.label_path}"
+        if isinstance(label_values, str):
+            label_values = parse_label_values(label_values, source.path)
+        given = list(label_values.items())
+        origin = f"the names of the values of {source.label_path}"
         way_out = "set data.labels to the structures that every site labels"
     else:
         given = [(int(n[6:]), n) for n in structures if re.fullmatch(r"label \d+", n)]
         origin, way_out = f"the label file {source.label_path}", "set data.labels"
-    index = {name: k + 1 for k, name in enumerate(structures)} | {BACKGROUND: 0}
-    for name in structures:
-        if name not in {other for _, other in given}:
-            raise LabelMapError(f"the structure {name!r} has no value in {origin}; {way_out}.")
+    index = {name: k + 1 for k, name in enumerate(structures)} | {BACKGROUND: 0, IGNORE: IGNORED}
     for _, name in given:
         if name not in index:
-            raise LabelMapError(
-                f"{origin} names {name!r}, which the federation does not label; {way_out}."
-            )
+            raise LabelMapError(f"{origin}: {name!r} is no structure of the federation; {way_out}.")
     return {0: 0} | {value: index[name] for value, name in given}
 
 
@@ -74,14 +192,31 @@ def to_classes(values: np.ndarray, mapping: Mapping[int, int], source: ImageSour
     Raises:
         LabelMapError: a value outside the map.
     """
-    outside = 255
-    table = np.full(65536, outside, np.uint8)
+    known = np.zeros(65536, bool)
+    table = np.zeros(65536, np.uint8)
+    known[list(mapping)] = True
     table[list(mapping)] = list(mapping.values())
-    classes = table[values]
-    if classes.max() == outside:
-        value = int(values[classes == outside][0])
+    if not (inside := known[values]).all():
+        others = np.unique(values[~inside])
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise LabelMapError(
-            f"{source.label_path} holds the value {value}, which is in no structure; give it to "
-            "one, or to background, in data.labels."
+            f"{source.label_path} holds the value {others[0]}{more}, which is in no structure; "
+            "give it to one, or to background or ignore, in data.labels."
         )
-    return classes
+    return table[values]
+
+
+def is_negative(source: ImageSource, data: DataSettings) -> bool:
+    """Whether an empty mask says that somebody looked and nothing is there."""
+    return (source.empty or data.empty_masks) == "negative"
+
+
+def labelled_slices(values: np.ndarray, classes: np.ndarray, *, negative: bool) -> np.ndarray:
+    """Which slices (S,) were looked at: of ``negative`` images all, else those with a value.
+
+    By value, not by class: a slice whose only value is mapped to background was looked at. A slice
+    of which every pixel is to be ignored tells nothing.
+    """
+    looked = np.ones(len(values), bool) if negative else np.any(values, axis=(1, 2))
+    told: np.ndarray = looked & np.any(classes != IGNORED, axis=(1, 2))
+    return told

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedshift import UserError
 from fedshift.sites import readers
+from fedshift.sites.labels import parse_annotates, parse_empty
 from fedshift.sites.names import fold, spelling, tidy
 from fedshift.sites.settings import COLUMNS, REQUIRED_COLUMNS, DataSettings, nearest
 from fedshift.sites.table import read_table
@@ -113,6 +114,8 @@ def _read(
             label_path=str(files.locate(cell["label_path"])) if cell["label_path"] else "",
             spacing_mm=parse_spacing(cell["spacing_mm"], where),
             row=number,
+            annotates=parse_annotates(tidy(cell["annotates"])),
+            empty=parse_empty(tidy(cell["empty"]), where),
         )
         if cell["label_values"] and source.label_path:
             label_values[source.label_path] = tidy(cell["label_values"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,11 +16,14 @@ from fedshift import UserError
 from fedshift.sites import prepare, readers
 from fedshift.sites.cache import ARRAYS, ArrayWriter, Cache, Entry, code_hash, digest
 from fedshift.sites.geometry import Grid
-from fedshift.sites.labels import LabelMapError, class_of_value
+from fedshift.sites.labels import LabelMapError, annotated_classes, class_of_value, is_negative
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.splits import Item, split_site
-from fedshift.sites.types import SPLITS, Case, ImageSource, SiteData, SiteSpec, Split
+from fedshift.sites.types import IGNORED, SPLITS, Case, ImageSource, SiteData, SiteSpec, Split
+
+Told = tuple[tuple[int, ...] | None, bool]
+"""The classes that an image's label tells of (None: all), and whether an empty one is negative."""
 
 
 def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, seed: int) -> SiteData:
@@ -56,7 +60,13 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
     splits: dict[Split, list[Case]] = {split: [] for split in SPLITS}
     for part in parts:
         meta = cases[part.index]
-        case = _case(entry, meta, site.images[meta["image"]], part.start, part.stop)
+        source = site.images[meta["image"]]
+        case = _case(entry, meta, source, part.start, part.stop)
+        case = replace(
+            case,
+            annotates=annotated_classes(source, structures),
+            ignores=IGNORED in meta["shows"],
+        )
         if (part.start, part.stop) != (0, len(meta["labelled"])):
             case = replace(case, id=f"{case.id}:{part.split}")
         if hidden and part.split != "test":
@@ -69,7 +79,7 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
         )
     if hidden:
         notes.append("data.unlabelled_sites hides the training and validation labels")
-    notes = _notes(site, cases, data) + notes
+    notes = _notes(site, cases, structures, data) + notes
     notes += [f"left out: {reason}" for reason in left_out]
     return SiteData(
         site.name,
@@ -131,8 +141,13 @@ def _case(
     )
 
 
-def _notes(site: SiteSpec, cases: Sequence[Mapping[str, Any]], data: DataSettings) -> list[str]:
-    notes = []
+def _notes(
+    site: SiteSpec,
+    cases: Sequence[Mapping[str, Any]],
+    structures: Sequence[str],
+    data: DataSettings,
+) -> list[str]:
+    notes = _annotation_notes(site, cases, structures)
     unknown = sum(not meta["spacing_known"] for meta in cases)
     if unknown:
         notes.append(
@@ -145,15 +160,28 @@ def _notes(site: SiteSpec, cases: Sequence[Mapping[str, Any]], data: DataSetting
             f"the {data.size} x {data.size} grid cuts off labelled pixels in {len(cropped)} of "
             f"{len(cases)} images (up to {max(cropped):.1%}); raise data.size or data.spacing_mm"
         )
-    empty = sum(
-        bool(site.images[meta["image"]].label_path) and not any(meta["labelled"]) for meta in cases
+    unlabelled = [
+        meta
+        for meta in cases
+        if site.images[meta["image"]].label_path and not any(meta["labelled"])
+    ]
+    if unlabelled:
+        notes.append(f"{len(unlabelled)} images have an empty mask and count as unlabelled")
+    negative = sum(
+        is_negative(site.images[meta["image"]], data)
+        and any(meta["labelled"])
+        and not set(meta["shows"]) - {0, IGNORED}
+        for meta in cases
     )
-    if empty:
-        notes.append(f"{empty} images have an empty mask and count as unlabelled")
+    if negative:
+        notes.append(f"{negative} images have an empty mask and count as negative: nothing there")
     partly = [meta["labelled"] for meta in cases if any(meta["labelled"])]
     missing = sum(len(flags) - sum(flags) for flags in partly)
     if missing:
         notes.append(f"{missing} slices of labelled volumes have no label and count as unlabelled")
+    ignored = sum(IGNORED in meta["shows"] for meta in cases)
+    if ignored:
+        notes.append(f"{ignored} images have pixels that are neither trained on nor scored")
     if data.site_pattern is not None and data.manifest is not None:
         unmatched = read_manifest(data).unmatched
         if unmatched:
@@ -161,9 +189,38 @@ def _notes(site: SiteSpec, cases: Sequence[Mapping[str, Any]], data: DataSetting
     return notes
 
 
+def _annotation_notes(
+    site: SiteSpec, cases: Sequence[Mapping[str, Any]], structures: Sequence[str]
+) -> list[str]:
+    """Which structures the labels tell of, where not of all."""
+    partly: Counter[tuple[str, ...]] = Counter()
+    left_out = 0
+    for meta in cases:
+        source = site.images[meta["image"]]
+        if source.annotates is None or not any(meta["labelled"]):
+            continue
+        partly[source.annotates] += 1
+        told = annotated_classes(source, structures) or ()
+        left_out += bool(set(meta["shows"]) - {0, IGNORED, *told})
+    notes = [
+        f"annotates {', '.join(names)} only, in {number} of {len(cases)} images: the other "
+        "structures are neither trained as background nor scored there"
+        for names, number in sorted(partly.items())
+    ]
+    if left_out:
+        notes.append(
+            f"{left_out} images show structures that they are not said to annotate: these pixels "
+            "count as not annotated"
+        )
+    return notes
+
+
 def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Entry:
     """The site's arrays: opened by the state of its files, or built by reading each once."""
     maps = value_maps(site, structures, data)
+    told = [
+        (annotated_classes(image, structures), is_negative(image, data)) for image in site.images
+    ]
     recipe = json.dumps(
         {
             "code": code_hash(),
@@ -181,15 +238,19 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
                     image.spacing_mm,
                     dict(image.phantom) if image.phantom is not None else None,
                     sorted(mapping.items()),
+                    annotated,
+                    negative,
                 ]
-                for image, mapping in zip(site.images, maps, strict=True)
+                for image, mapping, (annotated, negative) in zip(
+                    site.images, maps, told, strict=True
+                )
             ],
         }
     )
     cache = Cache(data.cache)
     stamp = digest(recipe, *(_stamp(image) for image in site.images))
     return cache.find(stamp) or cache.store(
-        stamp, lambda folder: _build(folder, recipe, site, maps, data)
+        stamp, lambda folder: _build(folder, recipe, site, maps, told, data)
     )
 
 
@@ -199,7 +260,7 @@ def value_maps(
     """For each image, what its label file's values mean; empty for a phantom or without label.
 
     Raises:
-        LabelMapError: a structure has no value in some label file.
+        LabelMapError: a name of some label file is no structure.
     """
     table: Mapping[str, str] = {}
     labelled = any(image.label_path for image in site.images)
@@ -233,6 +294,7 @@ def _build(
     recipe: str,
     site: SiteSpec,
     maps: Sequence[Mapping[int, int]],
+    told: Sequence[Told],
     data: DataSettings,
 ) -> str:
     """Prepare all images into ``folder``; return the key of their content."""
@@ -249,9 +311,9 @@ def _build(
             )
             for name, dtype in ARRAYS.items()
         }
-        for number, (image, mapping) in enumerate(zip(site.images, maps, strict=True)):
+        for number, image in enumerate(site.images):
             try:
-                prepared, content = _prepare(image, mapping, data)
+                prepared, content = _prepare(image, maps[number], told[number], data)
             except LabelMapError:
                 raise
             except UserError as error:
@@ -272,6 +334,7 @@ def _build(
                     "slice_mm": prepared.slice_mm,
                     "spacing_known": prepared.spacing_known,
                     "cropped": prepared.cropped,
+                    "shows": prepared.shows,
                 }
             )
             writers["image"].append(prepared.image)
@@ -289,12 +352,18 @@ def _build(
 
 
 def _prepare(
-    image: ImageSource, mapping: Mapping[int, int], data: DataSettings
+    image: ImageSource, mapping: Mapping[int, int], told: Told, data: DataSettings
 ) -> tuple[prepare.Prepared, str]:
     """Prepare one image; return it and the hash of the bytes it came from."""
+    annotated, negative = told
     if image.phantom is not None:
-        return prepare.prepare_phantom(image, data), ""  # the recipe is its content
+        return prepare.prepare_phantom(image, data, annotated), ""  # the recipe is its content
     contents = readers.read(Path(image.path))
     label = readers.read(Path(image.label_path)) if image.label_path else None
     content = digest(*(data for _, data in [*contents, *(label or [])]))
-    return prepare.prepare_file(image, contents, label, mapping, data), content
+    # Only a row can say so of an image without a mask, which data.empty_masks does not mean.
+    negative = negative and (label is not None or image.empty == "negative")
+    prepared = prepare.prepare_file(
+        image, contents, label, mapping, data, annotated=annotated, negative=negative
+    )
+    return prepared, content

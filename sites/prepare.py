@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from fedshift.sites import geometry, readers
 from fedshift.sites.alignment import lay_on
 from fedshift.sites.findings import FileFault, Remark
 from fedshift.sites.geometry import Grid
-from fedshift.sites.labels import to_classes
+from fedshift.sites.labels import labelled_slices, to_classes
 from fedshift.sites.settings import DataSettings
-from fedshift.sites.types import ImageSource
+from fedshift.sites.types import IGNORED, ImageSource
 
 BETWEEN_AXES = Remark(
     "between-axes",
@@ -29,6 +29,8 @@ class Prepared:
     """One image, ready for the cache; ``label`` and ``reference`` are None without a label file.
 
     ``cropped`` is the fraction of the labelled pixels that lie outside the network's grid.
+    ``shows`` are the classes that the label holds; those it is not said to annotate are background
+    in ``label`` and ``reference``.
     """
 
     image: np.ndarray
@@ -39,6 +41,7 @@ class Prepared:
     slice_mm: float
     spacing_known: bool
     cropped: float
+    shows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,13 @@ def prepare_file(
     label_contents: readers.Contents | None,
     class_of_value: Mapping[int, int],
     data: DataSettings,
+    *,
+    annotated: Sequence[int] | None = None,
+    negative: bool = False,
 ) -> Prepared:
-    """Prepare an image from the bytes of its files.
+    """Prepare an image from the bytes of its files. Its label tells of the classes ``annotated``,
+    None for all; an empty slice of a ``negative`` one was looked at, and so was an image without a
+    label file.
 
     Raises:
         UserError: the image or its label cannot be used.
@@ -127,13 +135,16 @@ def prepare_file(
     labelled: np.ndarray | None = None
     if decoded.values is not None:
         reference = to_classes(decoded.values, class_of_value, source)
-        # By value, not by class: a slice whose only value is mapped to background was looked at.
-        labelled = np.any(decoded.values, axis=(1, 2))
+        labelled = labelled_slices(decoded.values, reference, negative=negative)
+    elif negative:
+        reference = np.zeros(decoded.image.shape, np.uint8)
+        labelled = np.ones(len(reference), bool)
     grid, slice_mm, known = grid_of(decoded, data)
     return _finish(
         image=decoded.image,
         reference=reference,
         labelled=labelled,
+        annotated=annotated,
         grid=grid,
         slice_mm=slice_mm,
         known=known,
@@ -159,14 +170,17 @@ def grid_of(decoded: Decoded, data: DataSettings) -> tuple[Grid, float, bool]:
 
 def cropped_fraction(classes: np.ndarray, grid: Grid) -> float:
     """The fraction of the labelled pixels (S, R, C) that lie outside the network's grid."""
-    total = np.count_nonzero(classes)
+    shown = (classes != 0) & (classes != IGNORED)
+    total = np.count_nonzero(shown)
     if grid.identity or not total:
         return 0.0
     rows, columns = grid.axes
-    return 1 - np.count_nonzero(classes[:, rows.native, columns.native]) / total
+    return 1 - np.count_nonzero(shown[:, rows.native, columns.native]) / total
 
 
-def prepare_phantom(source: ImageSource, data: DataSettings) -> Prepared:
+def prepare_phantom(
+    source: ImageSource, data: DataSettings, annotated: Sequence[int] | None = None
+) -> Prepared:
     """Draw a phantom; its grid is the network's, and every slice is labelled: truth is known."""
     from fedshift.sites import phantoms
 
@@ -178,6 +192,7 @@ def prepare_phantom(source: ImageSource, data: DataSettings) -> Prepared:
         image=image,
         reference=label,
         labelled=np.ones(len(image), bool),
+        annotated=annotated,
         grid=grid,
         slice_mm=float(spacing[0]),
         known=True,
@@ -190,6 +205,7 @@ def _finish(
     image: np.ndarray,
     reference: np.ndarray | None,
     labelled: np.ndarray | None,
+    annotated: Sequence[int] | None,
     grid: Grid,
     slice_mm: float,
     known: bool,
@@ -199,12 +215,16 @@ def _finish(
         # An empty mask cannot be told from one that nobody has drawn yet.
         label = reference = None
         labelled = np.zeros(len(image), bool)
-        cropped = 0.0
+        cropped, shows = 0.0, ()
     else:
+        shows = tuple(np.flatnonzero(np.bincount(reference[labelled].ravel())).tolist())
+        if annotated is not None:
+            told = np.isin(reference, [0, IGNORED, *annotated])
+            reference = np.where(told, reference, np.uint8(0))
         label = grid.label(reference)
         cropped = cropped_fraction(reference, grid)
     prepared = grid.image(normalise(image, data.normalise, grid))
-    return Prepared(prepared, label, reference, labelled, grid, slice_mm, known, cropped)
+    return Prepared(prepared, label, reference, labelled, grid, slice_mm, known, cropped, shows)
 
 
 def normalise(image: np.ndarray, rule: str, grid: Grid) -> np.ndarray:

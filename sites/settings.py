@@ -26,9 +26,17 @@ COLUMNS = (
     "spacing_mm",
     "session",
     "label_values",
+    "annotates",
+    "empty",
 )
 REQUIRED_COLUMNS = COLUMNS[:4]
 BACKGROUND = "background"
+IGNORE = "ignore"
+RESERVED = (BACKGROUND, IGNORE)
+"""Names in ``data.labels`` that are no structures."""
+MOST_STRUCTURES = 254
+"""Classes are a byte: 0 is the background, 255 is ignored."""
+EMPTY_MASKS = ("unknown", "negative")
 NORMALISATIONS = ("percentile", "zscore", "none")
 
 
@@ -42,8 +50,10 @@ class DataSettings:
     """How a federation's images are found, prepared and split; one field a key of ``data``.
 
     ``labels`` maps a structure to its values in the label files; its order is the order of the
-    classes, and the reserved name ``background`` takes values to be ignored. ``size`` is the
-    network grid's rows and columns; spacings are in-plane, in mm.
+    classes; the reserved name ``background`` takes values that count as background, ``ignore``
+    those that are neither trained on nor scored. ``annotates`` maps a site to the structures that
+    its labels tell of. ``size`` is the network grid's rows and columns; spacings are in-plane, in
+    mm.
     """
 
     manifest: str | None = None
@@ -54,6 +64,8 @@ class DataSettings:
     unseen_sites: tuple[str, ...] = ()
     unlabelled_sites: tuple[str, ...] = ()
     labels: Mapping[str, tuple[int, ...]] | None = None
+    annotates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    empty_masks: str = "unknown"
     spacing_mm: float | None = None
     default_spacing_mm: float | None = None
     size: int = 128
@@ -150,12 +162,13 @@ def _pattern(key: str, value: Any) -> str | None:
 def _labels(key: str, value: Any) -> dict[str, tuple[int, ...]] | None:
     if value is None:
         return None
-    if not isinstance(value, Mapping) or not set(value) - {BACKGROUND}:
+    if not isinstance(value, Mapping) or not set(value) - set(RESERVED):
         raise UserError(f"{key} must map each structure to its value or values, not {value!r}.")
     owner: dict[int, str] = {}
     labels = {}
     for name, given in value.items():
-        values = tuple(given) if isinstance(given, list | tuple) else (given,)
+        parts = given if isinstance(given, list | tuple) else (given,)
+        values = tuple(number for part in parts for number in _range(part))
         lowest = 0 if name == BACKGROUND else 1
         for number in values:
             if not _is_integer(number) or not lowest <= number <= 65535:
@@ -169,9 +182,48 @@ def _labels(key: str, value: Any) -> dict[str, tuple[int, ...]] | None:
         if not values:
             raise UserError(f"{key}.{name} must name at least one value.")
         labels[str(name)] = values
-    if len(labels) > 254:
-        raise UserError(f"{key} has {len(labels)} structures; at most 254 fit in a label image.")
+    check_count(tuple(name for name in labels if name not in RESERVED), key)
     return labels
+
+
+def check_count(structures: tuple[str, ...], origin: str) -> None:
+    """Raise ``UserError`` where ``origin`` names more structures than classes can be told apart."""
+    if len(structures) > MOST_STRUCTURES:
+        raise UserError(
+            f"{origin}: {len(structures)} structures ({', '.join(structures[:3])}, ...), and at "
+            f"most {MOST_STRUCTURES} can be learnt. Where every value is one object (instances), "
+            "which are not learnt one by one, give all of them to one structure: "
+            "'data.labels={NAME: 1-65535}'."
+        )
+
+
+def _range(value: Any) -> Iterable[Any]:
+    """``"1-300"`` as its whole numbers; any other value by itself."""
+    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
+    if match is None or not int(match[1]) <= int(match[2]) <= 65535:
+        return (value,)
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def _annotates(key: str, value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} must map a site to the structures it annotates, not {value!r}.")
+    found = {}
+    for site, given in value.items():
+        names = (given,) if isinstance(given, str) else given
+        if not isinstance(names, list | tuple) or not names:
+            raise UserError(
+                f"{key}.{site} must list the structures that the site annotates, not {given!r}; "
+                "a site without any labels is named in data.unlabelled_sites."
+            )
+        found[str(site)] = tuple(str(name) for name in names)
+    return found
+
+
+def _empty_masks(key: str, value: Any) -> str:
+    if value not in EMPTY_MASKS:
+        raise UserError(f"{key} must be {' or '.join(EMPTY_MASKS)}, not {value!r}.")
+    return str(value)
 
 
 def _is_integer(value: Any) -> bool:
@@ -247,6 +299,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "unseen_sites": _names,
     "unlabelled_sites": _names,
     "labels": _labels,
+    "annotates": _annotates,
+    "empty_masks": _empty_masks,
     "spacing_mm": _spacing,
     "default_spacing_mm": _spacing,
     "size": _size,

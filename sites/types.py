@@ -15,6 +15,9 @@ import numpy as np
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+IGNORED = 255
+"""The class index of pixels that are neither trained on nor scored."""
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -31,7 +34,9 @@ class ImageSource:
 
     ``path`` and ``label_path`` are files (or, for DICOM, a folder with one series); a phantom
     has neither and is drawn from ``phantom``, the keyword arguments of its generator. ``row`` is
-    the line of the table that lists the image.
+    the line of the table that lists the image. ``annotates`` are the structures that its label
+    tells of, None for all. ``empty`` is what an empty mask means here: ``negative`` (looked at,
+    nothing there), ``unknown``, or nothing where ``data.empty_masks`` decides.
     """
 
     case: str
@@ -43,6 +48,8 @@ class ImageSource:
     spacing_mm: tuple[float, ...] | None = None
     phantom: Mapping[str, Any] | None = None
     row: int = 0
+    annotates: tuple[str, ...] | None = None
+    empty: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,10 @@ class Case:
     ``spacing_mm`` (slice, row, column); ``labelled`` (S,) says which slices carry a label.
     ``reference`` (S, H0, W0) uint8 is the label on the image's own grid, with
     ``native_spacing_mm``; ``to_native`` brings class probabilities there.
+
+    Labels are class indices. ``annotates`` are those that the label tells of, None for all: a
+    pixel labelled 0 is then the background or one of the others. Where ``ignores``, some pixels
+    are :data:`IGNORED`.
     """
 
     id: str
@@ -103,6 +114,8 @@ class Case:
     native_spacing_mm: tuple[float, float, float]
     to_native: Callable[[np.ndarray], np.ndarray]
     """Class probabilities (S, C, H, W) float32 -> labels (S, H0, W0) uint8 on the image's grid."""
+    annotates: tuple[int, ...] | None = None
+    ignores: bool = False
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ def test_without_a_gpu_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_sites_note_is_told_before_training_the_rarest_first() -> None:
     def card(name: str, *notes: str) -> SiteCard:
-        return SiteCard(name, "train", (), (), (), {}, (), (8, 8), notes)
+        return SiteCard(name, "train", (), (), (), {}, True, {}, (), (8, 8), notes)
 
     cards = [card("a", "one subject"), card("b", "one subject", "the grid cuts off labels")]
     cards += [card(f"c{number}", "one subject", f"odd {number}") for number in range(9)]

@@ -276,7 +276,9 @@ def shown(size: int = 12) -> np.ndarray:
 def test_bands_lie_on_both_sides_of_a_boundary_and_not_along_the_images_edge() -> None:
     labels = shown()
     for truth in (labels == 1, labels == 2):
-        inside, outside = (band.numpy() for band in bands(torch.from_numpy(truth)))
+        inside, outside = (
+            band.numpy() for band in bands(torch.from_numpy(truth), torch.from_numpy(~truth))
+        )
         square = np.ones((2 * BAND + 1,) * 2, bool)
         for k in range(2):
             core = ndimage.binary_erosion(truth[k], square, border_value=1)
@@ -297,7 +299,7 @@ def test_the_contrast_at_the_boundary_by_loops() -> None:
         found = []
         for k in range(3):
             truth = torch.from_numpy(np.ascontiguousarray(labels[k : k + 1] == structure))
-            for side, band in enumerate(bands(truth)):
+            for side, band in enumerate(bands(truth, ~truth)):
                 if truth.any():
                     mean = features[k][:, band[0].numpy()].mean(axis=1)
                     found.append((side, mean / np.linalg.norm(mean)))
@@ -340,7 +342,7 @@ def test_a_step_follows_both_gradients_and_the_second_where_the_first_leads(
         "step",
         lambda self, *a, **k: followed.extend(p.grad.clone() for p in net.parameters()),
     )
-    slices = LabelledSlices(cases)
+    slices = LabelledSlices(cases, 3)
     before = [p.detach().clone() for p in net.parameters()]
     train_segmentation(
         {"segmenter": net},
@@ -353,7 +355,7 @@ def test_a_step_follows_both_gradients_and_the_second_where_the_first_leads(
     )
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
-    ((images, truth),) = slices.batches(4, 1, derive_seed(7, "batches"), CPU)
+    ((images, truth, _),) = slices.batches(4, 1, derive_seed(7, "batches"), CPU)
     moved = episode.elsewhere(images)
     first = torch.autograd.grad(dice_ce(other(images), truth), list(other.parameters()))
     counted = {name: tensor.clone() for name, tensor in other.state_dict().items()}

@@ -816,7 +816,7 @@ class TestExamples:
     def test_dice_is_of_the_slice_and_each_structure(self, case: Case) -> None:
         truth = np.array([[1, 1, 2, 0]])
         found = np.array([[1, 0, 2, 2]])
-        assert examples._dice_words(truth, found, 3) == "Dice 0.67, 0.67, 1.00"
+        assert examples._dice_words(truth, found, range(1, 4)) == "Dice 0.67, 0.67, 1.00"
 
     def test_one_deterministic_picture_is_written(self, case: Case, tmp_path: Path) -> None:
         predictions = {"local": np.roll(case.reference, 3, 2), "federated": case.reference}

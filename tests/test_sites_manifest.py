@@ -207,11 +207,11 @@ def test_a_value_outside_the_map_stops_with_file_value_and_key(maker: Maker) -> 
         maker.open("A")
 
 
-def test_more_structures_than_the_table_labels_is_an_error(maker: Maker) -> None:
+def test_a_name_that_is_no_structure_is_an_error(maker: Maker) -> None:
     maker.write({"label_values": "1=box"})
     federation, data = maker.load(labels=None)
-    with pytest.raises(UserError, match="'rim' has no value"):
-        open_site(federation.sites[0], ("box", "rim"), data, 0)
+    with pytest.raises(UserError, match="'box' is no structure"):
+        open_site(federation.sites[0], ("rim",), data, 0)
 
 
 def test_bad_tables_are_named_in_one_sentence(maker: Maker) -> None:
@@ -372,7 +372,7 @@ def test_a_damaged_cache_is_rebuilt(maker: Maker, damage: str) -> None:
 def test_a_failed_build_leaves_nothing_behind(
     maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "prepare_file", fail)

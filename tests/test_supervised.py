@@ -215,10 +215,10 @@ def test_site_without_labels_trains_nothing() -> None:
 def test_unlabelled_slices_never_reach_a_batch_and_the_others_equally_often() -> None:
     case = disc_case(0, slices=5)
     case.labelled[:] = [True, False, True, True, False]
-    slices = LabelledSlices([case, disc_case(1, labelled=False)])
+    slices = LabelledSlices([case, disc_case(1, labelled=False)], 2)
     assert len(slices) == 3
     seen = []
-    for images, labels in slices.batches(2, 6, seed=0, device=CPU):
+    for images, labels, _ in slices.batches(2, 6, seed=0, device=CPU):
         assert (images.shape, labels.shape) == ((2, 1, 32, 32), (2, 32, 32))
         for image, label in zip(images[:, 0].numpy(), labels.numpy(), strict=True):
             (index,) = [s for s in range(5) if np.array_equal(case.image[s], image)]
@@ -228,8 +228,8 @@ def test_unlabelled_slices_never_reach_a_batch_and_the_others_equally_often() ->
 
 
 def test_batch_is_the_whole_site_when_the_site_is_smaller() -> None:
-    slices = LabelledSlices([disc_case(0, slices=3)])
-    ((images, _),) = slices.batches(8, 1, seed=0, device=CPU)
+    slices = LabelledSlices([disc_case(0, slices=3)], 2)
+    ((images, _, _),) = slices.batches(8, 1, seed=0, device=CPU)
     assert len(images) == 3
     assert len({image.tobytes() for image in images.numpy()}) == 3
 
@@ -364,7 +364,7 @@ def test_gpu_follows_the_cpu_for_the_first_steps() -> None:
         metrics = train_segmentation(
             new_networks(SMALL),
             "segmenter",
-            LabelledSlices(disc_site(cases=2).splits["train"]),
+            LabelledSlices(disc_site(cases=2).splits["train"], 2),
             batch=8,
             learning_rate=1e-3,
             augmentation=Augmentation(),

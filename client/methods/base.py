@@ -157,6 +157,10 @@ class Method(ABC):
     """Whether it trains an LV-Unet as the sub-network ``segmenter`` with :func:`fedshift.client.
     training.train_segmentation`, into which some strategies reach."""
 
+    complete_labels: ClassVar[bool] = False
+    """Whether it needs training labels that tell of every structure and pixel. Others take what
+    :class:`fedshift.client.training.LabelledSlices` says of each slice to the loss."""
+
     @abstractmethod
     def networks(self, task: Segmentation) -> Networks:
         """Build the named sub-networks on the CPU. Initialisation draws from torch's default

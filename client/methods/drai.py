@@ -476,7 +476,8 @@ class _Restyling:
 
 
 class _Slices:
-    """All slices of a site's training split, and the conditions of those that have a label."""
+    """All slices of a site's training split, and the conditions of those whose label tells of every
+    structure and pixel."""
 
     def __init__(self, site: SiteData, bins: int, largest: float) -> None:
         self._images: list[np.ndarray] = []
@@ -485,8 +486,9 @@ class _Slices:
         for case in site.splits["train"]:
             # Plain views of the memory maps: indexing np.memmap itself costs several times more.
             self._images += list(np.asarray(case.image))
+            complete = case.annotates is None and not case.ignores
             for index, labelled in enumerate(case.labelled):
-                if labelled and case.label is not None:
+                if labelled and complete and case.label is not None:
                     label = np.asarray(case.label[index])
                     conditions.append(condition(label, len(site.structures), bins, largest))
                 else:

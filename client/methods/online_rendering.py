@@ -81,7 +81,7 @@ from fedshift.client.networks.renderer import HALVINGS, Judge, Renderer, Segment
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities
 from fedshift.protocol.settings import setting
-from fedshift.sites.types import SiteData
+from fedshift.sites.types import IGNORED, SiteData
 
 View = Literal["appearance", "structure", "pair"]
 """What a discriminator judges: an image, its masks, or both."""
@@ -115,6 +115,8 @@ class OnlineRendering(Method):
 
     tasks = frozenset({Segmentation})
     stages = ("source", "iteration_0")
+    # The discriminators judge whole label maps: one without a structure is another's, not a gap.
+    complete_labels = True
 
     renderer_width: int = setting(8, at_least=1)
     segmenter_width: int = setting(8, at_least=1)
@@ -170,7 +172,7 @@ class OnlineRendering(Method):
     ) -> FitReport:
         """Self-play on the labelled slices of the training split. In the last of several rounds
         the weights stay as they are, and the site publishes what S' is like at them."""
-        slices = LabelledSlices(site.splits["train"])
+        slices = LabelledSlices(site.splits["train"], len(site.structures) + 1)
         if not len(slices):
             return FitReport()
         if self.norm == "batch" and min(self.batch, len(slices)) < 2:
@@ -216,7 +218,7 @@ class OnlineRendering(Method):
 
         def batches(role: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             seed = derive_seed(budget.seed, "batches", role)
-            for images, labels in slices.batches(self.batch, budget.steps, seed, device):
+            for images, labels, _ in slices.batches(self.batch, budget.steps, seed, device):
                 yield self.augmentation(images, labels, generator)
 
         images = rendered = torch.empty(0)
@@ -274,7 +276,7 @@ class OnlineRendering(Method):
             found = found.detach().double()
             sums[name] = sums[name] + found if name in sums else found
 
-        for images, labels in slices.batches(1, len(slices), 0, device):
+        for images, labels, _ in slices.batches(1, len(slices), 0, device):
             with torch.no_grad():
                 rendered = renderer(images)
             for view in self.views:
@@ -429,7 +431,7 @@ class OnlineRendering(Method):
             rows.append([image, *(steps[k][0] for k in columns), mask])
             if case.label is not None and case.labelled[middle]:
                 truth = np.asarray(case.label[middle])
-                lines.append([_mean_dice(truth, found) for _, found in steps])
+                lines.append([_mean_dice(truth, found, case.annotates) for _, found in steps])
         if not rows:
             return []
         pictures: list[Illustration] = [
@@ -581,6 +583,9 @@ def _logits(
     return real_logits, logits
 
 
-def _mean_dice(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    found = probabilities.argmax(0)
-    return float(np.mean([dice(truth == k, found == k) for k in range(1, len(probabilities))]))
+def _mean_dice(
+    truth: np.ndarray, probabilities: np.ndarray, annotated: Sequence[int] | None
+) -> float:
+    found = np.where(truth == IGNORED, 0, probabilities.argmax(0))
+    classes = annotated or range(1, len(probabilities))
+    return float(np.mean([dice(truth == k, found == k) for k in classes]))

@@ -49,7 +49,7 @@ class Segmenting(Method):
         self, site: SiteData, nets: Networks, augmentation: Augment, budget: Budget
     ) -> FitReport:
         """Train it on the labelled slices of the training split; without any, train nothing."""
-        slices = LabelledSlices(site.splits["train"])
+        slices = LabelledSlices(site.splits["train"], len(site.structures) + 1)
         if not len(slices):
             return FitReport()
         metrics = train_segmentation(

@@ -46,7 +46,7 @@ def training_loss(visit: Visit, slices: int | None) -> float | None:
     Slices are taken in equal batches of drawn order, as in training, because soft Dice is a
     batch's. To fill the last batch a few slices are taken twice.
     """
-    labelled = LabelledSlices(visit.site.splits["train"])
+    labelled = LabelledSlices(visit.site.splits["train"], len(visit.site.structures) + 1)
     if not len(labelled):
         return None
     method, seed = visit.model.method, visit.instruction.seed
@@ -62,9 +62,9 @@ def training_loss(visit: Visit, slices: int | None) -> float | None:
     size = -(-total // batches)
     order = derive_seed(seed, visit.site.name, "risk")
     losses = []
-    for images, labels in labelled.batches(size, batches, order, torch.device("cpu")):
+    for images, labels, annotated in labelled.batches(size, batches, order, torch.device("cpu")):
         found = torch.from_numpy(method.predict(visit.model.nets, images[:, 0].numpy(), scene))
         # Logits up to a constant; a probability may have come out as 0.
         logits = found.clamp(min=torch.finfo(found.dtype).tiny).log()
-        losses.append(float(dice_ce(logits, labels)))
+        losses.append(float(dice_ce(logits, labels, annotated)))
     return fmean(losses)
