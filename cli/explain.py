@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from fedshift import UserError, strategies
 from fedshift.cli.config import choices, load
@@ -15,6 +16,7 @@ from fedshift.cli.runs import open_federation, task_settings
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
 from fedshift.protocol.words import count, some
+from fedshift.sites.types import Federation
 from fedshift.strategies.base import Strategy
 
 _ROLES = {
@@ -72,12 +74,36 @@ def explain(overrides: Sequence[str]) -> None:
         f"({some(training, most=8)}); a round moves {down:.2f} MB to each selected "
         f"site and {up:.2f} MB back.",
     )
+    if taught := _teaching(federation):
+        console.print(taught)
     for rule, settings in strategy.rules().items():
         told = ", ".join(f"{key}={value}" for key, value in settings.items())
         told = f" ({told})" if told else ""
         console.print(f"In their training sites follow the rule {rule}{told}.")
     for other in same_as(strategy, name, infos, len(training)):
         console.print(f"Warning: {other}", style="yellow")
+
+
+def _teaching(federation: Federation) -> Table | None:
+    """Who teaches what, where some label does not tell of every structure."""
+    partly = [image for site in federation.sites for image in site.images if image.annotates]
+    if not partly:
+        return None
+    table = Table(
+        title="who teaches what: images whose label tells of a structure", title_justify="left"
+    )
+    table.add_column("site")
+    for name in federation.structures:
+        table.add_column(Text(name), justify="right")
+    for site in federation.sites:
+        labelled = [image for image in site.images if image.label_path or image.phantom]
+        counts = [
+            sum(image.annotates is None or name in image.annotates for image in labelled)
+            for name in federation.structures
+        ]
+        unseen = " (unseen: scored only)" if site.role == "unseen" else ""
+        table.add_row(Text(site.name + unseen), *(str(count or "-") for count in counts))
+    return table
 
 
 def same_as(

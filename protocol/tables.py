@@ -53,6 +53,8 @@ CASE_COLUMNS = (
     "nsd",
     "volume_ml",
     "reference_volume_ml",
+    "false_positive_ml",
+    "false_positive_components",
     "failed",
 )
 """``cases.csv``: one row a model, case and structure. ``failed`` is 1 when exactly one of the two
@@ -80,10 +82,25 @@ SHIFT_COLUMNS = ("site_a", "site_b", "metric", "value")
 EXTRA_METRICS = ("jaccard", "precision", "recall", "volume_error_ml")
 """Measured for each case and summarised in ``cross_site.csv``, not listed in ``cases.csv``."""
 
-METRICS = ("dice", "hd95_mm", "assd_mm", "nsd", "volume_ml", *EXTRA_METRICS)
-"""Every metric of ``cross_site.csv``."""
+METRICS = (
+    "dice",
+    "hd95_mm",
+    "assd_mm",
+    "nsd",
+    "volume_ml",
+    "false_positive_ml",
+    "false_positive_components",
+    *EXTRA_METRICS,
+)
+"""Every metric of a case, summarised in ``cross_site.csv``."""
 
-HIGHER_IS_BETTER = frozenset({"dice", "nsd", "jaccard", "precision", "recall"})
+NEGATIVE_METRICS = ("specificity", "dice_positives")
+"""In ``cross_site.csv`` only, where a site's test split has negative cases of a structure: the
+share of these in which nothing is found, and the mean Dice of the others."""
 
-LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm"})
-"""The distances; of the volumes neither more nor less is better."""
+HIGHER_IS_BETTER = frozenset({"dice", "nsd", "jaccard", "precision", "recall", *NEGATIVE_METRICS})
+
+LOWER_IS_BETTER = frozenset(
+    {"hd95_mm", "assd_mm", "false_positive_ml", "false_positive_components"}
+)
+"""Distances and false positives; of the volumes neither more nor less is better."""

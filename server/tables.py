@@ -27,6 +27,7 @@ from fedshift.protocol.tables import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     METRICS,
+    NEGATIVE_METRICS,
     SHIFT_COLUMNS,
     cell_text,
     csv_text,
@@ -137,6 +138,9 @@ def summarise(case_rows: Sequence[CaseRow], seed: int) -> list[dict[str, Any]]:
     ``BOOTSTRAP_DRAWS`` resamples of subjects and, within each, of its cases; nan for a single
     case. A site with several vendors among its test cases is named with all of them, "A+B".
     Metrics that the first row lacks (``EXTRA_METRICS`` in rows read back from a file) are left out.
+
+    Where some cases are negative, their reference being empty, rows of ``NEGATIVE_METRICS`` follow:
+    ``specificity`` over these, ``dice_positives`` over the others, if any.
     """
     tested = [row for row in case_rows if row["split"] == "test"]
     if not tested:
@@ -149,38 +153,55 @@ def summarise(case_rows: Sequence[CaseRow], seed: int) -> list[dict[str, Any]]:
         groups[row["model"], row["trained_on"], row["site"], row["structure"]].append(row)
 
     summary = []
-    for (model, trained_on, site, structure), rows in sorted(groups.items()):
+    for key, rows in sorted(groups.items()):
         rows.sort(key=lambda row: (row["subject"], row["case"]))
-        subjects = [
-            np.array([[row[metric] for metric in metrics] for row in cases], dtype=np.float64)
-            for _, cases in itertools.groupby(rows, key=lambda row: row["subject"])
+        parts = [(rows, {metric: metric for metric in metrics}, "bootstrap")]
+        negative = [
+            {**row, "specificity": 1 - row["failed"]}
+            for row in rows
+            if row["reference_volume_ml"] == 0
         ]
-        means = np.stack([cases.mean(axis=0) for cases in subjects])
-        std = means.std(axis=0, ddof=1) if len(means) > 1 else np.full(len(metrics), np.nan)
-        # One resample serves every metric: the same cases are missed, far off and well segmented.
-        rng = np.random.default_rng(
-            derive_seed(seed, "bootstrap", model, trained_on, site, structure)
-        )
-        low, high = _interval(subjects, rng)
-        summary += [
-            {
-                "model": model,
-                "trained_on": trained_on,
-                "site": site,
-                "vendor": "+".join(sorted(vendors[site])),
-                "structure": structure,
-                "metric": metric,
-                "n": len(rows),
-                "n_failed": sum(row["failed"] for row in rows),
-                "mean": float(means[:, column].mean()),
-                "std": float(std[column]),
-                "median": float(np.median(means[:, column])),
-                "ci_low": float(low[column]),
-                "ci_high": float(high[column]),
-            }
-            for column, metric in enumerate(metrics)
-        ]
+        if negative:
+            specificity, dice_positives = NEGATIVE_METRICS
+            parts.append((negative, {specificity: specificity}, specificity))
+            positive = [row for row in rows if row["reference_volume_ml"] > 0]
+            if positive:
+                parts.append((positive, {dice_positives: "dice"}, dice_positives))
+        identity = dict(zip(("model", "trained_on", "site", "structure"), key, strict=True))
+        identity["vendor"] = "+".join(sorted(vendors[identity["site"]]))
+        for chosen, named, purpose in parts:
+            rng = np.random.default_rng(derive_seed(seed, purpose, *key))
+            summary += [{**identity, **line} for line in _summary(chosen, named, rng)]
     return summary
+
+
+def _summary(
+    rows: Sequence[CaseRow], named: Mapping[str, str], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """The numbers of ``cross_site.csv`` of one model, site and structure, over ``rows`` sorted by
+    subject; ``named`` maps each metric to the key of its values."""
+    keys = list(named.values())
+    subjects = [
+        np.array([[row[key] for key in keys] for row in cases], dtype=np.float64)
+        for _, cases in itertools.groupby(rows, key=lambda row: row["subject"])
+    ]
+    means = np.stack([cases.mean(axis=0) for cases in subjects])
+    std = means.std(axis=0, ddof=1) if len(means) > 1 else np.full(len(keys), np.nan)
+    # One resample serves every metric: the same cases are missed, far off and well segmented.
+    low, high = _interval(subjects, rng)
+    return [
+        {
+            "metric": metric,
+            "n": len(rows),
+            "n_failed": sum(row["failed"] for row in rows),
+            "mean": float(means[:, column].mean()),
+            "std": float(std[column]),
+            "median": float(np.median(means[:, column])),
+            "ci_low": float(low[column]),
+            "ci_high": float(high[column]),
+        }
+        for column, metric in enumerate(named)
+    ]
 
 
 def _interval(

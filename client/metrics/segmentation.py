@@ -7,6 +7,9 @@
 - ``nsd``: the fraction of the border voxels of both masks that lie within the tolerance of the
   other's border. Nikolov et al. 2018 (arXiv:1809.04430) weigh each surface element by its area;
   here every border voxel counts as one.
+- ``false_positive_ml``: the volume predicted outside the reference.
+  ``false_positive_components``: the predicted components (neighbours by face, edge or corner) that
+  share no voxel with the reference.
 
 Both masks empty: Dice, Jaccard, precision, recall and NSD are 1 and the distances 0. Exactly one
 empty: those are 0, the distances are the diagonal of the image's grid, and the case is marked as
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import find_objects
+from scipy.ndimage import find_objects, generate_binary_structure, label
 
 from fedshift import UserError
 from fedshift.client.metrics.surface import surface_distances
@@ -41,8 +44,9 @@ def score_case(
     ``structures[k]``; ``spacing_mm`` is (slice, row, column). A case of one slice is measured in
     its plane. Each dict has ``structure``, ``dice``, ``jaccard``, ``precision``, ``recall`` and
     ``nsd`` (0 to 1), ``hd95_mm`` and ``assd_mm`` (mm), ``volume_ml`` (predicted),
-    ``reference_volume_ml`` and ``volume_error_ml`` (predicted minus reference; mL), and ``failed``
-    (1 when exactly one of the masks is empty, else 0).
+    ``reference_volume_ml``, ``volume_error_ml`` (predicted minus reference) and
+    ``false_positive_ml`` (mL), ``false_positive_components``, and ``failed`` (1 when exactly one of
+    the masks is empty, else 0).
 
     Raises ``UserError`` when the tolerance is negative or not finite, and ``ValueError`` when the
     shapes differ, a spacing is not positive, or a label has no structure.
@@ -89,6 +93,8 @@ def score_case(
                 "nsd": nsd,
                 "volume_ml": n_found * voxel_ml,
                 "reference_volume_ml": n_truth * voxel_ml,
+                "false_positive_ml": (n_found - n_both) * voxel_ml,
+                "false_positive_components": _stray_components(truth, found),
                 "failed": failed,
                 "jaccard": jaccard,
                 "precision": precision,
@@ -97,6 +103,14 @@ def score_case(
             }
         )
     return rows
+
+
+def _stray_components(truth: np.ndarray, found: np.ndarray) -> int:
+    """How many components of ``found`` share no voxel with ``truth``."""
+    if not found.any():
+        return 0
+    parts, count = label(found, generate_binary_structure(found.ndim, found.ndim))
+    return count - np.count_nonzero(np.unique(parts[truth]))
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:

@@ -64,6 +64,7 @@ def _page(run: Run, figures: Mapping[str, bytes]) -> str:
     sections = (
         _notes(run),
         _cross_site(run, figures),
+        _negatives(run),
         _folds(run),
         _method(run),
         _training(run, figures),
@@ -225,6 +226,43 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
         f"{''.join(tables)}</div>{picture}"
         f'<p class="lead">Pooled: {UPPER_BOUND}. A mask counts as failed, with the worst score, '
         f"when exactly one of truth and prediction is empty.</p>{_by_vendor(run)}",
+    )
+
+
+def _negatives(run: Run) -> str:
+    """What models find where nothing is, beside their Dice where something is."""
+    rows = run.negatives
+    if len(run.vendors) > MANY_SITES:
+        rows = [row for row in rows if row["model"][1] == POOLED]
+    if not rows:
+        return ""
+    columns = (
+        "specificity",
+        "dice_positives",
+        "false_positive_ml",
+        "false_positive_components",
+    )
+    head = "".join(f'<th scope="col">{escape(metric_title(name))}</th>' for name in columns)
+    body = "".join(
+        f'<tr><th scope="row">{escape(run.label(row["model"]))}</th>'
+        f'<td class="text">{escape(row["site"])}</td>'
+        f'<td class="text">{escape(row["structure"])}</td><td>{row["n"]}</td>'
+        + "".join(f"<td>{format_value(name, row[name])}</td>" for name in columns)
+        + "</tr>"
+        for row in rows
+    )
+    return section(
+        "Where nothing is to be found",
+        '<p class="lead">Test cases whose reference has none of a structure. Specificity: the '
+        "share of these in which the model finds none either. Dice positives: the mean over the "
+        "other cases; the Dice above counts a negative case as 1, or as 0 where the model finds "
+        "something. False positives (volume and components outside the reference) are means over "
+        "all cases.</p>"
+        '<div class="scroll"><table><thead><tr><th scope="col" class="text">model</th>'
+        '<th scope="col" class="text">site</th><th scope="col" class="text">structure</th>'
+        f'<th scope="col">negative cases</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>",
+        "negatives",
     )
 
 
@@ -690,11 +728,35 @@ def _sites(run: Run) -> str:
         '<th scope="col" class="text">vendor</th><th scope="col">train</th>'
         '<th scope="col">validation</th><th scope="col">test</th>'
         '<th scope="col">spacing (mm)</th><th scope="col" class="text">notes</th></tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>{_teaching(run)}"
     )
     if len(lines) > LISTED_SITES:
         table = f"<details><summary>All {len(lines)} sites</summary>{table}</details>"
     return section("Sites", table)
+
+
+def _teaching(run: Run) -> str:
+    """Which site teaches which structure, where not every site teaches all."""
+    cards = {name: run.cards[name] for name in run.sites if name in run.cards}
+    taught = {name: card["teaches"] for name, card in cards.items() if card.get("teaches")}
+    taught = {name: counts for name, counts in taught.items() if any(counts.values())}
+    if all(len(set(counts.values())) == 1 for counts in taught.values()):
+        return ""
+    structures = list(dict.fromkeys(name for counts in taught.values() for name in counts))
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in structures)
+    body = "".join(
+        f'<tr><th scope="row">{escape(site)}</th>'
+        + "".join(f"<td>{counts.get(name) or '–'}</td>" for name in structures)
+        + "</tr>"
+        for site, counts in taught.items()
+    )
+    return (
+        '<h3>Who teaches what</h3><p class="lead">Labelled training slices whose label tells of a '
+        "structure. Where a site's does not, the structure is neither trained as background nor "
+        "scored.</p>"
+        f'<div class="scroll"><table><thead><tr><th scope="col" class="text">site</th>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _range(values: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from fedshift import UserError
 from fedshift.protocol.messages import POOLED
-from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
+from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, NEGATIVE_METRICS
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
 from fedshift.server.shift import NO_DISTANCES
@@ -269,9 +269,9 @@ class Run:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics of ``cross_site.csv``, Dice first."""
+        """The metrics of ``cross_site.csv``, Dice first; without those of negative cases."""
         known = [metric for metric in METRICS if metric in self._rows]
-        return (*known, *sorted(set(self._rows).difference(METRICS)))
+        return (*known, *sorted(set(self._rows).difference(METRICS, NEGATIVE_METRICS)))
 
     @cached_property
     def scores(self) -> list[Row]:
@@ -295,6 +295,37 @@ class Run:
     def rows(self, metric: str, structure: str | None) -> list[Row]:
         """The rows of ``cross_site.csv`` for one metric; ``structure=None`` keeps them all."""
         return [row for row in self._rows[metric] if structure in (None, row["structure"])]
+
+    @cached_property
+    def negatives(self) -> list[Row]:
+        """Where a test split has cases without a structure: a row a model, site and structure with
+        ``model`` (a pair), ``site``, ``structure``, ``n``, ``specificity``, ``dice_positives``
+        (nan where every case is negative), ``false_positive_ml`` and
+        ``false_positive_components`` (means over all cases)."""
+        beside = ("dice_positives", "false_positive_ml", "false_positive_components")
+        values = {
+            (row["model"], row["trained_on"], row["site"], row["structure"], metric): row["mean"]
+            for metric in beside
+            for row in self._rows.get(metric, [])
+        }
+        found = []
+        for row in self._rows.get("specificity", []):
+            key = (row["model"], row["trained_on"], row["site"], row["structure"])
+            found.append(
+                {
+                    "model": key[:2],
+                    "site": row["site"],
+                    "structure": row["structure"],
+                    "n": row["n"],
+                    "specificity": row["mean"],
+                    **{metric: values.get((*key, metric), np.nan) for metric in beside},
+                }
+            )
+        sites = {site: place for place, site in enumerate(self.sites)}
+        return sorted(
+            found,
+            key=lambda row: (model_key(row["model"]), sites[row["site"]], row["structure"]),
+        )
 
     def label(self, model: Model) -> str:
         """A model's name as the figures and the page print it."""
