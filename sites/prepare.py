@@ -215,7 +215,8 @@ def _finish(
         # An empty mask cannot be told from one that nobody has drawn yet.
         label = reference = None
         labelled = np.zeros(len(image), bool)
-        cropped, shows = 0.0, ()
+        cropped = 0.0
+        shows: tuple[int, ...] = ()
     else:
         shows = tuple(np.flatnonzero(np.bincount(reference[labelled].ravel())).tolist())
         if annotated is not None:
