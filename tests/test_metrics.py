@@ -180,6 +180,8 @@ def test_a_structure_absent_from_both_is_perfect() -> None:
         "nsd": 1.0,
         "volume_ml": 0.0,
         "reference_volume_ml": 0.0,
+        "false_positive_ml": 0.0,
+        "false_positive_components": 0,
         "failed": 0,
         "jaccard": 1.0,
         "precision": 1.0,

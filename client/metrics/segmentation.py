@@ -110,7 +110,7 @@ def _stray_components(truth: np.ndarray, found: np.ndarray) -> int:
     if not found.any():
         return 0
     parts, count = label(found, generate_binary_structure(found.ndim, found.ndim))
-    return count - np.count_nonzero(np.unique(parts[truth]))
+    return int(count - np.count_nonzero(np.unique(parts[truth])))
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
