@@ -689,6 +689,13 @@ def test_pairs_beside_each_other_and_by_the_beginning_of_a_name(adopter: Adopter
     (row,) = adopter(sequence="MR", site="x", subject=r"p\d")
     assert row["path"].endswith("p1_MR.nii.gz") and row["label_path"].endswith("p1_gtv.nii.gz")
     assert row["sequence"] == "MR"
+    touch(adopter.root / "labels/p1_gtv_CT.nii.gz")
+    drawn_on = {
+        sequence: adopter(sequence=sequence, site="x", subject=r"p\d")[0]["label_path"][-12:]
+        for sequence in ("CT", "MR")
+    }
+    assert drawn_on == {"CT": "gtv_CT.nii.gz"[-12:], "MR": "1_gtv.nii.gz"[-12:]}
+    assert adopter.left_out()["labels of other sequences"] == ["labels/p1_gtv_CT.nii.gz"]
 
 
 def test_two_layouts_in_one_folder_are_named_and_asked_for(adopter: Adopter) -> None:

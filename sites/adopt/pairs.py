@@ -47,7 +47,8 @@ class Pairs:
     """The files of a tree by what they share.
 
     Where no name fits whole, an image's last word is taken for its sequence, and a label's for its
-    kind: ``images/p1_T1.nii.gz`` and ``labels/p1_tumour.nii.gz``.
+    kind: ``images/p1_T1.nii.gz`` and ``labels/p1_tumour.nii.gz``. A label that ends in a sequence,
+    ``p1_tumour_T1``, is of that one alone.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -64,9 +65,10 @@ class Pairs:
             else:
                 self.images[key].append(("", file))
         self.loose = not self.joined
+        self.sequence_of: dict[Path, str] = {}
         if self.loose:
-            self.images = self._shortened(self.images, {})
-            self.labels = self._shortened(self.labels, self.images)
+            self.images = self._shortened(self.images)
+            self._shorten_labels({word for files in self.images.values() for word, _ in files})
 
     @property
     def joined(self) -> int:
@@ -75,17 +77,33 @@ class Pairs:
 
     @staticmethod
     def _shortened(
-        files: Mapping[Key, list[tuple[str, Path]]], images: Mapping[Key, object]
+        files: Mapping[Key, list[tuple[str, Path]]],
     ) -> dict[Key, list[tuple[str, Path]]]:
-        """``files`` without their names' last words, but for names that ``images`` know."""
+        """``files`` by their names without the last word, each with that word."""
         found: dict[Key, list[tuple[str, Path]]] = defaultdict(list)
         for (where, name), entries in files.items():
             match = _LAST.fullmatch(name)
-            if match is None or (where, name) in images:
+            if match is None:
                 found[where, name] += entries
             else:
                 found[where, match[1]] += [(match[2], file) for _, file in entries]
         return found
+
+    def _shorten_labels(self, sequences: set[str]) -> None:
+        """Cut the labels' names down to names that images have, where they can be."""
+        found: dict[Key, list[tuple[str, Path]]] = defaultdict(list)
+        for (where, name), entries in self.labels.items():
+            left = name
+            match = _LAST.fullmatch(left)
+            if match is not None and match[2] in sequences and (where, left) not in self.images:
+                self.sequence_of |= {file: match[2] for _, file in entries}
+                left = match[1]
+            match = _LAST.fullmatch(left)
+            if match is not None and (where, left) not in self.images:
+                found[where, match[1]] += [(match[2], file) for _, file in entries]
+            else:
+                found[where, left] += entries
+        self.labels = found
 
 
 def _in(file: Path, folders: tuple[str, ...]) -> bool:
@@ -103,10 +121,17 @@ def adopt(tree: Tree, options: Options) -> Adopted:
         str(file) for file in pairs.astray
     ]
     images = _one_each(pairs, options, found)
-    counts = Counter(kind for fits in pairs.labels.values() for kind, _ in fits)
-    crowded = any(len(fits) > 1 and key in images for key, fits in pairs.labels.items())
+    fitting = {}
+    for key, (sequence, _) in images.items():
+        fits = pairs.labels.get(key, [])
+        own = [fit for fit in fits if pairs.sequence_of.get(fit[1]) == sequence]
+        fitting[key] = own or [fit for fit in fits if fit[1] not in pairs.sequence_of]
+        found.left_out["labels of other sequences"] += [
+            str(file) for kind, file in fits if (kind, file) not in fitting[key]
+        ]
+    counts = Counter(kind for fits in fitting.values() for kind, _ in fits)
     chosen = set(counts)
-    if crowded or options.label:
+    if options.label or any(len(fits) > 1 for fits in fitting.values()):
         words = {kind: str(n) for kind, n in counts.most_common()}
         chosen = choose("--label", "kinds of labels", words, options.label)
     joined = found.guesses[
@@ -115,7 +140,7 @@ def adopt(tree: Tree, options: Options) -> Adopted:
         else "labels joined to their images by name alone"
     ]
     for key, (sequence, file) in images.items():
-        fits = pairs.labels.get(key, [])
+        fits = fitting[key]
         left = [label for kind, label in fits if kind in chosen]
         found.left_out["labels of another kind"] += [str(f) for k, f in fits if k not in chosen]
         photographs = [label for label in left if ending(label) in (".jpg", ".jpeg")]
