@@ -293,7 +293,7 @@ def test_hand_made_frames_in_any_order_and_direction_lie_where_they_say(
     assert volume.names == {1: "a", 2: "b"}
 
 
-def test_a_head_to_foot_segmentation_and_a_nifti_image(straight: Scan, tmp_path: Path) -> None:
+def test_a_nifti_image_and_a_head_to_foot_segmentation(straight: Scan, tmp_path: Path) -> None:
     image = straight.image()
     truth = blobs()
     # Converters may store the image mirrored, or its axes in another order.
@@ -305,6 +305,11 @@ def test_a_head_to_foot_segmentation_and_a_nifti_image(straight: Scan, tmp_path:
     nifti = decode(tmp_path / "x.nii", read(tmp_path / "x.nii"))
     path = highdicom_seg(straight, tmp_path / "s.dcm", truth.T.astype(np.uint8))
     assert np.array_equal(load(path, nifti).array, truth.transpose(2, 0, 1)[:, ::-1])
+    stars = [np.insert(star(np.random.default_rng(k)), 2, k, axis=1) for k in (2, 3, 4)]
+    contours = rtstruct(straight, tmp_path / "rt.dcm", {7: ("liver", stars)})
+    filled = load(contours, image).array
+    assert filled.any()
+    assert np.array_equal(load(contours, nifti).array, filled.transpose(2, 0, 1)[:, ::-1])
     straight.slices.reverse()
     path = highdicom_seg(straight, tmp_path / "s.dcm", truth.T[::-1].astype(np.uint8))
     assert np.array_equal(load(path, image).array, truth)
