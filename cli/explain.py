@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def explain(overrides: Sequence[str]) -> None:
         f"({some(training, most=8)}); a round moves {down:.2f} MB to each selected "
         f"site and {up:.2f} MB back.",
     )
-    if taught := _teaching(federation):
+    if taught := _teaching(federation, data.unlabelled_sites):
         console.print(taught)
     for rule, settings in strategy.rules().items():
         told = ", ".join(f"{key}={value}" for key, value in settings.items())
@@ -84,14 +84,13 @@ def explain(overrides: Sequence[str]) -> None:
         console.print(f"Warning: {other}", style="yellow")
 
 
-def _teaching(federation: Federation) -> Table | None:
-    """Who teaches what, where some label does not tell of every structure."""
+def _teaching(federation: Federation, unlabelled: Collection[str]) -> Table | None:
+    """Who teaches what, where some label does not tell of every structure; the labels of the sites
+    ``unlabelled`` are hidden."""
     partly = [image for site in federation.sites for image in site.images if image.annotates]
     if not partly:
         return None
-    table = Table(
-        title="who teaches what: images whose label tells of a structure", title_justify="left"
-    )
+    table = Table(title="who teaches what (labelled images)", title_justify="left")
     table.add_column("site")
     for name in federation.structures:
         table.add_column(Text(name), justify="right")
@@ -101,8 +100,9 @@ def _teaching(federation: Federation) -> Table | None:
             sum(image.annotates is None or name in image.annotates for image in labelled)
             for name in federation.structures
         ]
-        unseen = " (unseen: scored only)" if site.role == "unseen" else ""
-        table.add_row(Text(site.name + unseen), *(str(count or "-") for count in counts))
+        scored = site.role == "unseen" or site.name in unlabelled
+        name = f"{site.name} (scored only)" if scored else site.name
+        table.add_row(Text(name), *(str(count or "-") for count in counts))
     return table
 
 

@@ -298,7 +298,9 @@ def _scan(images: Sequence[ImageSource]) -> list[int]:
         except UserError as error:
             faults.append(error)
             continue
-        values |= set(np.flatnonzero(np.bincount(array.ravel())).tolist())
+        held = set(np.flatnonzero(np.bincount(array.ravel())).tolist())
+        check_count(tuple(f"label {value}" for value in sorted(held - {0})), image.label_path)
+        values |= held
     if values - {0}:
         return sorted(values - {0})
     if not faults:

@@ -122,7 +122,9 @@ def test_too_many_values_are_told_with_a_way_out(tmp_path: Path) -> None:
     label = np.zeros((SIZE, SIZE, 1), np.uint16)
     label.ravel()[:300] = np.arange(1, 301)
     path = write(tmp_path, label)
-    with pytest.raises(UserError, match=r"300 structures .* at most 254 .*NAME: 1-65535") as told:
+    with pytest.raises(
+        UserError, match=r"0_seg.*: 300 structures .* at most 254 .*NAME: 1-65535"
+    ) as told:
         opened(path)
     assert "\n" not in str(told.value)
     data = opened(path, labels={"nucleus": "1-300"})

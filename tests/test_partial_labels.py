@@ -441,3 +441,21 @@ def test_a_method_that_needs_every_structure_says_so(table: Folder, tmp_path: Pa
             "method=online_rendering",
             "data.annotates={a: [liver]}",
         )
+
+
+def test_explain_and_the_report_say_who_teaches_what(
+    table: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedshift.cli.explain import explain
+    from fedshift.server import report
+
+    path = table({"a": (1,), "b": (1, 2), "c": (1, 2)}, subjects=3)
+    settings = ["data.annotates={a: [liver]}", "data.unseen_sites=[c]"]
+    explain([*RUN, *SMALL, f"data.manifest={path}", *settings])
+    shown = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    cells = {row[1].strip(): [cell.strip() for cell in row[2:4]] for row in shown}
+    assert cells["a"] == ["3", "-"] and cells["b"] == ["3", "3"]
+    assert cells["c (scored only)"] == ["3", "3"]
+    out = run(path, tmp_path / "run", *settings, "rounds=1", "local_steps=1")
+    page = report.build(out).read_text()
+    assert "Who teaches what" in page and "annotates liver only" in page
