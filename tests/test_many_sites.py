@@ -19,7 +19,7 @@ from fedshift.protocol import statistics as names
 from fedshift.server import shift, tables
 from fedshift.server.advice.rules import advise
 from fedshift.server.pairs import FEW_SITES, NEAREST, RINGS, choose
-from fedshift.server.report import build
+from fedshift.server.report import build, figures
 from fedshift.server.report.run import read_run
 from fedshift.server.tables import rank_correlation
 from fedshift.tests.test_report import Page, shown, write_run
@@ -269,3 +269,42 @@ def test_the_report_of_many_sites_is_small_and_names_few(tmp_path: Path) -> None
     printed = shown(run, width=80)
     assert max(map(len, printed.splitlines())) <= 80
     assert len(printed.splitlines()) < 40
+
+
+def test_the_matrix_of_many_sites_is_drawn_by_vendor(tmp_path: Path) -> None:
+    train = [f"t{number:02d}" for number in range(4)]
+    sites = [*train, *(f"u{number:02d}" for number in range(60))]
+    run = write_run(tmp_path / "run", train, tuple(sites[4:]), ("cavity",), metrics=("dice",),
+                    scores_only=True)  # fmt: skip
+    vendor = {site: "AB"[place % 2] for place, site in enumerate(sites)}
+    rows = [{**row, "vendor": vendor[row["site"]]} for row in read_run(run).cross_site]
+    tables.write_cross_site(run / "cross_site.csv", rows)
+    found = read_run(run)
+    groups = figures.vendor_groups(found)
+    assert list(groups) == ["A", "A\n(unseen)", "B", "B\n(unseen)"]
+    names, labels, mean = figures._grouped(found, found.matrix("dice"), groups)
+    assert names == list(groups)
+    assert set(labels) == {
+        "local, at home", "local, A", "local, B", "personal (each site's own)", "federated",
+        "pooled (upper bound)",
+    }  # fmt: skip
+
+    def over(model: str, home: str, name: str, at_home: bool) -> float:
+        kept = [
+            row["mean"]
+            for row in rows
+            if (row["model"], vendor.get(row["trained_on"], "")) == (model, home)
+            and row["site"] in groups[name]
+            and (row["site"] == row["trained_on"]) == at_home
+        ]
+        return float(np.mean(kept)) if kept else math.nan
+
+    for column, name in enumerate(names):
+        seen = dict(zip(labels, mean[:, column], strict=True))
+        assert seen["local, A"] == pytest.approx(over("local", "A", name, False))
+        assert seen["federated"] == pytest.approx(over("global", "", name, False))
+        at_home = over("local", name[0], name, True)
+        assert seen["local, at home"] == pytest.approx(at_home, nan_ok=True)
+    rows = [{**row, "vendor": row["site"]} for row in rows]
+    tables.write_cross_site(run / "cross_site.csv", rows)
+    assert figures.vendor_groups(read_run(run)) == {}

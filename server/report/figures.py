@@ -20,9 +20,18 @@ from matplotlib.lines import Line2D
 
 from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from fedshift.protocol.words import count, short, some
-from fedshift.server.report.run import Run, format_bytes, format_value, shift_label, time_unit
+from fedshift.server.report.run import (
+    Matrix,
+    Run,
+    format_bytes,
+    format_value,
+    shift_label,
+    time_unit,
+)
 
 MANY_SITES = 12
+LISTED_SITES = 60
+"""Of more sites than this neither page nor figures show them one by one."""
 HEAT_MAP_METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
 
 ARMS: dict[str, tuple[str, Literal["-", "--"], str]] = {
@@ -128,20 +137,24 @@ def is_dark(rgba: np.ndarray) -> bool:
 
 
 def heat_map(run: Run, metric: str) -> Figure:
-    """Models x sites; numbers in the cells unless there are more than ``MANY_SITES`` sites."""
+    """Models x sites; numbers in the cells unless there are more than ``MANY_SITES`` sites. Of more
+    than ``LISTED_SITES`` the means over those of each vendor, where vendors are few."""
     matrix = run.matrix(metric)
-    rows, columns = matrix.mean.shape
     names = site_names(matrix.sites, run.unseen)
+    labels = [short(run.label(model)) for model in matrix.models]
+    mean, groups = matrix.mean, vendor_groups(run)
+    if groups:
+        names, labels, mean = _grouped(run, matrix, groups)
+    rows, columns = mean.shape
     many = columns > MANY_SITES
     size = (8.0, 8.0) if many else (2.6 + 0.95 * columns, 1.5 + 0.36 * rows + overlong(names))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    colors = shade(matrix.mean, metric)
+    colors = shade(mean, metric)
     axes.imshow(colors, aspect="auto", interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    labels = [short(run.label(model)) for model in matrix.models]
     if many:
         axes.set_xticks(*_thinned(names), rotation=90)
         axes.set_yticks(*_thinned(labels))
@@ -155,14 +168,16 @@ def heat_map(run: Run, metric: str) -> Figure:
             axes.text(
                 column,
                 row,
-                format_value(metric, float(matrix.mean[row, column])),
+                format_value(metric, float(mean[row, column])),
                 ha="center",
                 va="center",
                 color="white" if is_dark(colors[row, column]) else "black",
             )
     figure.suptitle(
-        f"{metric_title(metric)}: each model (row) at each site (column)\n"
-        f"test split, {_structure_words(run)}"
+        f"{metric_title(metric)}: "
+        + ("means over the models and the sites of each vendor" if groups else "each model (row)")
+        + ("\n" if groups else " at each site (column)\n")
+        + f"test split, {_structure_words(run)}"
         + ("; every model trained without the column's site" if run.in_turn else "")
         + {"vendor": "'s vendor", "labels": "'s labels"}.get(run.in_turn, ""),
         x=0.01,
@@ -170,6 +185,50 @@ def heat_map(run: Run, metric: str) -> Figure:
         fontsize=10,
     )
     return figure
+
+
+def vendor_groups(run: Run) -> dict[str, list[str]]:
+    """The scored sites by vendor, and the unseen ones apart, where the sites are too many to show
+    one by one and the groups few enough; else empty."""
+    if len(run.vendors) <= LISTED_SITES:
+        return {}
+    found: dict[str, list[str]] = {}
+    for site, vendor in sorted(run.vendors.items()):
+        unseen = "\n(unseen)" if site in run.unseen else ""
+        found.setdefault(f"{short(vendor, 24) or 'unknown'}{unseen}", []).append(site)
+    return dict(sorted(found.items())) if 1 < len(found) <= MANY_SITES else {}
+
+
+def _grouped(
+    run: Run, matrix: Matrix, groups: Mapping[str, Sequence[str]]
+) -> tuple[list[str], list[str], np.ndarray]:
+    """Columns, rows and means of the matrix by vendor: single-site models by their site's, each at
+    the other sites; the models at home have a row of their own."""
+    home_of = {site: name.split("\n")[0] for name, sites in groups.items() for site in sites}
+    away = np.where(matrix.home, np.nan, matrix.mean)
+    rows: dict[str, list[int]] = {}
+    at_home: dict[str, list[int]] = {}
+    for index, (model, trained_on) in enumerate(matrix.models):
+        vendor = home_of.get(trained_on)
+        if vendor is None:
+            rows.setdefault(short(run.label((model, trained_on))), []).append(index)
+            continue
+        at_home.setdefault(f"{model}, at home", []).append(index)
+        if np.isfinite(away[index]).any():
+            rows.setdefault(f"{model}, {vendor}", []).append(index)
+    places = [[matrix.sites.index(site) for site in sites] for sites in groups.values()]
+    at_own = np.where(matrix.home, matrix.mean, np.nan)
+    shown = {label: at_own[indices] for label, indices in at_home.items()}
+    for label, indices in rows.items():
+        single = matrix.models[indices[0]][1] in home_of
+        shown[label] = (away if single else matrix.mean)[indices]
+    means = [[_mean_known(values[:, place]) for place in places] for values in shown.values()]
+    return list(groups), list(shown), np.array(means)
+
+
+def _mean_known(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else np.nan
 
 
 def site_names(sites: Sequence[str], unseen: Collection[str]) -> list[str]:

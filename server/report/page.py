@@ -16,12 +16,14 @@ from fedshift.protocol.tables import HIGHER_IS_BETTER
 from fedshift.protocol.words import count, some
 from fedshift.server.report.answer import UPPER_BOUND, Answer, answer
 from fedshift.server.report.figures import (
+    LISTED_SITES,
     MANY_SITES,
     draw_all,
     hex_color,
     is_dark,
     metric_title,
     shade,
+    vendor_groups,
 )
 from fedshift.server.report.html import document, figure, section, shaded
 from fedshift.server.report.run import (
@@ -39,9 +41,8 @@ from fedshift.server.tables import overview
 MAX_EXAMPLES = 12
 FEW_PICTURES = 6
 MAX_MISSING = 20
-LISTED_SITES = 60
-"""Of more sites than this the page lists the best and the worst alone."""
 EXTREMES = 3
+"""Of more than ``LISTED_SITES`` sites so many of the best and of the worst are listed."""
 
 
 def build(run: Path) -> Path:
@@ -194,7 +195,8 @@ def _cross_site(run: Run, figures: Mapping[str, bytes]) -> str:
             )
         lead = (
             f"{rows}: what each kind of model reaches there. "
-            "The whole matrix is in <code>cross_site.csv</code> and in the picture below."
+            "The whole matrix is in <code>cross_site.csv</code>, and "
+            f"{'its means by vendor' if vendor_groups(run) else 'shown'} in the picture below."
         )
         name = "cross_site_dice.png"
         picture = (
@@ -475,7 +477,9 @@ def _site_table(run: Run, matrix: Matrix) -> str:
         )
     if left_out:
         # The rest between the two ends, which says more than any choice of it.
-        middle = "".join(f"<td>{format_value(matrix.metric, v)}</td>" for v in _medians(columns))
+        middle = "".join(
+            f'<td class="cell">{format_value(matrix.metric, v)}</td>' for v in _medians(columns)
+        )
         failed = f"{matrix.failed.sum()} of {matrix.masks.sum()}"
         said = f"{left_out} sites between; median of all {len(matrix.sites)}"
         lines.insert(
