@@ -100,6 +100,7 @@ def _check_tableless(data: DataSettings) -> None:
         ("site_column", data.site_column),
         ("site_pattern", data.site_pattern),
         ("labels", data.labels),
+        ("empty_masks", None if data.empty_masks == "unknown" else data.empty_masks),
         ("default_spacing_mm", data.default_spacing_mm),
     ):
         if value is not None:

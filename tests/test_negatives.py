@@ -243,3 +243,11 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
     assert found["dice"] == pytest.approx(found["dice_positives"] / 2)
     page = report.build(out).read_text()
     assert "Where nothing is to be found" in page and "Dice positives" in page
+
+
+def test_phantoms_have_no_mask_that_could_be_empty() -> None:
+    data = DataSettings.from_config({"empty_masks": "negative"})
+    phantom = {"kind": "phantom", "anatomy": "cardiac", "shift": 0.5, "sites": {"a": "vendor_a"}}
+    phantom |= {"subjects": 3, "slices": 1, "size": 32}
+    with pytest.raises(UserError, match=r"data\.empty_masks is about a table"):
+        load_federation(phantom, data, 0)
