@@ -243,8 +243,18 @@ def sites_adopt(
     adopt_folder(folder, out, layout, {**said, "sequence": sequence, "label": label}, force)
 
 
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""What a disk or its rights may refuse; the user can mend it."""
+_MENDABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+"""What a disk, its rights or what lies in the way may refuse; the user can mend it."""
 
 _STOPPED = {130: "interrupted", 143: "terminated"}
 """By exit code. Typer exits with the first, and without a word, on Ctrl-C."""

@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from fedshift import UserError
+from fedshift.cli import provenance
 from fedshift.cli.config import Config
 from fedshift.cli.simulate import run
+from fedshift.server import checkpoint
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
 from fedshift.sites import DataSettings, open_site
@@ -54,6 +56,11 @@ class RunCell:
             (self.folder / FAILURE).unlink(missing_ok=True)
             if (self.folder / "cross_site.csv").exists() and untrained(self.folder):
                 _clear(self.folder)  # To try again.
+            elif others := half_done(self.folder) and provenance.differing(self.folder):
+                raise UserError(
+                    f"{self.folder} is half done and may not go on to the same numbers here: "
+                    f"{others}; remove its folder to run it anew"
+                )
             run(
                 self.folder,
                 {**self.config, "engine": engine},
@@ -63,6 +70,12 @@ class RunCell:
             )
         if reason := untrained(self.folder):
             raise UserError(reason)
+
+
+def half_done(folder: Path) -> bool:
+    """Whether the run in ``folder`` has done something, and has still to end."""
+    begun = checkpoint.last_round(folder / "checkpoints") > 0 or (folder / "folds").exists()
+    return begun and not (folder / "cross_site.csv").exists()
 
 
 def _clear(folder: Path) -> None:

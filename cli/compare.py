@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli import grid as grids
+from fedshift.cli import provenance
 from fedshift.cli.board import Board
 from fedshift.cli.cells import FAILURE, OpenSite, RunCell, rounds, untrained
 from fedshift.cli.console import PlainConsole
@@ -49,6 +50,7 @@ def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None
     devices = _places(grid, prepared)
     with alone_in(out):
         _open(out, grid, prepared)
+        _tell_old(prepared, console)
         cells = run_cells(prepared, devices, console, task or RunCell)
         failed = [cell for cell in cells if cell.status == "failed"]
         if len(failed) == len(cells):
@@ -110,6 +112,16 @@ def _status(one: Prepared) -> Literal["done", "left"]:
         and untrained(folder) is None
     )
     return "done" if done else "left"
+
+
+def _tell_old(prepared: Sequence[Prepared], console: Console) -> None:
+    """Say of finished cells that were made with other versions that they stand."""
+    done = [one.cell.folder for one in prepared if _status(one) == "done"]
+    old = [others for folder in done if (others := provenance.differing(folder))]
+    for others, times in Counter(old).items():
+        stand = "stands as it was made" if times == 1 else "stand as they were made"
+        sentence = f"{count(times, 'finished cell')} {stand}: {others}"
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 # The work.

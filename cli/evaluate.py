@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 
 from fedshift import UserError
 from fedshift.cli.config import Config, load
@@ -18,7 +17,7 @@ from fedshift.cli.runs import StoredRun, open_federation, stored_run
 from fedshift.cli.settings import EngineSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
-from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.storage import write_yaml
 from fedshift.server import report, tables
 from fedshift.server.cross_site import score
 from fedshift.server.rounds import Sites, find
@@ -59,7 +58,7 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
                 f"nothing could be scored: {problems[0] if problems else 'no image has a label'}"
             )
         node = {**stored.config, "data": config, "out": str(folder)}
-        write_atomic(folder / "config.yaml", yaml.safe_dump(node, sort_keys=False))
+        write_yaml(folder / "config.yaml", node)
         tables.write_cases(folder / "cases.csv", rows)
         tables.write_cross_site(folder / "cross_site.csv", tables.summarise(rows, seed))
         console.print(report.summary(folder))
@@ -81,9 +80,9 @@ def _data(
     given = {override.partition("=")[0].removeprefix("data.") for override in overrides}
     config = load(["federation=manifest", *overrides])["data"]
     card = stored.cards[0]
-    prepared = {**trained, "size": card["size"][0]}
+    prepared = {**trained, "size": card.size[0]}
     if stored.config["federation"]["kind"] == "phantom":
-        prepared["spacing_mm"] = card["spacing_mm"][0][1]
+        prepared["spacing_mm"] = card.spacing_mm[0][1]
     config |= {key: prepared[key] for key in _GEOMETRY if key not in given}
     config["manifest"] = str(manifest)
     data = DataSettings.from_config(config)

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from fedshift import UserError
 from fedshift.cli.config import Config, choices, load
 from fedshift.cli.runs import build_plan, open_federation
-from fedshift.cli.settings import EngineSettings, RunSettings
+from fedshift.cli.settings import EngineSettings, RunSettings, as_folder
 from fedshift.cli.simulate import folds
 from fedshift.client import methods
 from fedshift.client.methods.base import Participation
@@ -94,7 +94,7 @@ class Grid:
         """The comparison's folder; raises :class:`UserError` when none is named."""
         if not self.own.get("out"):
             raise UserError("a comparison needs a folder; name it with out=DIR")
-        return Path(self.own["out"]).expanduser()
+        return as_folder(_plain("out", self.own["out"]))
 
     @property
     def hours(self) -> float | None:
@@ -172,6 +172,16 @@ def read_grid(folder: Path) -> dict[str, Any]:
     raise UserError(
         f"{path} cannot be read ({reason}); restore it, or run the comparison into another out=DIR"
     )
+
+
+def _plain(key: str, value: str) -> Any:
+    """What ``value`` is in Hydra's grammar, which the options of the comparison as a whole are not
+    composed by; a text that it cannot read stands for itself."""
+    try:
+        override: Override = OverridesParser.create().parse_overrides([f"{key}={value}"])[0]
+    except HydraException:
+        return value
+    return value if override.is_sweep_override() else override.value()
 
 
 def _swept(key: str, text: str) -> tuple[str, ...] | None:

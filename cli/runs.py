@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedshift import UserError, strategies
+from fedshift.cli import provenance
 from fedshift.cli.config import Config
 from fedshift.cli.settings import EngineSettings, RunSettings, TaskSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
+from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.messages import POOLED, Instruction
+from fedshift.protocol.storage import read_yaml
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
-from fedshift.server.rounds import Budget, RunPlan, meet, prepare, read_rounds
+from fedshift.server.rounds import Budget, RunPlan, meet, prepare, read_cards, read_rounds
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation, SiteSpec
 from fedshift.strategies.clock import Clock
@@ -31,19 +31,39 @@ class StoredRun:
     """A run folder's config, its models (loaded one at a time), and what to ask of sites."""
 
     config: Config
-    cards: list[dict[str, Any]]
+    cards: list[SiteCard]
     models: list[ModelRef]
     instruction: Instruction
 
 
+_NEEDED = {
+    "federation": {"kind"},
+    "data": {"cache"},
+    "task": {"name"},
+    "method": {"name"},
+    "strategy": {"name"},
+    "policy": {"release"},
+    "engine": {"threads", "amp"},
+}
+"""What no run's configuration lacks: the groups, and some of each one's keys."""
+
+
 def read_config(path: Path) -> Config:
-    """Read a run's ``config.yaml``; raises :class:`UserError` when it is not one."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name the folder of a run") from error
-    if not isinstance(config, dict) or "federation" not in config:
-        raise UserError(f"{path} is not the configuration of a run; name the folder of a run")
+    """Read a run's ``config.yaml``; raises :class:`UserError` when it is not one, or not whole."""
+    config = read_yaml(path)
+    for group, keys in _NEEDED.items():
+        node = config.get(group)
+        if not isinstance(node, dict) or not keys <= node.keys():
+            raise UserError(
+                f"{path} is not the whole configuration of a run ({group} is missing or cut "
+                "short); name the folder of a run, or restore that file from a copy"
+            )
+    for key in ("seed", "rounds", "protocol", "validate_every", "budget"):
+        if key not in config:
+            raise UserError(
+                f"{path} is not the whole configuration of a run ({key} is missing); name the "
+                "folder of a run, or restore that file from a copy"
+            )
     return config
 
 
@@ -117,28 +137,31 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     """
     config = read_config(run / "config.yaml")
     settings = RunSettings.from_config(config)
-    cards_path = run / "checkpoints" / "sites.json"
     done = checkpoint.last_round(run / "checkpoints")
     lines = read_rounds(run)
     ended = bool(lines) and lines[-1].get("ended") is not None
-    if (done < settings.rounds and not ended) or not cards_path.exists():
+    cards = read_cards(run / "checkpoints" / "sites.json")
+    if (done < settings.rounds and not ended) or cards is None:
         raise UserError(
             f"{run} holds {done} of {settings.rounds} rounds; finish it first with "
             "fedshift simulate ... resume=true"
         )
-    cards = json.loads(cards_path.read_text(encoding="utf-8"))
-    structures = tuple(cards[0]["structures"])
+    structures = cards[0].structures
     specs = tuple(
-        SiteSpec(card["name"], (), card["role"]) for card in cards if card["name"] != POOLED
+        SiteSpec(card.name, (), "train" if card.role == "train" else "unseen")
+        for card in cards
+        if card.name != POOLED
     )
-    plan = build_plan(run, config, structures, checkpoint.fingerprint(config))
+    # Before there was a run.json, checkpoints were known by the whole configuration.
+    identity = checkpoint.lineage if provenance.read(run) else checkpoint.fingerprint
+    plan = build_plan(run, config, structures, identity(config))
     sites = LocalSites(
         federation=Federation(config["federation"]["name"], specs, structures),
         data=DataSettings.from_config(config["data"]),
         policy=Policy.from_config(config["policy"]),
         folder=run / "checkpoints" / "sites",
         seed=settings.seed,
-        pooled=any(card["name"] == POOLED for card in cards),
+        pooled=any(card.name == POOLED for card in cards),
         audited=False,
     )
     threads = EngineSettings.from_config(config).threads

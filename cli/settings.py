@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fedshift import UserError
 from fedshift.cli.config import Config
 from fedshift.protocol.settings import from_mapping, setting
 
@@ -23,7 +24,7 @@ class ShiftSettings:
 class RunSettings:
     """The top-level keys of a run; configs/config.yaml says what they mean."""
 
-    resume: bool = False
+    resume: Literal["force"] | bool = False
     seed: int = setting(0, at_least=0)
     rounds: int = setting(10, at_least=1)
     local_steps: int = setting(30, at_least=1)
@@ -53,10 +54,24 @@ class RunSettings:
         return from_mapping(cls, {k: v for k, v in config.items() if k not in _GROUPS})
 
 
+def as_folder(out: Any) -> Path:
+    """The folder that ``out`` names; raises :class:`UserError` for a number, a list and the like,
+    which would name a folder that nobody meant."""
+    if not isinstance(out, str) or not out.strip():
+        raise UserError(
+            f"out must be the name of a folder, not {out!r}; write out=./NAME for a name that "
+            "reads as something else"
+        )
+    return Path(out).expanduser()
+
+
 def output_folder(config: Config) -> Path:
-    """The run's folder: ``out``, or a name made of what is run."""
+    """The run's folder: ``out``, or a name made of what is run.
+
+    Raises :class:`UserError` when ``out`` is no text.
+    """
     if config["out"] is not None:
-        return Path(str(config["out"])).expanduser()
+        return as_folder(config["out"])
     parts = [config[group]["name"] for group in ("federation", "method", "strategy")]
     return Path("runs") / f"{'_'.join(parts)}_seed{config['seed']}"
 

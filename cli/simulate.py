@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from fedshift import UserError
@@ -17,13 +15,14 @@ from fedshift.cli import examples
 from fedshift.cli.config import Config, load
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import run_engine
+from fedshift.cli.folder import open_folder
 from fedshift.cli.progress import Screen, Watch
-from fedshift.cli.runs import build_plan, open_federation, read_config
+from fedshift.cli.runs import build_plan, open_federation
 from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
-from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
+from fedshift.protocol.storage import folder_name, keep_lines
 from fedshift.server import checkpoint, report, tables, tracking
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
@@ -76,10 +75,9 @@ def run_folder(
     settings = RunSettings.from_config(config)
     engine = EngineSettings.from_config(config)
     policy = Policy.from_config(config["policy"])
-    identity = checkpoint.fingerprint(config)
-    plan = build_plan(out, config, federation.structures, identity)
+    plan = build_plan(out, config, federation.structures, checkpoint.lineage(config))
     tracking.check(plan.tracking)
-    done = _open_folder(out, config, identity, resume=settings.resume)
+    done = open_folder(out, config, partial(_tell, console))
     sites = LocalSites(
         federation=federation,
         data=data,
@@ -105,6 +103,10 @@ def run_folder(
         report.build(out)
 
 
+def _tell(console: Console, sentence: str) -> None:
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
 class _Egress:
     """Gathers the simulated sites' ledgers into the run's ``egress.jsonl``, round by round."""
 
@@ -120,64 +122,6 @@ class _Egress:
         """Append the lines that are new since the last call."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(self._sites.egress(self._positions))
-
-
-_BEGUN = {"config.yaml", "checkpoints", "rounds.jsonl", "egress.jsonl", tracking.FOLDER}
-"""All that a run's folder holds before its first round is finished."""
-
-
-def _open_folder(out: Path, config: Config, identity: str, *, resume: bool) -> int:
-    """Make ``out`` ready; return how many rounds of this run it already holds.
-
-    A run that never finished a round is begun again. Raises :class:`UserError` when ``out`` holds
-    something else, which is left as it is.
-    """
-    stored = out / "config.yaml"
-    done = checkpoint.last_round(out / "checkpoints")
-    if done or (out / "folds").exists():
-        if not resume:
-            raise UserError(
-                f"{out} already holds a run; add resume=true to go on with it or choose another "
-                "out=DIR"
-            )
-        earlier = read_config(stored)
-        if checkpoint.fingerprint(earlier) != identity:
-            changed = sorted(_differing(checkpoint.deciding(earlier), checkpoint.deciding(config)))
-            raise UserError(
-                f"{out} holds a run with another config ({', '.join(changed[:5])}); repeat that "
-                "run's options or choose another out=DIR"
-            )
-        _sweep(out)
-        return done
-    out.mkdir(parents=True, exist_ok=True)
-    held = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
-    if held and (stored.name not in held or held - _BEGUN):
-        raise UserError(f"{out} is not empty and holds no run; choose another out=DIR")
-    if held:
-        read_config(stored)
-    _sweep(out)
-    for name in ("checkpoints", tracking.FOLDER):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("rounds.jsonl", "egress.jsonl"):
-        (out / name).unlink(missing_ok=True)
-    write_atomic(stored, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return 0
-
-
-def _sweep(out: Path) -> None:
-    """Remove what a kill between writing and renaming left."""
-    for leftover in out.rglob(".*.tmp"):
-        leftover.unlink()
-
-
-def _differing(first: Any, second: Any, prefix: str = "") -> set[str]:
-    """The dotted keys whose values differ."""
-    if not isinstance(first, dict) or not isinstance(second, dict):
-        return set() if first == second else {prefix.removesuffix(".")}
-    keys = first.keys() | second.keys()
-    return set().union(
-        *(_differing(first.get(key), second.get(key), f"{prefix}{key}.") for key in keys)
-    )
 
 
 @dataclass(frozen=True)
@@ -242,7 +186,7 @@ def _in_turn(
     """
     federation, _ = open_federation(config)
     turns = folds(config, federation)
-    _open_folder(out, config, checkpoint.fingerprint(config), resume=config["resume"])
+    open_folder(out, config, partial(_tell, console))
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, start=1):

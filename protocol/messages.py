@@ -107,7 +107,10 @@ class Instruction:
 
     def to_record(self) -> ConfigRecord:
         """Pack as a Flower record."""
-        return ConfigRecord({"instruction": json.dumps(asdict(self), sort_keys=True)})
+        fields = asdict(self)
+        # A number of its own: a run that is made longer must not send more bytes a message.
+        rounds = fields.pop("rounds")
+        return ConfigRecord({"instruction": json.dumps(fields, sort_keys=True), "rounds": rounds})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Instruction:
@@ -115,7 +118,12 @@ class Instruction:
         try:
             fields = json.loads(str(record["instruction"]))
             return cls(
-                **{**fields, "action": Action(fields["action"]), "kept": tuple(fields["kept"])}
+                **{
+                    **fields,
+                    "action": Action(fields["action"]),
+                    "kept": tuple(fields["kept"]),
+                    "rounds": record["rounds"],
+                }
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the request holds no instruction: {error}") from error

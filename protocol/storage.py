@@ -1,4 +1,5 @@
-"""Files that are either whole or absent: text and tensors written beside and renamed."""
+"""Files that are either whole or absent: text and tensors written beside and renamed. What is read
+back may be damaged or come from elsewhere: it is bounded, and a fault is one sentence."""
 
 from __future__ import annotations
 
@@ -10,14 +11,21 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fedshift import UserError
+
+T = TypeVar("T")
+
+_LARGEST_YAML = 2**20
+"""Bytes. A configuration has a few thousand."""
+_WAY_OUT = "restore it from a copy, or begin again in another folder"
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -77,26 +85,104 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         # The library's own order is that of a hash table, another one in every process.
         return dict(sorted(load_tensors(path.read_bytes()).items()))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(
-            f"{path} is not a readable safetensors file ({error}); restore it from a copy or "
-            "start again in another folder"
+            f"{path} is not a readable safetensors file ({_reason(error)}); {_WAY_OUT}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}); {_WAY_OUT}") from error
+
+
+def _parsed(text: str, parse: Callable[[Any], T], where: str) -> T:
+    try:
+        node = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON, as when a file is cut short; {_WAY_OUT}") from error
+    try:
+        return parse(node)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{where} is damaged ({_reason(error)}); {_WAY_OUT}") from error
+
+
+def read_json(path: Path, parse: Callable[[Any], T]) -> T | None:
+    """What ``parse`` makes of a JSON file, None without one.
+
+    Raises :class:`UserError` when it cannot be read, is no JSON, or is not what ``parse`` takes.
+    """
+    return _parsed(_text(path), parse, str(path)) if os.path.lexists(path) else None
+
+
+def read_json_lines(path: Path, parse: Callable[[Any], T]) -> list[T]:
+    """What ``parse`` makes of each line of a file of JSON, none without a file; raises as
+    :func:`read_json` does."""
+    lines = _text(path).splitlines() if os.path.lexists(path) else []
+    return [_parsed(line, parse, f"{path} line {n}") for n, line in enumerate(lines, start=1)]
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain data alone: an alias, which can make a short file endless, is refused."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias, which no run writes")
+        return super().compose_node(parent, index)
+
+
+class _Whole(yaml.SafeDumper):
+    """Writes a list that stands in two places twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, as it stands: nothing in it is looked up elsewhere.
+
+    Raises :class:`UserError` when it cannot be read, is too large, or holds anything else.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > _LARGEST_YAML:
+            raise yaml.YAMLError(f"it has more than {_LARGEST_YAML} bytes")
+        node = yaml.load(path.read_text(encoding="utf-8"), _Plain)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}); {_WAY_OUT}") from error
+    if not isinstance(node, dict):
+        raise UserError(f"{path} holds no settings; {_WAY_OUT}")
+    return {str(key): value for key, value in node.items()}
+
+
+def write_yaml(path: Path, node: Mapping[str, Any]) -> None:
+    """Write a mapping so that :func:`read_yaml` reads it back, atomically."""
+    text = yaml.dump(dict(node), Dumper=_Whole, sort_keys=False, allow_unicode=True)
+    write_atomic(path, text)
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a file of JSON lines with those that ``keep`` accepts, atomically; nothing if absent.
 
-    A line that is not JSON is what a kill left half written, and is dropped.
+    A line that is not JSON is what a kill left half written, and is dropped. Raises
+    :class:`UserError` for one that ``keep`` cannot take.
     """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if keep(entry):
-            kept.append(line + "\n")
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        with suppress(ValueError):
+            json.loads(line)
+            if _parsed(line, keep, f"{path} line {number}"):
+                kept.append(line + "\n")
     write_atomic(path, "".join(kept))

@@ -24,6 +24,8 @@ _NAME = re.compile(r"round_(\d+)\.json$")
 _BANK = "bank::"
 _STATE = "state::"
 
+EXTENDS = ("rounds", "budget_limit")
+"""What may be raised when a run goes on; see ``cli/folder.py``."""
 _ELSEWHERE = ("engine", "out", "resume", "tracking")
 
 
@@ -42,6 +44,11 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     """A hash of everything in ``config`` that decides the results."""
     text = json.dumps(deciding(config), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def lineage(config: Mapping[str, Any]) -> str:
+    """A hash of what a run and all that only extend it have in common: a checkpoint's identity."""
+    return fingerprint({key: value for key, value in config.items() if key not in EXTENDS})
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,7 @@ def save(folder: Path, round: int, held: Checkpoint, identity: str, newest: int 
     tensors |= {f"{_STATE}{name}": array for name, array in held.state.items()}
     stem = folder / f"round_{round:04d}"
     write_tensors(stem.with_suffix(".safetensors"), tensors)
-    write_atomic(
-        stem.with_suffix(".json"),
-        json.dumps({"round": round, "run": identity}, sort_keys=True) + "\n",
-    )
+    adopt(folder, round, identity)
     if newest is not None:
         for number in _rounds(folder):
             if number <= round - newest:
@@ -86,6 +90,12 @@ def _rounds(folder: Path) -> list[int]:
         return []
     matches = (_NAME.match(path.name) for path in folder.iterdir())
     return [int(match.group(1)) for match in matches if match]
+
+
+def adopt(folder: Path, round: int, identity: str) -> None:
+    """Give a whole checkpoint another identity: the user says that it may go on as that run."""
+    described = {"round": round, "run": identity}
+    write_atomic(folder / f"round_{round:04d}.json", json.dumps(described, sort_keys=True) + "\n")
 
 
 def load(folder: Path, round: int, identity: str) -> Checkpoint:

@@ -33,7 +33,7 @@ from fedshift.protocol.messages import (
     request,
     unpack_arrays,
 )
-from fedshift.protocol.storage import keep_lines, write_atomic
+from fedshift.protocol.storage import keep_lines, read_json, read_json_lines, write_atomic
 from fedshift.server import checkpoint, tracking
 from fedshift.server.exchange import exchange
 from fedshift.server.pairs import Choice
@@ -218,9 +218,8 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     """
     sites = Sites(grid, find(grid, plan.instruction), {}, plan.deadline_s)
     path = plan.checkpoints / "sites.json"
-    if path.exists():
-        cards = [SiteCard.from_json(fields) for fields in json.loads(path.read_text())]
-    else:
+    cards = read_cards(path)
+    if cards is None:
         cards = []
         problems = []
         ask = plan.instruction.but(action=Action.CARD)
@@ -257,6 +256,18 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
             "data.labels or correct its value"
         )
     return sites
+
+
+def read_cards(path: Path) -> list[SiteCard] | None:
+    """The site cards of a run's ``sites.json``, None before there is one; raises
+    :class:`UserError` when it is damaged."""
+
+    def parse(node: Any) -> list[SiteCard]:
+        if not node:
+            raise ValueError("it names no site")
+        return [SiteCard.from_json(fields) for fields in node]
+
+    return read_json(path, parse)
 
 
 @dataclass
@@ -356,7 +367,13 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
         arms[0].strategy.bank, arms[0].strategy.state = held.bank, held.state
     keep_lines(plan.out / "rounds.jsonl", lambda line: line["round"] <= done)
     training = Training(sites, instruction, method, arms, done)
-    for line in read_rounds(plan.out):
+    lines = read_rounds(plan.out)
+    if [line["round"] for line in lines] != list(range(1, done + 1)):
+        raise UserError(
+            f"{plan.out / 'rounds.jsonl'} does not hold the rounds 1 to {done}, each once; restore "
+            "it from a copy or choose another out=DIR"
+        )
+    for line in lines:
         _charge(training, plan, line)
         for arm in arms:
             part = line if arm is arms[0] else line["baselines"][arm.strategy.model]
@@ -365,10 +382,18 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
 
 
 def read_rounds(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``rounds.jsonl``; none before its first round is done."""
-    path = run / "rounds.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The lines of a run's ``rounds.jsonl``; none before its first round is done. Raises
+    :class:`UserError` for a damaged one."""
+
+    def parse(line: Any) -> dict[str, Any]:
+        if not isinstance(line, dict) or not isinstance(line["round"], int):
+            raise ValueError("it is no round's line")
+        for key, kind in (("sites", dict), ("failed", dict), ("rejected", dict)):
+            if not isinstance(line[key], kind):
+                raise ValueError(f"{key} is no {kind.__name__}")
+        return line
+
+    return read_json_lines(run / "rounds.jsonl", parse)
 
 
 def _charge(training: Training, plan: RunPlan, line: Mapping[str, Any]) -> None:
@@ -455,8 +480,8 @@ def _method(sites: Sites, plan: RunPlan, instruction: Instruction) -> tuple[Meth
     """The method's card and the weights all sites start from, asked of the first one that trains:
     the coordinator itself knows no network. A resumed run needs the card alone."""
     path = plan.checkpoints / "method.json"
-    if path.exists():
-        return MethodCard.from_json(json.loads(path.read_text())), {}
+    if (described := read_json(path, MethodCard.from_json)) is not None:
+        return described, {}
     first = sites.labelled[0]
     (_, reply), *_ = sites.ask([first], instruction.but(action=Action.INITIAL))
     if reply.has_error():

@@ -19,10 +19,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from fedshift import UserError
-from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.storage import read_yaml, write_atomic
 from fedshift.protocol.tables import csv_text
 
 FOLDER = "tracking"
@@ -124,7 +122,7 @@ class MLflow:
         begun = self._client.search_runs([experiment])
         current = begun[0] if begun else self._client.create_run(experiment, run_name=run.name)
         self._run = current.info.run_id
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml")
         settings = [Param(_mlflow_name(key), value[:500]) for key, value in _texts(config)]
         for part in _parts(settings, 100):
             self._client.log_batch(self._run, params=part)

@@ -146,6 +146,11 @@ class Strategy(FlowerStrategy):
 
     # A run.
 
+    def bound_to_rounds(self) -> str:
+        """What of a round depends on how many the run has, as a predicate of the strategy ("lowers
+        its steps over the run"); empty if nothing does, so that a run may be made longer."""
+        return ""
+
     def begin(
         self,
         sites: Mapping[str, int],

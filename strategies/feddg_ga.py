@@ -48,6 +48,10 @@ class FedDGGA(Shares):
     step_size: float = setting(0.2, at_least=0, at_most=1)
     """d: how far the most deviant site's share moves in the first step, as a part of 1 / p."""
 
+    def bound_to_rounds(self) -> str:
+        """The step."""
+        return "lets its steps fall over the run's rounds"
+
     def begin(
         self, sites: Mapping[str, int], tensors: Mapping[str, TensorInfo], instruction: Instruction
     ) -> None:

@@ -42,6 +42,10 @@ class FineTuning(Personal):
     tuning_rounds: int = setting(1, at_least=1)
     """How many of the run's rounds every site trains alone, the last ones."""
 
+    def bound_to_rounds(self) -> str:
+        """Which rounds are the last."""
+        return "trains every site alone in the run's last rounds"
+
     def begin(
         self, sites: Mapping[str, int], tensors: Mapping[str, TensorInfo], instruction: Instruction
     ) -> None:

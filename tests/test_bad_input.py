@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,158 @@ def test_a_folder_without_a_run_cannot_be_evaluated_or_reported(
     outcome = command(*arguments, str(tmp_path / folder))
     assert_sentence(outcome, str(tmp_path / folder))
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("5", "not 5"), ("['a']", "not ['a']"), ("true", "not True"), ("{a: 1}", "not {'a': 1}")],
+)
+@pytest.mark.parametrize("verb", ["simulate", "compare"])
+def test_an_output_that_is_no_name_is_not_taken_for_one(
+    command: Command,
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    out: str,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_sentence(command(verb, *tiny, f"out={out}"), "out must be the name of a folder", words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_link_to_nowhere_is_named(
+    command: Command, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "link", tmp_path / "link" / "below"):
+        outcome = command("simulate", *tiny, f"out={out}")
+        assert_sentence(outcome, str(out), "is a link to", "nowhere", "out=DIR")
+
+
+# Damaged run files.
+
+
+def bomb() -> str:
+    """A short YAML file that is a billion items long."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def half_done(reference: Path, cut_short: Callable[..., Path], tmp_path: Path) -> Path:
+    return cut_short(reference, tmp_path / "run")
+
+
+CONFIGS = {
+    "empty": lambda text: "",
+    "cut short": lambda text: text[: text.index("strategy:")],
+    "cut in a group": lambda text: text[: text.index("engine:") + 8],
+    "a list": lambda text: "[1, 2]",
+    "aliases": lambda text: bomb(),
+    "binary": lambda text: "\0\1\2",
+    "nested": lambda text: "[" * 100_000,
+    "huge": lambda text: text + "#" * 2**21,
+    "other types": lambda text: "\n".join(f"{key}: 5" for key in ("data", "engine", "federation")),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIGS)
+def test_a_damaged_config_is_one_sentence_and_quick(
+    command: Command, tiny: tuple[str, ...], half_done: Path, fault: str
+) -> None:
+    path = half_done / "config.yaml"
+    path.write_text(CONFIGS[fault](path.read_text()))
+    begin = time.monotonic()
+    assert_sentence(command("simulate", *tiny, f"out={half_done}", "resume=true"), "config.yaml")
+    assert_sentence(command("evaluate", str(half_done)), "config.yaml")
+    if fault not in ("cut short", "cut in a group", "other types"):  # A page needs little of it.
+        assert_sentence(command("report", str(half_done)), "config.yaml")
+    assert time.monotonic() - begin < 30
+
+
+def test_a_config_reaches_nothing_outside_itself(
+    half_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedshift.server.report.run import read_run
+
+    monkeypatch.setenv("SECRET", "hidden")
+    path = half_done / "config.yaml"
+    path.write_text(path.read_text() + "note: ${oc.env:SECRET}\n")
+    assert read_run(half_done).config["note"] == "${oc.env:SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("checkpoints/sites.json", "[{"),
+        ("checkpoints/sites.json", "[]"),
+        ("checkpoints/sites.json", '[{"name": 5}]'),
+        ("checkpoints/sites.json", '{"name": "a"}'),
+        ("checkpoints/method.json", '{"tensors"'),
+        ("checkpoints/method.json", '{"tensors": 5}'),
+        ("checkpoints/method.json", "5"),
+        ("rounds.jsonl", ""),
+        ("rounds.jsonl", "5\n"),
+        ("rounds.jsonl", '{"round": "one"}\n'),
+        ("rounds.jsonl", '{"round": 1}\n'),
+        ("egress.jsonl", '{"site": "a"}\n'),
+        ("checkpoints/round_0001.json", "{"),
+        ("checkpoints/round_0001.safetensors", "{"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_sentence(
+    command: Command, tiny: tuple[str, ...], half_done: Path, name: str, text: str
+) -> None:
+    (half_done / name).write_text(text)
+    outcome = command("simulate", *tiny, f"out={half_done}", "resume=true")
+    assert_sentence(outcome, Path(name).name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("checkpoints/evaluation.json", "{"),
+        ("checkpoints/evaluation.json", "[1]"),
+        ("checkpoints/evaluation.json", '{"problems": [1]}'),
+        ("checkpoints/sites.json", '[{"name": "vendor_a"}]'),
+        ("rounds.jsonl", '{"round": 1'),
+        ("egress.jsonl", "[]\n"),
+    ],
+)
+def test_a_report_of_a_damaged_file_is_one_sentence(
+    command: Command, reference: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    (run / name).write_text(text)
+    assert_sentence(command("report", str(run)), Path(name).name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".cases.csv.1.tmp",
+        "rounds.jsonl",
+        "config.yaml",
+        "run.json",
+        "cases.csv",
+        "checkpoints/round_0001.safetensors",
+        "checkpoints/round_0002.safetensors",
+        "checkpoints/round_0002.json",
+        "checkpoints/sites.json",
+        "checkpoints/method.json",
+        "checkpoints/evaluation.json",
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(
+    command: Command, tiny: tuple[str, ...], half_done: Path, name: str
+) -> None:
+    (half_done / name).unlink(missing_ok=True)
+    (half_done / name).mkdir()
+    outcome = command("simulate", *tiny, f"out={half_done}", "resume=true")
+    assert_sentence(outcome, Path(name).name)
 
 
 # A full disk.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.server.superlink.linkstate.utils import message_ttl_has_expired
 
 from fedshift.protocol.flower import Message, set_message_id
 from fedshift.protocol.messages import Action, Instruction, answer, request
@@ -93,6 +94,17 @@ def test_a_site_is_late_by_the_time_that_passed(clock: Clock) -> None:
 def test_a_site_that_is_late_is_so_also_where_the_clock_was_set_back_before(clock: Clock) -> None:
     clock.set_ahead -= HOUR
     assert late(Grid(clock, lambda: clock.sleep(6.0)), 5.0, 1) == [True]
+
+
+def test_flower_lets_such_a_message_live_too() -> None:
+    """Ray's engine is Flower's own: it asks this of every message and of every reply."""
+    sent = asked(1)
+    grid = Grid(Clock(), lambda: None)
+    list(exchange(grid, sent, None))  # type: ignore[arg-type]
+    metadata = sent[0].metadata
+    assert not message_ttl_has_expired(metadata, time.time() + 10 * 365 * 24 * HOUR)
+    reply = Message(answer("x"), reply_to=sent[0])
+    assert not message_ttl_has_expired(reply.metadata, time.time() + 10 * 365 * 24 * HOUR)
 
 
 @pytest.fixture(params=[1, 2], ids=["in process", "pool"])

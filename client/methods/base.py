@@ -191,6 +191,11 @@ class Method(ABC):
     def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
         """The task encoder's features (B, D) of images (B, 1, H, W): shift is measured in them."""
 
+    def bound_to_rounds(self, rounds: int) -> str:
+        """What in a run of so many rounds would be otherwise in a longer one, as a predicate of the
+        method; empty if nothing, so that the run may be made longer."""
+        return ""
+
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """Pictures of what the method does with a site's test images, drawn where these are and
         shown on the method's page of the report; none by default."""

@@ -176,6 +176,10 @@ class DRAI(Segmenting):
             **dict.fromkeys(JUDGES, KEPT),
         }
 
+    def bound_to_rounds(self, rounds: int) -> str:
+        """Whether it trains at all: in a run that is too short for the segmentation it does not."""
+        return "" if rounds > self.generation_rounds else "trains nothing in so short a run"
+
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
     ) -> FitReport:

@@ -167,6 +167,10 @@ class OnlineRendering(Method):
         names = ["renderer", "segmenter", "plain", *map(_judge, self.views)]
         return dict.fromkeys(names, AVERAGED)
 
+    def bound_to_rounds(self, rounds: int) -> str:
+        """The census."""
+        return "trains nothing in the run's last round, in which sites publish what they rendered"
+
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
     ) -> FitReport:

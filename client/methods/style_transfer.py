@@ -200,6 +200,15 @@ class StyleTransfer(Segmenting):
             **pretrained,
         }
 
+    @property
+    def _before_segmentation(self) -> int:
+        return self.warmup_rounds + self.pretraining_rounds + self.translator_rounds
+
+    def bound_to_rounds(self, rounds: int) -> str:
+        """Whether it trains at all: in a run that is too short for the segmentation it does not."""
+        short = rounds <= self._before_segmentation
+        return "trains nothing in so short a run" if short else ""
+
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
     ) -> FitReport:
@@ -210,7 +219,7 @@ class StyleTransfer(Segmenting):
         published none.
         """
         pretraining = self.warmup_rounds + self.pretraining_rounds
-        last = pretraining + self.translator_rounds
+        last = self._before_segmentation
         if budget.rounds <= last:
             raise UserError(
                 f"rounds={budget.rounds} leaves none for the segmentation: the rounds before it "

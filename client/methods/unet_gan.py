@@ -205,6 +205,10 @@ class UnetGAN(Segmenting):
             last_round=self.segmenter_rounds + self.translation_rounds,
         )
 
+    def bound_to_rounds(self, rounds: int) -> str:
+        """Whether it trains at all: in a run that is too short for the translation it does not."""
+        return "" if rounds > self.segmenter_rounds else "trains nothing in so short a run"
+
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
     ) -> FitReport:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fedshift import UserError
 from fedshift.protocol.messages import POOLED
+from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
 from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, NEGATIVE_METRICS
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
+from fedshift.server.rounds import read_rounds
 from fedshift.server.shift import NO_DISTANCES
 from fedshift.server.tables import (
     Overview,
@@ -179,7 +177,7 @@ class Run:
         """What the method shows of its work, by site; of the files listed those that are there."""
         figures = self.folder / "figures"
         found: dict[str, list[Picture]] = {}
-        for item in _json(figures / "method.json") or []:
+        for item in read_json(figures / "method.json", _pictures) or []:
             # The name alone: a run folder from elsewhere must not reach other files.
             path = figures / Path(item["file"]).name
             if path.is_file():
@@ -191,7 +189,7 @@ class Run:
     def egress(self) -> dict[str, dict[str, Sent]]:
         """The sums of the ledger by site and purpose; of the real sites, not the pooled one."""
         found: dict[str, dict[str, Sent]] = {}
-        for record in _json_lines(self.folder / "egress.jsonl"):
+        for record in read_json_lines(self.folder / "egress.jsonl", _sent):
             if record["site"] == POOLED:
                 continue
             sent = found.setdefault(record["site"], {}).setdefault(record["purpose"], Sent())
@@ -569,19 +567,13 @@ def read_run(folder: Path) -> Run:
             f"{folder} is not a run folder, as it has no config.yaml: "
             "give the folder that a simulation wrote to (its `out`)."
         )
+    config = read_yaml(config_path)
     config_text = config_path.read_text(encoding="utf-8")
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.create(config_text), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(
-            f"{config_path} is not a valid configuration: restore it from the run's backup, "
-            "or run the simulation again."
-        ) from error
     # An evaluation has no sites of its own: who trained is written in the run it belongs to.
     evaluated = folder.resolve().parent
     home = evaluated.parent if evaluated.name == "evaluations" else folder
-    cards = _json(home / "checkpoints" / "sites.json") or []
-    evaluation = _json(folder / "checkpoints" / "evaluation.json") or {}
+    cards = read_json(home / "checkpoints" / "sites.json", _cards) or []
+    evaluation = read_json(folder / "checkpoints" / "evaluation.json", _evaluation) or {}
     cross_site_path, shift_path = folder / "cross_site.csv", folder / "shift.csv"
     return Run(
         folder=folder,
@@ -589,7 +581,7 @@ def read_run(folder: Path) -> Run:
         config=config,
         # The simulated site that holds all data trains the pooled reference; it is no real site.
         cards={card["name"]: card for card in cards if card["name"] != POOLED},
-        rounds=list(_json_lines(folder / "rounds.jsonl")),
+        rounds=read_rounds(folder),
         cross_site=read_cross_site(cross_site_path) if cross_site_path.is_file() else [],
         shift=read_shift(shift_path) if shift_path.is_file() else [],
         notes=tuple(evaluation.get("problems", ())),
@@ -603,27 +595,30 @@ def _parents(paths: Iterator[Path]) -> list[Path]:
     return sorted(path.parent for path in paths)
 
 
-def _json(path: Path) -> Any:
-    """What the file holds, ``None`` without a file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not JSON: restore it from the run's backup, or run the simulation again."
-        ) from error
+def _cards(node: Any) -> list[dict[str, Any]]:
+    for fields in node:
+        words = [fields["name"], fields["role"], *fields["structures"], *fields.get("vendors", ())]
+        splits = [counts for split in fields["splits"].values() for counts in split.values()]
+        if not all(isinstance(word, str) for word in (*words, *fields.get("notes", ()))):
+            raise ValueError("a name is no text")
+        if not all(isinstance(number, int) for number in splits):
+            raise ValueError("a count is no number")
+        _ = fields["splits"]["train"]["labelled"]
+    return list(node)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path} line {number} is not JSON, as when a run was stopped while writing: "
-                    "continue the run with resume=true, or delete that line."
-                ) from error
+def _evaluation(node: Any) -> dict[str, Any]:
+    if not all(isinstance(problem, str) for problem in node.get("problems", ())):
+        raise ValueError("problems are no sentences")
+    if not all(isinstance(text, str) for text in node.get("shift_pairs", {}).values()):
+        raise ValueError("shift_pairs holds no texts")
+    return {**node, "encoder": str(node.get("encoder", ""))}
+
+
+def _pictures(node: Any) -> list[dict[str, str]]:
+    return [{key: str(item[key]) for key in ("site", "file", "title", "caption")} for item in node]
+
+
+def _sent(entry: Any) -> dict[str, Any]:
+    sent = {key: str(entry[key]) for key in ("site", "purpose", "record")}
+    return {**sent, "bytes": int(entry["bytes"])}
