@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-
 from fedshift import UserError
 from fedshift.cli.config import Config, load
 from fedshift.cli.console import PlainConsole
