@@ -43,6 +43,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_the_run_folder_holds_what_it_promises(reference: Path) -> None:
     assert {path.name for path in reference.iterdir()} == {
         "config.yaml",
+        "run.json",
         "rounds.jsonl",
         "rounds.csv",
         "cases.csv",
