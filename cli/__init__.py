@@ -243,6 +243,14 @@ def sites_adopt(
     adopt_folder(folder, out, layout, {**said, "sequence": sequence, "label": label}, force)
 
 
+@sites_app.command("plan")
+def sites_plan(overrides: Overrides = None) -> None:
+    """Say what auto would set for the federation, why, and what a training step costs."""
+    from fedshift.cli.sites import plan_sites
+
+    plan_sites(overrides or [])
+
+
 _MENDABLE = (
     errno.ENOSPC,
     errno.EDQUOT,

@@ -67,6 +67,7 @@ class RunCell:
                 Console(quiet=True),
                 watch=Reporter(tell, self.folds),
                 drawn=False,
+                checked=True,
             )
         if reason := untrained(self.folder):
             raise UserError(reason)

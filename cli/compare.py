@@ -39,9 +39,9 @@ def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None
     console = PlainConsole()
     grid = Grid.parse(overrides)
     out = grid.out
-    prepared = grids.prepare(grid)
+    prepared = grids.prepare(grid, console)
     if target := grids.target_for(grid, prepared):
-        grid, prepared = grids.hide_labels(grid, prepared, target)
+        grid, prepared = grids.hide_labels(grid, prepared, target, console)
         console.print(
             f"A method of the grid adapts to sites without labels, and all have some: those of "
             f"{target} are hidden in every cell. To hide others: data.unlabelled_sites=[...]",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedshift import UserError
+from fedshift.cli.checking import settle
 from fedshift.cli.config import Config, load
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import inline_grid
@@ -30,9 +31,10 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
     With ``manifest`` every image of that table is scored; without, the run's own test split.
     Raises :class:`UserError` when the run is not finished or shares no structure with the data.
     """
+    console = PlainConsole()
     with stored_run(run) as stored:
         seed = stored.config["seed"]
-        federation, data, config = _data(stored, overrides, manifest)
+        federation, data, config = _data(stored, overrides, manifest, console)
         engine = EngineSettings.from_config(stored.config)
         folder = run / "evaluations" / (name or federation.name)
         with tempfile.TemporaryDirectory() as scratch:
@@ -44,7 +46,6 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
                 seed=seed,
                 amp=engine.amp,
             )
-            console = PlainConsole()
             with (
                 inline_grid(sites, engine, stored.instruction) as grid,
                 Screen(console, f"evaluating {run}") as screen,
@@ -63,12 +64,13 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
         console.print(report.summary(folder))
 
 
-_GEOMETRY = ("spacing_mm", "default_spacing_mm", "size", "slice_axis", "normalise")
+_TABLE = {"name": "manifest", "kind": "manifest"}
+_GEOMETRY = ("spacing_mm", "default_spacing_mm", "size", "slice_axis", "normalise", "window")
 """Keys of ``data`` that the networks were trained with: other images are prepared alike."""
 
 
 def _data(
-    stored: StoredRun, overrides: Sequence[str], manifest: Path | None
+    stored: StoredRun, overrides: Sequence[str], manifest: Path | None, console: PlainConsole
 ) -> tuple[Federation, DataSettings, Config]:
     """The data to score on: the run's own, or another table's, prepared as the run's was."""
     trained = stored.config["data"]
@@ -84,8 +86,9 @@ def _data(
         prepared["spacing_mm"] = card.spacing_mm[0][1]
     config |= {key: prepared[key] for key in _GEOMETRY if key not in given}
     config["manifest"] = str(manifest)
+    config = settle({**stored.config, "federation": _TABLE, "data": config}, console)["data"]
     data = DataSettings.from_config(config)
-    federation = load_federation({"kind": "manifest"}, data, seed=0)
+    federation = load_federation(_TABLE, data, seed=0)
     # Nothing is trained here: every image is there to be scored.
     unseen = tuple(replace(site, role="unseen") for site in federation.sites)
     return replace(federation, sites=unseen), data, config

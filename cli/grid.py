@@ -13,8 +13,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
+from rich.console import Console
 
 from fedshift import UserError
+from fedshift.cli.checking import settle
 from fedshift.cli.config import Config, choices, load
 from fedshift.cli.runs import build_plan, open_federation
 from fedshift.cli.settings import EngineSettings, RunSettings, as_folder
@@ -219,18 +221,22 @@ class Prepared:
     adapts: bool
 
 
-def prepare(grid: Grid) -> list[Prepared]:
-    """Compose and check every cell's configuration.
+Opened = dict[str, tuple[Config, Federation, DataSettings]]
+"""By what decides them: the planned config node ``data``, the sites and their settings."""
+
+
+def prepare(grid: Grid, console: Console) -> list[Prepared]:
+    """Compose and check every cell's configuration, and look at the images they share.
 
     Raises :class:`UserError`, naming the cell, for a wrong option in any of them, and for cells
     that would take different numbers of steps although none was asked for.
     """
     cells = grid.cells()
-    federations: dict[str, tuple[Federation, DataSettings]] = {}
+    federations: Opened = {}
     prepared = []
     for cell in cells:
         try:
-            prepared.append(_prepared(grid, cell, federations))
+            prepared.append(_prepared(grid, cell, federations, console))
         except UserError as error:
             if not cell.settings:
                 raise
@@ -248,26 +254,25 @@ def _pairs(cell: Cell) -> list[str]:
     return [f"{key}={value}" for key, value in cell.settings.items()]
 
 
-def _prepared(
-    grid: Grid, cell: Cell, federations: dict[str, tuple[Federation, DataSettings]]
-) -> Prepared:
+def _prepared(grid: Grid, cell: Cell, federations: Opened, console: Console) -> Prepared:
     fixed = [f"{key}={value}" for key, value in grid.fixed.items()]
     workers = [f"{key}={value}" for key, value in grid.own.items() if key == "engine.workers"]
-    return _checked(cell, load(["baselines=[]", *workers, *fixed, *_pairs(cell)]), federations)
+    config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)])
+    return _checked(cell, config, federations, console)
 
 
-def _checked(
-    cell: Cell, config: Config, federations: dict[str, tuple[Federation, DataSettings]]
-) -> Prepared:
+def _checked(cell: Cell, config: Config, federations: Opened, console: Console) -> Prepared:
     """The cell with its composed ``config``; ``federations`` are those opened so far."""
     settings = RunSettings.from_config(config)
     if EngineSettings.from_config(config).name != "inline":
         raise UserError("the engine of a comparison is the inline one; leave engine out")
     # Many seeds and strategies share a federation, whose table may be long.
-    key = json.dumps([config["federation"], config["data"], settings.seed])
+    nodes = [config[node] for node in ("federation", "data", "policy")]
+    key = json.dumps([*nodes, settings.seed])
     if key not in federations:
-        federations[key] = open_federation(config)
-    federation, data = federations[key]
+        settled = settle(config, console)
+        federations[key] = (settled["data"], *open_federation(settled))
+    config["data"], federation, data = federations[key]
     config["federation"]["name"] = federation.name
     config |= {"out": str(cell.folder), "resume": True}
     plan = build_plan(cell.folder, config, federation.structures, identity="")
@@ -306,13 +311,20 @@ def target_for(grid: Grid, prepared: Sequence[Prepared]) -> str | None:
     return names[-1] if len(names) > 1 and first.config["protocol"] == "together" else None
 
 
-def hide_labels(grid: Grid, prepared: Sequence[Prepared], site: str) -> tuple[Grid, list[Prepared]]:
+def hide_labels(
+    grid: Grid, prepared: Sequence[Prepared], site: str, console: Console
+) -> tuple[Grid, list[Prepared]]:
     """The grid and its cells with the option ``data.unlabelled_sites=[site]``; no configuration is
     composed again, which takes a fifth of a second a cell."""
     hidden = {"unlabelled_sites": [site]}
-    federations: dict[str, tuple[Federation, DataSettings]] = {}
+    federations: Opened = {}
     cells = [
-        _checked(one.cell, {**one.config, "data": {**one.config["data"], **hidden}}, federations)
+        _checked(
+            one.cell,
+            {**one.config, "data": {**one.config["data"], **hidden}},
+            federations,
+            console,
+        )
         for one in prepared
     ]
     fixed = {**grid.fixed, "data.unlabelled_sites": f"[{site}]"}

@@ -15,7 +15,7 @@ from fedshift.cli.settings import EngineSettings, RunSettings, TaskSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.cards import SiteCard
-from fedshift.protocol.messages import POOLED, Instruction
+from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
 from fedshift.protocol.storage import read_yaml
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
@@ -109,7 +109,18 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         budget=_budget(settings, clock),
         clock=clock,
         tracking=settings.tracking,
+        told=_told(config),
     )
+
+
+def _told(config: Config) -> tuple[Action, ...]:
+    """What the sites told of their files before the run was planned."""
+    told = [Action.SUMMARY] if config["data"].get("planned") else []
+    if config["federation"]["kind"] != "phantom" and (
+        Policy.from_config(config["policy"]).releases(Purpose.HASHES)
+    ):
+        told.append(Action.HASHES)
+    return tuple(told)
 
 
 def _budget(settings: RunSettings, clock: Clock | None) -> Budget | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,17 +13,18 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli import examples
+from fedshift.cli.checking import for_report, settle
 from fedshift.cli.config import Config, load
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import run_engine
 from fedshift.cli.folder import open_folder
 from fedshift.cli.progress import Screen, Watch
-from fedshift.cli.runs import build_plan, open_federation
+from fedshift.cli.runs import build_plan, open_federation, read_config
 from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
-from fedshift.protocol.storage import folder_name, keep_lines
+from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
 from fedshift.server import checkpoint, report, tables, tracking
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
@@ -50,12 +52,18 @@ def run(
     *,
     watch: Watch | None = None,
     drawn: bool = True,
+    checked: bool = False,
 ) -> None:
     """Run what ``config`` describes, or what is left of it: one run folder, or one with folds.
 
     ``watch`` opens a watcher for each run folder (None: a screen on ``console``). With ``drawn``
-    the folder gets its figures and page.
+    the folder gets its figures and page. Unless it is ``checked``, the config's images are looked
+    at first (:func:`fedshift.cli.checking.settle`).
     """
+    if not checked:
+        stored = out / "config.yaml"
+        earlier = read_config(stored) if config["resume"] and stored.exists() else None
+        config = settle(config, console, earlier)
     if config["protocol"] == "together":
         run_folder(out, config, console, watch=watch, drawn=drawn)
     else:
@@ -93,6 +101,9 @@ def run_folder(
         with tracking.opened(out, plan.tracking, read_rounds(out)):
             pass  # A sink that is asked for afterwards gets the whole run.
     else:
+        if not done:
+            findings = json.dumps(for_report(config), indent=1, ensure_ascii=False)
+            write_atomic(plan.checkpoints / "findings.json", findings + "\n")
         egress = _Egress(sites, out / "egress.jsonl", done)
         plan = replace(plan, after_round=egress.collect)
         title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"

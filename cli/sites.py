@@ -9,23 +9,23 @@ from pathlib import Path
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
-from fedshift.cli.config import Config, load
+from fedshift import UserError
+from fedshift.cli.checking import UNPLANNED, Checked, examine, settle, tell_findings
+from fedshift.cli.config import load
 from fedshift.cli.console import PlainConsole
-from fedshift.sites import DataSettings, check, fingerprint, load_federation, open_site
-from fedshift.sites.types import SPLITS, Federation
-
-
-def _federation(overrides: Sequence[str]) -> tuple[Config, DataSettings, Federation]:
-    config = load(overrides)
-    data = DataSettings.from_config(config["data"])
-    return config, data, load_federation(config["federation"], data, config["seed"])
+from fedshift.cli.runs import open_federation, task_settings
+from fedshift.client.memory import step_cost
+from fedshift.protocol.words import count
+from fedshift.sites import fingerprint, open_site
+from fedshift.sites.plan import AXES, written
+from fedshift.sites.settings import PLANNED
+from fedshift.sites.types import SPLITS
 
 
 def list_sites(overrides: Sequence[str]) -> None:
     """Print a line a site; no image is read."""
-    _, _, federation = _federation(overrides)
+    federation, _ = open_federation(load(overrides))
     table = _table(f"{federation.name}: {', '.join(federation.structures)}")
     for column in ("site", "role", "vendors", "scanners", "subjects", "images"):
         table.add_column(column, justify="right" if column in ("subjects", "images") else "left")
@@ -43,8 +43,9 @@ def list_sites(overrides: Sequence[str]) -> None:
 
 def inspect_sites(overrides: Sequence[str]) -> None:
     """Print each site's fingerprint, from its prepared images."""
-    config, data, federation = _federation(overrides)
     console = PlainConsole()
+    config = settle(load(overrides), console)
+    federation, data = open_federation(config)
     for site in federation.sites:
         found = fingerprint(open_site(site, federation.structures, data, config["seed"]))
         table = _table(f"{site.name} ({site.role})")
@@ -79,27 +80,20 @@ def inspect_sites(overrides: Sequence[str]) -> None:
 
 
 def check_sites(overrides: Sequence[str]) -> None:
-    """Print what the doctor finds; exit with 2 when results would be wrong."""
-    config, data, federation = _federation(overrides)
-    findings = check(federation, data, config["seed"])
+    """Print what the doctor finds; exit with 2 when a run would stop at it."""
+    found = examine(load(overrides))
     console = PlainConsole()
-    for finding in findings:
-        color = "red" if finding.severity == "error" else "yellow"
-        where = ": ".join(part for part in (finding.site, finding.file) if part)
-        console.print(
-            Text.assemble(
-                (finding.severity, color),
-                f" {where or federation.name}: {finding.problem}; {finding.way_out}",
-            ),
-            soft_wrap=True,
-        )
-    images = sum(len(site.images) for site in federation.sites)
-    errors = sum(finding.severity == "error" for finding in findings)
+    tell_findings(console, found)
+    images = sum(len(site.images) for site in found.federation.sites)
+    errors = sum(finding.severity == "error" for finding in found.findings)
+    warnings = len(found.findings) - errors
+    sites = count(len(found.federation.sites), "site")
     console.print(
-        f"{images} images of {len(federation.sites)} sites checked: {errors} errors, "
-        f"{len(findings) - errors} warnings",
+        f"{count(images, 'image')} of {sites} checked: {count(errors, 'error')}, "
+        f"{count(warnings, 'warning')}",
+        soft_wrap=True,
     )
-    if errors:
+    if found.stopping:
         raise typer.Exit(2)
 
 
@@ -117,7 +111,9 @@ def adopt_folder(
     adopt.write(found, out, options, force=force)
     rows, console = found.rows, PlainConsole()
     labelled = sum(row.label is not None for row in rows)
-    _say(console, f"{out}: {len(rows)} images, {labelled} with a label ({found.layout})")
+    console.print(
+        f"{out}: {len(rows)} images, {labelled} with a label ({found.layout})", soft_wrap=True
+    )
     table = Table()
     for column in ("column", "taken from", "filled", "values"):
         table.add_column(column, justify="right" if column == "filled" else "left")
@@ -136,15 +132,18 @@ def adopt_folder(
     ):
         for reason, names in reasons.items():
             if names:
-                _say(console, said_of + adopt.counted(reason, names))
+                console.print(said_of + adopt.counted(reason, names), soft_wrap=True)
     for note in found.notes:
-        _say(console, f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
     if found.keyed:
-        _say(console, f"{key_path} holds the key of the pseudonyms; keep it where the images are.")
+        console.print(
+            f"{key_path} holds the key of the pseudonyms; keep it where the images are.",
+            soft_wrap=True,
+        )
     given = shlex.quote(f"data.manifest={_hydra(str(out))}")
-    _say(console, "Next:")
-    _say(console, f"  fedshift sites check federation=manifest {given}")
-    _say(console, f"  fedshift simulate federation=manifest {given} out=runs/mine")
+    console.print("Next:", soft_wrap=True)
+    console.print(f"  fedshift sites check federation=manifest {given}", soft_wrap=True)
+    console.print(f"  fedshift simulate federation=manifest {given} out=runs/mine", soft_wrap=True)
 
 
 def _hydra(text: str) -> str:
@@ -155,8 +154,64 @@ def _hydra(text: str) -> str:
     return f"'{escaped}'"
 
 
-def _say(console: PlainConsole, text: str) -> None:
-    console.print(text, soft_wrap=True)
+def plan_sites(overrides: Sequence[str]) -> None:
+    """Print what a run would set where ``data`` says auto, why, and what a training step costs."""
+    config = load(overrides)
+    found = examine(config)
+    console = PlainConsole()
+    if config["federation"]["kind"] == "phantom":
+        console.print(
+            "A phantom is drawn on the network's grid: nothing is to be planned.", soft_wrap=True
+        )
+        return
+    if found.data.auto:
+        problem = next(finding for finding in found.findings if finding.code == UNPLANNED)
+        raise UserError(f"{problem.problem}; {problem.way_out}.")
+    _tell_summaries(console, found)
+    for decision in found.decisions:
+        console.print(decision.told(), soft_wrap=True)
+    given = [key for key in PLANNED if key not in {d.key for d in found.decisions}]
+    if given := [key for key in given if getattr(found.data, key) is not None]:
+        told = " ".join(f"data.{key}={written(getattr(found.data, key))}" for key in given)
+        console.print(f"by hand: {told}", soft_wrap=True)
+    cost = step_cost(
+        config["method"],
+        task_settings(config, found.federation.structures),
+        config["rounds"],
+        found.data.size,
+    )
+    console.print(
+        f"a training step of method={config['method']['name']} at {found.data.size} x "
+        f"{found.data.size} takes {cost.seconds:.2g} s and {cost.megabytes:,.0f} MB on one core",
+        soft_wrap=True,
+    )
+    if errors := len(found.stopping):
+        console.print(
+            f"{count(errors, 'error')} would stop a run: fedshift sites check", soft_wrap=True
+        )
+
+
+def _tell_summaries(console: PlainConsole, found: Checked) -> None:
+    """A line a site: what it lets go, and the settings are chosen from."""
+    table = _table("what the sites tell")
+    for column in ("site", "images", "thickest along", "spacing (mm)", "matrix", "labels reach"):
+        table.add_column(column)
+    for name, summary in found.summaries.items():
+        if summary is None:
+            continue
+        axes = ", ".join(f"{AXES[k]} {n}" for k, n in enumerate(summary.axes) if n)
+        spacing = summary.spacing_mm
+        across = found.data.slice_axis or 0
+        reach = summary.reach_mm[across]
+        table.add_row(
+            name,
+            str(summary.images),
+            axes or "no axis",
+            " x ".join(f"{mm:.3g}" for mm in spacing) if spacing else "unknown",
+            " x ".join(map(str, summary.shape)),
+            f"{reach:g} mm" if reach else f"{summary.reach_px[across]:g} pixels",
+        )
+    console.print(table)
 
 
 def _table(title: str) -> Table:

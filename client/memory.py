@@ -1,8 +1,12 @@
-"""How much memory one site's training takes on a GPU: measured, not guessed."""
+"""What one site's training takes, measured and not guessed: memory on a GPU, a step on a CPU."""
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ from fedshift.client.model import Model
 from fedshift.sites.types import Case, Domain, SiteData
 
 _SLICES = 64
+_TIMED = 3
 _STEPS = 2
 
 
@@ -33,6 +38,38 @@ def training_bytes(
     del model
     torch.cuda.empty_cache()
     return int(peak)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one training step of a site takes on one CPU core."""
+
+    seconds: float
+    megabytes: float
+
+
+def step_cost(
+    method: Mapping[str, Any], task: Mapping[str, Any], rounds: int, size: int
+) -> StepCost:
+    """Train a few steps on random images of ``size`` with one thread: the median time of a step,
+    and how much memory the process took for it (10^6 bytes)."""
+    torch.set_num_threads(1)
+    before = _resident()
+    model = Model(method, task, torch.device("cpu"), seed=0)
+    data = _random_site(size, model.task.structures)
+    spent = []
+    for number in range(_TIMED + 1):  # The first one also prepares the machine.
+        start = time.perf_counter()
+        budget = Budget(steps=1, seed=number, device=torch.device("cpu"), rounds=rounds)
+        model.method.fit(data, model.nets, {}, budget)
+        spent.append(time.perf_counter() - start)
+    return StepCost(float(np.median(spent[1:])), max(0.0, _resident() - before) / 1e6)
+
+
+def _resident() -> float:
+    """The most memory that this process ever held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _random_site(size: int, structures: tuple[str, ...]) -> SiteData:

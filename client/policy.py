@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
 from fedshift.protocol.messages import RELEASABLE, Purpose
 from fedshift.protocol.settings import from_mapping, setting, suggest
+
+_SHORTEST_SECRET = 16
 
 
 class Refused(Exception):
@@ -21,18 +25,50 @@ class Policy:
 
     ``methods``: names of the methods that may train here, or ``("*",)`` for all.
     ``release``: which purposes may leave. ``max_message_mb``: the largest answer, in 10^6 bytes.
-    ``min_count``: fewest images that a published statistic may summarise.
+    ``min_count``: fewest images that a published statistic may summarise. ``hash_key``: the file
+    with the secret under which image hashes are sent, the same at every site that compares them;
+    the coordinator must lack it.
     """
 
     methods: tuple[str, ...] = ("*",)
-    release: tuple[str, ...] = RELEASABLE
+    release: tuple[str, ...] = tuple(p for p in RELEASABLE if p != Purpose.HASHES.value)
     max_message_mb: float = setting(1000.0, at_least=0)
     min_count: int = setting(4, at_least=1)
+    hash_key: str | None = None
 
     def __post_init__(self) -> None:
         for purpose in self.release:
             if purpose not in RELEASABLE:
                 raise UserError(f"policy.release holds {purpose!r}{suggest(purpose, RELEASABLE)}")
+
+        if (Purpose.HASHES in self.release) != (self.hash_key is not None):
+            raise UserError(
+                "image hashes leave a site under a secret only: name them in policy.release and "
+                "the secret's file in policy.hash_key, or neither"
+            )
+
+    def releases(self, purpose: Purpose) -> bool:
+        """Whether anything may leave for ``purpose``."""
+        return purpose.value in self.release
+
+    @cached_property
+    def secret(self) -> bytes:
+        """The content of ``hash_key``; raises :class:`UserError` when it cannot be read or is so
+        short that it could be guessed."""
+        path = Path(self.hash_key or "").expanduser()
+        try:
+            secret = path.read_bytes().strip()
+        except OSError as error:
+            raise UserError(
+                f"policy.hash_key: {path} cannot be read ({error.strerror}); name the file with "
+                "the secret that the sites share"
+            ) from error
+        if len(secret) < _SHORTEST_SECRET:
+            raise UserError(
+                f"policy.hash_key: {path} holds fewer than {_SHORTEST_SECRET} bytes, which can be "
+                "guessed; fill it with random ones, as `openssl rand -hex 32` prints"
+            )
+        return secret
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Policy:
@@ -46,7 +82,7 @@ class Policy:
 
     def check_release(self, purpose: Purpose, size: int) -> None:
         """Raise :class:`Refused` when ``size`` bytes may not leave for ``purpose``."""
-        if purpose.value not in self.release:
+        if not self.releases(purpose):
             raise Refused(f"the site's policy does not release a '{purpose}' (policy.release)")
         if size > self.max_message_mb * 1e6:
             raise Refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from fedshift.client.policy import Policy
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import keep_lines
-from fedshift.sites import DataSettings, open_site, pooled_site
+from fedshift.sites import DataSettings, open_site, pooled_site, survey
+from fedshift.sites.survey import Surveyed
 from fedshift.sites.types import Federation, SiteData
 
 _OPEN_SITES = 16
@@ -51,6 +53,7 @@ class LocalSites:
         return SiteWorker(
             name,
             self._open_pooled if name == POOLED else partial(self.open, name),
+            look=partial(self.look, name),
             policy=self.policy,
             folder=self.folder / name,
             device=device,
@@ -62,6 +65,10 @@ class LocalSites:
         """The data of the site called ``name``."""
         site = self.federation.site(name)
         return open_site(site, self.federation.structures, self.data, self.seed)
+
+    def look(self, name: str) -> Sequence[Surveyed]:
+        """What the files of the site called ``name`` are like."""
+        return survey(self.federation.site(name), self.data)
 
     def _open_pooled(self) -> SiteData:
         training = [site.name for site in self.federation.sites if site.role == "train"]

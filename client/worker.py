@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedshift import UserError, derive_seed
-from fedshift.client import rules, summaries
+from fedshift.client import planning, rules, summaries
 from fedshift.client.ledger import Ledger
 from fedshift.client.methods.base import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.metrics import dice, score_case
@@ -45,6 +45,7 @@ from fedshift.protocol.messages import (
     unpack_bank,
 )
 from fedshift.protocol.tables import METRICS as CASE_METRICS
+from fedshift.sites.survey import Surveyed
 from fedshift.sites.types import IGNORED, Case, SiteData, Split
 
 log = logging.getLogger(__name__)
@@ -63,23 +64,28 @@ class SiteWorker:
         name: str,
         open_data: Callable[[], SiteData],
         *,
+        look: Callable[[], Sequence[Surveyed]],
         policy: Policy,
         folder: Path,
         device: torch.device,
         amp: bool = False,
         audited: bool = True,
     ) -> None:
-        """``folder`` holds the site's state and ledger. ``audited=False`` is for the simulated
-        site that pools all data: it stands for no place, so nothing can leave it."""
+        """``look`` surveys the site's files. ``folder`` holds the site's state and ledger.
+        ``audited=False`` is for the simulated site that pools all data: it stands for no place, so
+        nothing can leave it."""
         self.name = name
         self.policy = policy
         self.folder = folder
         self.device = device
         self.amp = amp
         self._open_data = open_data
+        self._look = look
         self._ledger = Ledger(folder / "egress.jsonl", name) if audited else None
         self._actions: dict[Action, Callable[[Instruction, RecordDict], Reply]] = {
             Action.NAME: self._name,
+            Action.SUMMARY: self._summary,
+            Action.HASHES: self._hashes,
             Action.CARD: self._card,
             Action.INITIAL: self._initial,
             Action.FIT: self._fit,
@@ -129,6 +135,23 @@ class SiteWorker:
 
     def _name(self, instruction: Instruction, content: RecordDict) -> Reply:
         return None, answer(self.name)
+
+    def _summary(self, instruction: Instruction, content: RecordDict) -> Reply:
+        """What the settings of the federation are chosen from."""
+        found = planning.summary(self._look(), self.policy)
+        if found is None:
+            raise Refused(
+                "the site has fewer images than its policy lets be summarised (policy.min_count), "
+                "or its policy does not release a 'data summary' (policy.release)"
+            )
+        return Purpose.SUMMARY, answer(self.name, details=found.to_json())
+
+    def _hashes(self, instruction: Instruction, content: RecordDict) -> Reply:
+        """Keyed perceptual hashes of the site's images, in the order of its table."""
+        found = planning.hashes(self._look(), self.policy)
+        if found is None:
+            raise Refused("the site's policy does not release 'image hashes' (policy.release)")
+        return Purpose.HASHES, answer(self.name, details={"hashes": found})
 
     def _card(self, instruction: Instruction, content: RecordDict) -> Reply:
         return Purpose.CARD, answer(self.name, details=describe(self.data).to_json())

@@ -42,6 +42,8 @@ class Action(StrEnum):
     """What a site can be asked to do; the part before the dot is Flower's message type."""
 
     NAME = "query.name"
+    SUMMARY = "query.summary"
+    HASHES = "query.hashes"
     CARD = "query.card"
     INITIAL = "query.initial"
     FIT = "train.fit"
@@ -60,6 +62,10 @@ class Action(StrEnum):
 class Purpose(StrEnum):
     """Why something leaves a site; a policy allows or refuses each."""
 
+    SUMMARY = "data summary"
+    """What the settings of a federation are chosen from: spacings, extents, counts."""
+    HASHES = "image hashes"
+    """Keyed perceptual hashes, by which sites find an image that two of them hold."""
     CARD = "site card"
     INITIAL = "initial model"
     UPDATE = "model update"

@@ -32,10 +32,11 @@ _ELSEWHERE = ("engine", "out", "resume", "tracking")
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of ``config`` that decides the results: not where, nor on how many workers.
 
-    The number of torch threads and mixed precision are part of the arithmetic.
+    The number of torch threads and mixed precision are part of the arithmetic. What was planned
+    counts, not why.
     """
     kept = {key: value for key, value in config.items() if key not in _ELSEWHERE}
-    kept["data"] = {key: value for key, value in config["data"].items() if key != "cache"}
+    kept["data"] = {k: v for k, v in config["data"].items() if k not in ("cache", "planned")}
     kept["engine"] = {key: config["engine"][key] for key in ("threads", "amp")}
     return kept
 

@@ -87,7 +87,9 @@ class RunPlan:
     images compared. Of the checkpoints the newest
     ``checkpoints_kept`` stay (None: all). A ``budget`` may end the run before ``rounds``. With a
     ``clock`` rounds take simulated time, in which sites may be slow or away.
-    ``tracking`` names the sinks that are fed each round. ``after_round`` is called when a round's
+    ``tracking`` names the sinks that are fed each round. ``told`` is what the run's settings were
+    chosen from: a simulation reads it off its sites' files beforehand, and asks for it once more,
+    so that it stands in their ledgers. ``after_round`` is called when a round's
     line is about to be written (a simulation collects the sites' ledgers then).
     """
 
@@ -107,6 +109,7 @@ class RunPlan:
     budget: Budget | None = None
     clock: Clock | None = None
     tracking: tuple[str, ...] = ()
+    told: tuple[Action, ...] = ()
     after_round: Callable[[], None] = lambda: None
 
     def validates(self, number: int) -> bool:
@@ -220,6 +223,7 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     path = plan.checkpoints / "sites.json"
     cards = read_cards(path)
     if cards is None:
+        _ask_again(sites, plan)
         cards = []
         problems = []
         ask = plan.instruction.but(action=Action.CARD)
@@ -235,7 +239,7 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     sites.cards = {card.name: card for card in cards}
     unread = [note for card in cards for note in card.notes if note.startswith("left out: ")]
     # Labels that could not be read are no labels that nobody drew.
-    because = f" ({len(unread)} images could not be used; {unread[0]})" if unread else ""
+    because = f" ({unread[0]})" if unread else ""
     if not sites.labelled:
         raise UserError(
             f"no site can train: none has a labelled training image{because}; check the manifest "
@@ -268,6 +272,18 @@ def read_cards(path: Path) -> list[SiteCard] | None:
         return [SiteCard.from_json(fields) for fields in node]
 
     return read_json(path, parse)
+
+
+def _ask_again(sites: Sites, plan: RunPlan) -> None:
+    """Have the sites note what the settings were chosen from; kept in ``checkpoints``."""
+    for action in plan.told:
+        answers = {
+            name: None if reply.has_error() else details(reply.content)
+            for name, reply in sites.ask(sites.scored, plan.instruction.but(action=action))
+        }
+        if action is Action.SUMMARY:
+            text = json.dumps(answers, indent=1, sort_keys=True)
+            write_atomic(plan.checkpoints / "summaries.json", text + "\n")
 
 
 @dataclass

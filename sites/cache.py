@@ -137,6 +137,24 @@ class Cache:
             raise UserError(f"the cache {self.folder} was changed while in use; run again.")
         return entry
 
+    def remember(self, key: str, make: Callable[[], Any]) -> Any:
+        """What is kept as JSON under ``key``; made, and kept, where there is nothing readable.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        place = self.folder / "texts" / key[:2] / key
+        try:
+            return json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            text = json.dumps(make())
+        with self._temporary() as folder:
+            fresh = folder / "text"
+            fresh.write_text(text, encoding="utf-8")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fresh.replace(place)
+        return json.loads(text)
+
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
         try:

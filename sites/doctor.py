@@ -1,264 +1,218 @@
-"""The doctor: what is wrong with a federation's images, which file, and the way out."""
+"""The doctor: what is wrong with a federation's images, which file, and the way out.
+
+``fedshift sites check`` prints what it finds, and every command that trains or scores asks it
+first: an error stops the command unless ``data.accept`` names its code.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from fedshift import UserError
-from fedshift.sites import prepare, readers
-from fedshift.sites.cache import digest
-from fedshift.sites.labels import LabelMapError, parse_label_values, to_classes
+from fedshift.sites.findings import Finding, Severity, listed
+from fedshift.sites.labels import LabelMapError, is_negative, parse_label_values
+from fedshift.sites.likeness import NEAR, keyed_alike
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.opening import value_maps
-from fedshift.sites.orientation import NAMES, BandSums, Placement, band_sums, odd_ones_out
-from fedshift.sites.settings import DataSettings
+from fedshift.sites.orientation import NAMES, BandSums, Placement, odd_ones_out
+from fedshift.sites.plan import AXES
+from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
+from fedshift.sites.survey import Facts, in_mm, survey
 from fedshift.sites.types import SPLITS, Federation, ImageSource, SiteSpec
 
-Severity = Literal["error", "warning"]
 SUBJECT_FLOOR, SITE_FLOOR = 0.5, 0.15
 """The smallest effect (see :mod:`.orientation`) that counts for a subject and for a whole site."""
+MOST_NAMED = 20
+"""A label file with more values, none of which has a name, was not drawn with them."""
 OUTLIER = 4.0
 """A spacing this many times the federation's median, or that small a part of it, is suspect."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong: ``error`` when results would be, ``warning`` when they may be.
-
-    ``file`` is empty when the finding concerns a whole site, and ``site`` when the federation.
-    """
-
-    severity: Severity
-    site: str
-    file: str
-    problem: str
-    way_out: str
-
-
-@dataclass
 class _Image:
-    """What the checks across images need of one; nothing of its size."""
+    """One usable image: its row, what was found in it, and its label's values by class."""
 
     site: str
     source: ImageSource
-    content: str
-    in_plane_mm: tuple[float, float] | None
-    labelled: np.ndarray
-    volumes: np.ndarray | None = None
-    """Pixels of each structure; None without a label."""
-    bands: BandSums | None = field(default=None, repr=False)
+    facts: Facts
+    values: tuple[tuple[int, ...], ...] = ()
+    """The label values of each structure in this file."""
+
+    def finding(self, severity: Severity, code: str, problem: str, way_out: str) -> Finding:
+        source = self.source
+        return Finding(severity, code, self.site, source.path, problem, way_out, source.row)
+
+    def of_label(self, severity: Severity, code: str, problem: str, way_out: str) -> Finding:
+        source = self.source
+        return Finding(severity, code, self.site, source.label_path, problem, way_out, source.row)
 
 
-def check(federation: Federation, data: DataSettings, seed: int) -> list[Finding]:
-    """Read every image of a manifest's federation once and report what is wrong, errors first.
+def check(
+    federation: Federation,
+    data: DataSettings,
+    seed: int,
+    hashes: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> list[Finding]:
+    """Report what is wrong with a manifest's federation, errors first; each file is read once.
 
-    Phantoms are right by construction and are passed over. ``seed`` is the run's: whether every
-    split gets labels depends on it.
+    Phantoms are right by construction and are passed over. Of a grid that is not planned yet nobody
+    knows what it cuts off. ``seed`` is the run's: whether every split gets labels depends on it.
+    ``hashes`` are what sites let go of their pictures for the search for duplicates across sites
+    (:func:`.likeness.keyed`), an entry an image.
     """
     findings: list[Finding] = []
     images: list[_Image] = []
     for site in federation.sites:
-        files = [image for image in site.images if image.phantom is None]
+        files = tuple(image for image in site.images if image.phantom is None)
         if not files:
             continue
-        opened = _check_site(SiteSpec(site.name, tuple(files)), federation, data, findings)
+        opened = _check_site(replace(site, images=files), federation, data, findings)
         images += opened
         findings += _check_splits(site, opened, data, seed)
         findings += _check_orientation(site.name, opened)
+    findings += _check_planes(images, data)
     findings += _check_spacings(images, data)
-    findings += _check_structures(images, federation.structures)
+    unsaid = _check_values(images, data)
+    findings += unsaid
+    if not unsaid:  # Else the structures are not known yet.
+        findings += _check_structures(images, federation.structures, data)
     findings += _check_label_values(federation, data)
     findings += _check_duplicates(federation, images)
+    findings += _check_likeness(federation, hashes or {})
     if data.site_pattern is not None and data.manifest is not None:
         unmatched = read_manifest(data).unmatched
         if unmatched:
             findings.append(
                 Finding(
                     "warning",
+                    "rows-unmatched",
                     "",
                     data.manifest,
-                    f"{unmatched} rows match no site",
+                    f"has {unmatched} rows that match no site",
                     "widen data.site_pattern, or leave them out on purpose",
                 )
             )
-    return sorted(findings, key=lambda f: (f.severity, f.site, f.file))
+    return sorted(findings, key=lambda f: (f.severity, f.site, f.row, f.file))
 
 
 def _check_site(
     site: SiteSpec, federation: Federation, data: DataSettings, findings: list[Finding]
 ) -> list[_Image]:
-    """Read the site's images one by one; return those that could be read."""
+    """What the survey found in the site's files one by one; returns the usable ones."""
     try:
         maps = value_maps(site, federation.structures, data)
     except LabelMapError as error:
-        findings.append(_from_error(site.name, "", error))
+        problem, _, way_out = str(error).rstrip(".").rpartition("; ")
+        findings.append(Finding("error", "label-map", site.name, "", problem, way_out))
         return []
     opened = []
-    for source, mapping in zip(site.images, maps, strict=True):
-        try:
-            contents = readers.read(Path(source.path))
-            label = readers.read(Path(source.label_path)) if source.label_path else None
-            decoded = prepare.decode(source, contents, label, data.slice_axis, mapping)
-        except UserError as error:
-            named = source.label_path if source.label_path in str(error) else ""
-            findings.append(_from_error(site.name, named or source.path, error))
+    for source, found, mapping in zip(site.images, survey(site, data), maps, strict=True):
+        findings += [
+            Finding(
+                trouble.severity,
+                trouble.code,
+                site.name,
+                source.label_path if trouble.on == "label" else source.path,
+                trouble.problem,
+                trouble.way_out,
+                source.row,
+            )
+            for trouble in found.troubles
+        ]
+        if found.facts is None or found.left_out:
             continue
-        spacing = decoded.spacing_mm
-        image = _Image(
-            site.name,
-            source,
-            digest(*(part for _, part in contents)),
-            spacing[1:] if spacing else None,
-            np.zeros(len(decoded.image), bool),
-        )
+        classes = range(1, len(federation.structures) + 1)
+        values = tuple(tuple(v for v, c in mapping.items() if c == k) for k in classes)
+        image = _Image(site.name, source, found.facts, values)
         opened.append(image)
-        findings += _check_headers(site.name, source, decoded)
-        if decoded.image.min() == decoded.image.max():
-            findings.append(
-                Finding(
-                    "warning", site.name, source.path, "the image is constant", "export it again"
-                )
+        if found.facts.values is not None:
+            findings += _check_label(image, mapping, data)
+    if not opened:
+        first = next(finding for finding in findings if finding.site == site.name)
+        findings.append(
+            replace(
+                first,
+                severity="error",
+                code="no-image",
+                problem=f"{first.problem}, and the site has no usable image out of "
+                f"{len(site.images)}",
             )
-        if decoded.values is None:
-            continue
-        image.labelled = np.any(decoded.values, axis=(1, 2))
-        if not image.labelled.any():
-            findings.append(
-                Finding(
-                    "warning",
-                    site.name,
-                    source.label_path,
-                    "the mask is empty, and counts as unlabelled",
-                    "draw it, or empty its cell label_path",
-                )
-            )
-            continue
-        try:
-            classes = to_classes(decoded.values, mapping, source)
-        except LabelMapError as error:
-            findings.append(_from_error(site.name, source.label_path, error))
-            continue
-        structures = len(federation.structures)
-        image.volumes = np.bincount(classes.ravel(), minlength=structures + 1)[1:]
-        image.bands = band_sums(decoded.image[image.labelled], classes[image.labelled], structures)
-        cropped = prepare.cropped_fraction(classes, prepare.grid_of(decoded, data)[0])
-        if cropped > 0.01:
-            findings.append(
-                Finding(
-                    "warning",
-                    site.name,
-                    source.label_path,
-                    f"{cropped:.0%} of the labelled pixels lie outside the network's grid",
-                    "raise data.size or data.spacing_mm",
-                )
-            )
+        )
     return opened
 
 
-def _from_error(site: str, file: str, error: UserError) -> Finding:
-    problem, _, way_out = str(error).rstrip(".").rpartition("; ")
-    return Finding("error", site, file, problem, way_out)
-
-
-def _check_headers(site: str, source: ImageSource, decoded: prepare.Decoded) -> list[Finding]:
-    """Spacing of header against table, and the label's place in space against the image's."""
-    findings = []
-    header = decoded.volume.spacing_mm
-    affine = decoded.volume.affine
-    if header is not None and not all(math.isfinite(mm) and mm > 0 for mm in header):
-        findings.append(
-            Finding(
-                "error",
-                site,
-                source.path,
-                f"the header's spacing is {_mm(header)} mm",
-                "mend the header, or set data.default_spacing_mm",
-            )
+def _check_label(
+    image: _Image, mapping: Mapping[int, int], data: DataSettings
+) -> Iterable[Finding]:
+    facts = image.facts
+    if not facts.has_labels and is_negative(image.source, data):
+        return
+    if not facts.has_labels:
+        yield image.of_label(
+            "warning",
+            "empty-mask",
+            "is an empty mask, and counts as unlabelled",
+            "draw it, empty its cell label_path, or say that it was looked at and nothing is there "
+            "(data.empty_masks=negative, or negative in the column empty)",
         )
-    elif header is not None and affine is not None:
-        sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        if not np.allclose(sizes, header, rtol=0.05):
-            findings.append(
-                Finding(
-                    "warning",
-                    site,
-                    source.path,
-                    f"the header's spacing is {_mm(header)} mm, its affine's {_mm(sizes)} mm",
-                    "export it again; the affine is used",
-                )
-            )
-        table = source.spacing_mm
-        # A table's order of axes is its author's: sorted, the two must agree.
-        if table is not None and len(table) == 3 and _differ(sorted(table), sorted(sizes)):
-            findings.append(_table_differs(site, source, sizes))
-    elif header is not None and source.spacing_mm is not None:
-        table = source.spacing_mm
-        if _differ(table[:2], header[:2][: len(table)]):
-            findings.append(_table_differs(site, source, header))
-    label = decoded.label_volume
-    if affine is not None and label is not None and label.affine is not None:
-        moved = _corner_distance(affine, label.affine, decoded.volume.array.shape)
-        voxel = float(np.linalg.norm(affine[:3, :3], axis=0).min())
-        if moved > 0.5 * voxel:
-            findings.append(
-                Finding(
-                    "error",
-                    site,
-                    source.label_path,
-                    f"its affine places it up to {moved:.3g} mm away from the image {source.path}",
-                    "copy the image's header to the label, or export both again",
-                )
-            )
-    return findings
+        return
+    if facts.n_values > MOST_STRUCTURES + 1:
+        yield image.of_label(
+            "error",
+            "too-many-values",
+            f"holds {facts.n_values} values",
+            f"at most {MOST_STRUCTURES} structures fit; give the values of each in data.labels, as "
+            "many as there are structures (objects counted one by one are not read yet)",
+        )
+        return
+    if outside := [value for value in facts.values or () if value not in mapping]:
+        told = ", ".join(map(str, outside[:3])) + (", ..." if len(outside) > 3 else "")
+        yield image.of_label(
+            "error",
+            "value-outside",
+            f"holds the value{'s' if len(outside) > 1 else ''} {told}, which "
+            f"{'are' if len(outside) > 1 else 'is'} in no structure",
+            "give it to one, or to background, in data.labels",
+        )
+    if "size" in data.auto or "spacing_mm" in data.auto:
+        return
+    cropped = facts.reach[_axis(image, data)].outside(_half(image, data))
+    if cropped > 0.01:
+        yield image.of_label(
+            "warning",
+            "cropped",
+            f"has {cropped:.0%} of its labelled pixels outside the network's grid",
+            "raise data.size or data.spacing_mm",
+        )
 
 
-def _table_differs(site: str, source: ImageSource, header: Iterable[float]) -> Finding:
-    return Finding(
-        "warning",
-        site,
-        source.path,
-        f"the table's spacing is {_mm(source.spacing_mm or ())} mm, the header's {_mm(header)} mm",
-        "mend the wrong one; the header is used",
-    )
+def _axis(image: _Image, data: DataSettings) -> int:
+    """The canonical axis that the image's slices run along."""
+    return image.facts.axis if data.slice_axis is None else data.slice_axis
 
 
-def _differ(one: Sequence[float], other: Sequence[float]) -> bool:
-    return not np.allclose(one, other, rtol=0.05)
-
-
-def _mm(values: Iterable[float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
-
-
-def _corner_distance(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """The largest distance in mm between corners placed by either affine, whatever their order.
-
-    Each file is turned to canonical axes by its own affine, so a label stored along other axes is
-    no fault as long as it fills the same box.
-    """
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-    placed = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in (one, other)]
-    distance = np.linalg.norm(placed[0][:, None] - placed[1][None], axis=2)
-    return float(max(distance.min(axis=0).max(), distance.min(axis=1).max()))
+def _half(image: _Image, data: DataSettings) -> float:
+    """Half the side of the network's grid, in the units of :class:`.survey.Reach`."""
+    spacing = image.facts.spacing_mm
+    if spacing is None:  # Its reach is in pixels.
+        own = data.default_spacing_mm
+        return data.size / 2 * (data.spacing_mm / own if own and data.spacing_mm else 1.0)
+    in_plane = [spacing[k] for k in range(3) if k != _axis(image, data)]
+    return data.size / 2 * (data.spacing_mm or min(in_plane))
 
 
 def _check_splits(
     site: SiteSpec, images: Sequence[_Image], data: DataSettings, seed: int
 ) -> list[Finding]:
-    if not images:
-        return [
-            Finding("error", site.name, "", "no image can be read", "mend the manifest's paths")
-        ]
-    items = [Item(image.source.subject, image.labelled) for image in images]
+    items = [Item(image.source.subject, _looked_at(image, data)) for image in images]
+    if not items:
+        return []
     parts, _ = split_site(
         items,
         role=site.role,
@@ -279,6 +233,7 @@ def _check_splits(
     return [
         Finding(
             "warning",
+            "empty-split",
             site.name,
             "",
             f"no labelled slice falls to {' and '.join(empty)}",
@@ -287,89 +242,217 @@ def _check_splits(
     ]
 
 
+def _looked_at(image: _Image, data: DataSettings) -> np.ndarray:
+    """The image's slices (S,) that its label tells of."""
+    flags = image.facts.flags(_axis(image, data))
+    if image.facts.values is not None and is_negative(image.source, data):
+        return np.ones_like(flags)
+    return flags
+
+
 def _check_orientation(site: str, images: Sequence[_Image]) -> list[Finding]:
     """Judge the site as a whole; if it is sound, each subject; if all are, each image."""
-    by_subject: dict[str, list[_Image]] = defaultdict(list)
+    by_subject: dict[str, list[tuple[_Image, BandSums]]] = defaultdict(list)
     for image in images:
-        if image.bands is not None:
-            by_subject[image.source.subject].append(image)
+        if image.facts.bands:
+            sums = image.facts.band_sums(image.values)
+            by_subject[image.source.subject].append((image, sums))
     groups = list(by_subject.values())
-    everything = [image for group in groups for image in group]
-    if len(groups) > 1 and (finding := _misplaced(site, everything, SITE_FLOOR)):
+    everything = [one for group in groups for one in group]
+    if len(groups) > 1 and (finding := _misplaced(everything, SITE_FLOOR)):
         return [finding]
-    judged = [_misplaced(site, group, SUBJECT_FLOOR) for group in groups]
+    judged = [_misplaced(group, SUBJECT_FLOOR) for group in groups]
     if any(judged):
         return [finding for finding in judged if finding]
-    odd = odd_ones_out([image.bands for image in everything if image.bands is not None])
-    return [_placed(site, [everything[k]], key, "warning") for k, key in odd.items()]
+    odd = odd_ones_out([sums for _, sums in everything])
+    return [_placed([everything[k][0]], key, "warning") for k, key in odd.items()]
 
 
-def _misplaced(site: str, images: Sequence[_Image], floor: float) -> Finding | None:
-    found = [image.bands for image in images if image.bands is not None]
-    placement = reduce(BandSums.__add__, found).suspect(floor)
-    return _placed(site, images, placement, "error") if placement else None
+def _misplaced(found: Sequence[tuple[_Image, BandSums]], floor: float) -> Finding | None:
+    placement = reduce(BandSums.__add__, [sums for _, sums in found]).suspect(floor)
+    return _placed([image for image, _ in found], placement, "error") if placement else None
 
 
-def _placed(
-    site: str, images: Sequence[_Image], placement: Placement, severity: Severity
-) -> Finding:
+def _placed(images: Sequence[_Image], placement: Placement, severity: Severity) -> Finding:
     more = f" (and {len(images) - 1} more of the same)" if len(images) > 1 else ""
-    return Finding(
+    return images[0].of_label(
         severity,
-        site,
-        images[0].source.label_path,
-        f"the label fits its image{more} far better {NAMES[placement]}",
+        "label-turned",
+        f"fits its image{more} far better {NAMES[placement]}",
         "look at both on top of each other, and export the wrong one again",
     )
 
 
-def _check_spacings(images: Sequence[_Image], data: DataSettings) -> list[Finding]:
+def _check_planes(images: Sequence[_Image], data: DataSettings) -> list[Finding]:
+    """Images whose slices run along another axis than those of the federation."""
+    if data.slice_axis is None:
+        return []
+    # Whoever set the axis by hand has decided; a plan has not asked.
+    severity: Severity = "error" if "slice_axis" in data.planned else "warning"
     findings = []
-    known = [image for image in images if image.in_plane_mm is not None]
-    median = float(np.median([image.in_plane_mm for image in known])) if known else 0.0
-    for image in known:
-        worst = max((mm / median for mm in image.in_plane_mm or ()), key=lambda r: abs(math.log(r)))
-        if not 1 / OUTLIER < worst < OUTLIER:
+    for image in images:
+        facts = image.facts
+        if facts.oriented and facts.clear and facts.axis != data.slice_axis:
             findings.append(
-                Finding(
-                    "warning",
-                    image.site,
-                    image.source.path,
-                    f"its in-plane spacing is {_mm(image.in_plane_mm or ())} mm, the federation's "
-                    f"median {median:.4g} mm",
-                    "mend the header or the table, which may be in other units",
+                image.finding(
+                    severity,
+                    "slice-axis",
+                    f"has its slices along {AXES[facts.axis]}, the federation's are cut along "
+                    f"{AXES[data.slice_axis]}: the network would see another plane of the body",
+                    "leave it out, or set data.slice_axis by hand if that is meant",
                 )
             )
-    unknown: dict[str, list[_Image]] = defaultdict(list)
-    for image in images:
-        if image.in_plane_mm is None and data.default_spacing_mm is None:
-            unknown[image.site].append(image)
-    for site, those in unknown.items():
-        findings.append(
-            Finding(
-                "warning",
-                site,
-                those[0].source.path,
-                f"the pixel spacing of {len(those)} images is unknown: distances are in pixels",
-                "fill the column spacing_mm, or set data.default_spacing_mm",
+        elif not facts.oriented and facts.shape[2] > 1 and data.slice_axis != facts.axis:
+            findings.append(
+                image.finding(
+                    "warning",
+                    "slice-axis",
+                    "is a stack without orientation, and is cut along its last axis whatever "
+                    "data.slice_axis says",
+                    "give it an orientation, or make sure that this is the federation's plane",
+                )
             )
-        )
     return findings
 
 
-def _check_structures(images: Sequence[_Image], structures: Sequence[str]) -> list[Finding]:
+def _check_spacings(images: Sequence[_Image], data: DataSettings) -> list[Finding]:
+    findings = []
+    in_plane: dict[int, tuple[float, ...]] = {}
+    for number, image in enumerate(images):
+        spacing = image.facts.spacing_mm
+        if spacing is not None:
+            in_plane[number] = tuple(spacing[k] for k in range(3) if k != _axis(image, data))
+    median = float(np.median([mm for pair in in_plane.values() for mm in pair] or [1.0]))
+    for number, pair in in_plane.items():
+        worst = max((mm / median for mm in pair), key=lambda ratio: abs(math.log(ratio)))
+        if not 1 / OUTLIER < worst < OUTLIER:
+            findings.append(
+                images[number].finding(
+                    "warning",
+                    "spacing-outlier",
+                    f"has an in-plane spacing of {in_mm(pair)} mm, the federation's median is "
+                    f"{median:.4g} mm",
+                    "mend the header or the table, which may be in other units",
+                )
+            )
+    if data.default_spacing_mm is not None:
+        return findings
+    unknown = [image for number, image in enumerate(images) if number not in in_plane]
+    if unknown and in_plane:
+        findings += [
+            image.finding(
+                "error",
+                "spacing-mixed",
+                f"has no known pixel spacing, {len(in_plane)} other images have: it would not be "
+                "resampled, and its distances would be in pixels beside theirs in mm",
+                "fill the column spacing_mm, or set data.default_spacing_mm",
+            )
+            for image in unknown
+        ]
+    elif unknown:
+        findings += [
+            image.finding(
+                "warning",
+                "spacing-unknown",
+                "has no known pixel spacing: distances are in pixels",
+                "fill the column spacing_mm, or set data.default_spacing_mm",
+            )
+            for image in unknown
+        ]
+    return findings
+
+
+def _check_values(images: Sequence[_Image], data: DataSettings) -> list[Finding]:
+    """Label values that nobody has given a meaning, and that do not speak for themselves."""
+    if data.labels is not None or data.manifest is None:
+        return []
+    table = read_manifest(data).label_values
+    spoken = [
+        image
+        for image in images
+        if image.facts.has_labels
+        and image.source.label_path not in table
+        and not image.facts.names
+        and image.facts.n_values <= MOST_STRUCTURES + 1
+    ]
+    files = Counter(value for image in spoken for value in image.facts.values or () if value > 0)
+    by_site: dict[str, set[int]] = defaultdict(set)
+    for image in spoken:
+        by_site[image.site] |= {value for value in image.facts.values or () if value > 0}
+    ask = (
+        "say what they mean: data.labels={NAME: [%s]} where they are one structure, a name each "
+        "where they are several, with background: VALUE for what is none"
+    )
+    if many := [image for image in spoken if image.facts.n_values > MOST_NAMED]:
+        return [
+            image.of_label(
+                "error",
+                "label-values",
+                f"holds {image.facts.n_values} values, as a smoothed mask or an image does, and "
+                "nothing says what they mean",
+                "export the mask without smoothing, or give every value in data.labels",
+            )
+            for image in many
+        ]
+    if len({frozenset(found) for found in by_site.values()}) > 1:
+        sites_of: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for site, found in sorted(by_site.items()):
+            sites_of[tuple(sorted(found))].append(site)
+        groups = sorted(sites_of.items(), key=lambda entry: -len(entry[1]))
+        told = "; ".join(
+            f"{listed(names)} {'hold' if len(names) > 1 else 'holds'} {listed(map(str, values))}"
+            for values, names in groups[:3]
+        )
+        odd = groups[-1][1][0]
+        first = next(image for image in spoken if image.site == odd)
+        values = ", ".join(map(str, sorted(files)[:4]))
+        return [
+            first.of_label(
+                "error",
+                "label-values",
+                f"and the others hold values that differ from site to site ({told}), and nothing "
+                "says what they mean",
+                ask % values,
+            )
+        ]
+    lonely = [value for value, count in files.items() if count == 1 and len(spoken) > 2]
+    return [
+        image.of_label(
+            "error",
+            "label-values",
+            f"alone of {len(spoken)} label files holds the value {value}",
+            "give it a structure, or background, in data.labels, or mend the file",
+        )
+        for value in lonely
+        for image in spoken
+        if value in (image.facts.values or ())
+    ]
+
+
+def _check_structures(
+    images: Sequence[_Image], structures: Sequence[str], data: DataSettings
+) -> list[Finding]:
     """Structures that a site lacks, or whose sizes suggest that two were exchanged."""
     volumes: dict[str, np.ndarray] = {}
     for image in images:
-        if image.volumes is not None:
-            volumes[image.site] = volumes.get(image.site, 0) + image.volumes
+        counts = image.facts.values
+        if counts is not None and image.facts.has_labels:
+            own = np.array([sum(counts.get(v, 0) for v in group) for group in image.values])
+            volumes[image.site] = volumes.get(image.site, 0) + own
+    said = _said(images, data)
     findings = []
     for k, name in enumerate(structures):
-        lacking = [site for site, volume in volumes.items() if volume[k] == 0]
+        drawn_at = {
+            image.site
+            for image in images
+            if image.source.annotates is None or name in image.source.annotates
+        }
+        lacking = [site for site, volume in volumes.items() if volume[k] == 0 and site in drawn_at]
         if volumes and len(lacking) == len(volumes):
             findings.append(
                 Finding(
                     "error",
+                    "structure-nowhere",
                     "",
                     "",
                     f"no label file holds the structure {name!r}",
@@ -377,19 +460,34 @@ def _check_structures(images: Sequence[_Image], structures: Sequence[str]) -> li
                 )
             )
             continue
-        findings += [
-            Finding(
-                "warning",
-                site,
-                "",
-                f"no label of this site holds the structure {name!r}, other sites' do",
-                "check its values in the label files against data.labels",
+        for site in lacking:
+            if said[site]:
+                problem = f"no label of this site holds the structure {name!r}, other sites' do"
+                way_out = "check its values in the label files"
+                findings.append(Finding("warning", "structure-absent", site, "", problem, way_out))
+                continue
+            shown = [s for j, s in enumerate(structures) if volumes[site][j]]
+            findings.append(
+                Finding(
+                    "error",
+                    "structure-unsaid",
+                    site,
+                    "",
+                    f"no label of this site holds the structure {name!r}, other sites' do: if "
+                    "nobody drew it, it would be learnt as background",
+                    f"set data.annotates={{{site}: [{', '.join(shown)}]}} if it was not drawn, or "
+                    f"data.annotates={{{site}: [{', '.join(structures)}]}} if it was looked for",
+                )
             )
-            for site in lacking
-        ]
+    return findings + _check_exchanged(volumes, structures)
+
+
+def _check_exchanged(volumes: Mapping[str, np.ndarray], structures: Sequence[str]) -> list[Finding]:
+    """Two structures whose volumes stand in the opposite ratio elsewhere."""
     complete = {site: np.log(volume) for site, volume in volumes.items() if volume.all()}
     if len(complete) < 3:
-        return findings
+        return []
+    findings = []
     for a in range(len(structures)):
         for b in range(a + 1, len(structures)):
             ratio = {site: float(logs[a] - logs[b]) for site, logs in complete.items()}
@@ -400,6 +498,7 @@ def _check_structures(images: Sequence[_Image], structures: Sequence[str]) -> li
                     findings.append(
                         Finding(
                             "warning",
+                            "structures-exchanged",
                             site,
                             "",
                             f"{structures[a]!r} and {structures[b]!r} seem exchanged: their "
@@ -408,6 +507,19 @@ def _check_structures(images: Sequence[_Image], structures: Sequence[str]) -> li
                         )
                     )
     return findings
+
+
+def _said(images: Sequence[_Image], data: DataSettings) -> dict[str, bool]:
+    """By site, whether the config or the table says which structures its labels tell of."""
+    if data.manifest is None:
+        return defaultdict(bool)
+    table = read_manifest(data)
+    rows = {image.path for found in table.images.values() for image in found if image.annotates}
+    said: dict[str, bool] = defaultdict(bool)
+    for image in images:
+        named = data.labels is None and image.source.label_path in table.label_values
+        said[image.site] |= named or image.site in data.annotates or image.source.path in rows
+    return said
 
 
 def _check_label_values(federation: Federation, data: DataSettings) -> list[Finding]:
@@ -426,6 +538,7 @@ def _check_label_values(federation: Federation, data: DataSettings) -> list[Find
                     findings.append(
                         Finding(
                             "warning",
+                            "values-differ",
                             site.name,
                             path,
                             f"{name!r} has the value {value} here and {usual} at {where}; names "
@@ -437,6 +550,7 @@ def _check_label_values(federation: Federation, data: DataSettings) -> list[Find
 
 
 def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[Finding]:
+    """One person at two sites, one picture in two rows."""
     findings = []
     home: dict[str, str] = {}
     for site in federation.sites:
@@ -447,25 +561,82 @@ def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[
                 findings.append(
                     Finding(
                         "error",
+                        "subject-twice",
                         site.name,
                         source.path,
-                        f"the subject {subject!r} is also at {other}: it may train one site and "
-                        "test another",
-                        "rename it if it is another person, or keep it at one site",
+                        f"is of the subject {subject!r}, who is also at {other}: the same person "
+                        "may train one site and test another",
+                        "rename the subject if it is another person, or keep it at one site",
+                        source.row,
                     )
                 )
     seen: dict[str, _Image] = {}
     for image in images:
-        twin = seen.setdefault(image.content, image)
+        twin = seen.setdefault(image.facts.pixels, image)
         if twin is not image:
             findings.append(
-                Finding(
+                image.finding(
                     "error",
-                    image.site,
-                    image.source.path,
-                    f"it is byte for byte {twin.source.path} (site {twin.site}, subject "
-                    f"{twin.source.subject})",
+                    "duplicate",
+                    f"shows pixel for pixel what {twin.source.path} shows (site {twin.site}, "
+                    f"subject {twin.source.subject})",
                     "keep one of the two rows",
                 )
             )
+    by_site: dict[str, list[_Image]] = defaultdict(list)
+    for image in images:
+        by_site[image.site].append(image)
+    findings += [
+        one.finding(
+            "warning",
+            "near-duplicate",
+            f"looks like {twin.source.path} (subject {twin.source.subject})",
+            "look at both; if they are one, keep one of the two rows",
+        )
+        for own in by_site.values()
+        for one, twin in _look_alikes(own)
+    ]
+    return findings
+
+
+def _look_alikes(images: Sequence[_Image]) -> Iterable[tuple[_Image, _Image]]:
+    """Pairs of different subjects' pictures that look alike but are not equal."""
+    seen = [image for image in images if image.facts.picture]
+    hashes = np.array([int(image.facts.picture, 16) for image in seen], np.uint64)
+    for k, image in enumerate(seen):
+        for j in np.flatnonzero(np.bitwise_count(hashes[:k] ^ hashes[k]) <= NEAR):
+            other = seen[j]
+            if (
+                image.source.subject != other.source.subject
+                and image.facts.pixels != other.facts.pixels
+            ):
+                yield image, other
+
+
+def _check_likeness(
+    federation: Federation, hashes: Mapping[str, Sequence[Sequence[str]]]
+) -> list[Finding]:
+    """Pictures that two sites' keyed hashes say are one."""
+    findings = []
+    names = [site.name for site in federation.sites if site.name in hashes]
+    for k, name in enumerate(names):
+        images = federation.site(name).images
+        for other in names[:k]:
+            same = [
+                image
+                for image, own in zip(images, hashes[name], strict=True)
+                if any(keyed_alike(own, theirs) for theirs in hashes[other])
+            ]
+            findings += [
+                Finding(
+                    "warning",
+                    "near-duplicate",
+                    name,
+                    image.path,
+                    f"looks like an image at {other}",
+                    "ask that site for it; if they are one, keep it at one site",
+                    image.row,
+                )
+                for image in same
+            ]
     return findings

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedshift import UserError
-from fedshift.sites import readers
-from fedshift.sites.findings import FileFault
 from fedshift.sites.labels import annotated, parse_label_values, structures_of
 from fedshift.sites.manifest import Table, read_manifest
 from fedshift.sites.names import tidy
 from fedshift.sites.settings import RESERVED, DataSettings, check_count, nearest
+from fedshift.sites.survey import Trouble, survey
 from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec
 
 PHANTOM_KEYS = (
@@ -280,33 +277,38 @@ def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
         structures = structures_of(names)
         check_count(structures, "the column label_values")
         return structures
-    structures = tuple(f"label {value}" for value in _scan(labelled))
+    structures = _from_files(table, data)
     check_count(structures, "the values of the label files")
     return structures
 
 
-def _scan(images: Sequence[ImageSource]) -> list[int]:
-    """The values above 0 in the label files; an unreadable file is left for later to name."""
-    values: set[int] = set()
-    faults: list[UserError] = []
-    for image in images:
-        path = Path(image.label_path)
-        try:
-            contents, drawn_on = readers.read(path), None
-            if readers.drawn_on_image(path, contents):
-                drawn_on = readers.decode(Path(image.path), readers.read(Path(image.path)))
-            array = readers.decode(path, contents, True, drawn_on).array
-        except UserError as error:
-            faults.append(error)
-            continue
-        held = set(np.flatnonzero(np.bincount(array.ravel())).tolist())
-        check_count(tuple(f"label {value}" for value in sorted(held - {0})), image.label_path)
-        values |= held
-    if values - {0}:
-        return sorted(values - {0})
+def _from_files(table: Table, data: DataSettings) -> tuple[str, ...]:
+    """The structures' names as the label files themselves give them, or ``label VALUE``."""
+    names: dict[str, int] = {}
+    faults: list[tuple[str, Trouble]] = []
+    labelled = 0
+    for site, images in table.images.items():
+        for image, found in zip(images, survey(SiteSpec(site, images), data), strict=True):
+            labelled += bool(image.label_path)
+            if found.left_out and image.label_path:
+                trouble = found.troubles[0]
+                file = image.label_path if trouble.on == "label" else image.path
+                faults.append((file, trouble))
+            elif found.facts is not None:
+                numbered = tuple(f"label {k}" for k in range(1, found.facts.n_values))
+                check_count(numbered, image.label_path)
+                for value in found.facts.values or ():
+                    if value > 0:
+                        names.setdefault(found.facts.names.get(value, f"label {value}"), value)
+    if names:
+        return tuple(sorted(names, key=lambda name: names[name]))
     if not faults:
         raise UserError("no label file holds a value above 0; mend them or set data.labels.")
-    missing = sum(isinstance(f, FileFault) and f.code == "missing-file" for f in faults)
+    missing = sum(trouble.code == "missing-file" for _, trouble in faults)
     counted = f"{missing} do not exist" if missing == len(faults) else f"{len(faults)} are unusable"
-    rest = "" if len(faults) == len(images) else ", and the others hold no value above 0"
-    raise UserError(f"of {len(images)} label files {counted}{rest}; the first: {faults[0]}")
+    rest = "" if len(faults) == labelled else ", and the others hold no value above 0"
+    file, first = faults[0]
+    raise UserError(
+        f"of {labelled} label files and their images {counted}{rest}; the first: {file} "
+        f"{first.problem}; {first.way_out}."
+    )

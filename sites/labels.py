@@ -186,6 +186,19 @@ def class_of_value(
     return {0: 0} | {value: index[name] for value, name in given}
 
 
+def drawn_classes(data: DataSettings, label_values: str, where: str) -> dict[int, int] | None:
+    """Which of a drawing's structures are meant, and which are one: value -> class, before the
+    federation's structures are known; None where nothing is said and all are meant."""
+    if data.labels is not None:
+        named = [(value, name) for name, values in data.labels.items() for value in values]
+    elif label_values:
+        named = list(parse_label_values(label_values, where).items())
+    else:
+        return None
+    names = list(dict.fromkeys(name for _, name in named if name != BACKGROUND))
+    return {0: 0} | {value: names.index(n) + 1 if n in names else 0 for value, n in named}
+
+
 def to_classes(values: np.ndarray, mapping: Mapping[int, int], source: ImageSource) -> np.ndarray:
     """Turn label values (uint16) into class indices (uint8) of the same shape.
 

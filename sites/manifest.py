@@ -116,6 +116,7 @@ def _read(
             row=number,
             annotates=parse_annotates(tidy(cell["annotates"])),
             empty=parse_empty(tidy(cell["empty"]), where),
+            modality=cell["modality"].upper(),
         )
         if cell["label_values"] and source.label_path:
             label_values[source.label_path] = tidy(cell["label_values"])

@@ -15,11 +15,13 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites import prepare, readers
 from fedshift.sites.cache import ARRAYS, ArrayWriter, Cache, Entry, code_hash, digest
+from fedshift.sites.findings import FileFault, listed
 from fedshift.sites.geometry import Grid
 from fedshift.sites.labels import LabelMapError, annotated_classes, class_of_value, is_negative
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.splits import Item, split_site
+from fedshift.sites.survey import survey
 from fedshift.sites.types import IGNORED, SPLITS, Case, ImageSource, SiteData, SiteSpec, Split
 
 Told = tuple[tuple[int, ...] | None, bool]
@@ -39,11 +41,11 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
     """
     entry = _entry(site, structures, data)
     cases = entry.meta["cases"]
-    left_out = entry.meta["left_out"]
+    left_out = [f"row {site.images[k].row}: {code}" for k, code in entry.meta["left_out"]]
     if not cases:
         raise UserError(
-            f"the site {site.name} has no usable image out of {len(site.images)}; "
-            f"the first: {left_out[0] if left_out else 'none is listed'}"
+            f"the site {site.name} has no usable image out of {len(site.images)} "
+            f"({listed(left_out) or 'none is listed'}); mend them: `fedshift sites check` says how."
         )
     items = [
         Item(site.images[meta["image"]].subject, np.array(meta["labelled"], bool)) for meta in cases
@@ -80,7 +82,8 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
     if hidden:
         notes.append("data.unlabelled_sites hides the training and validation labels")
     notes = _notes(site, cases, structures, data) + notes
-    notes += [f"left out: {reason}" for reason in left_out]
+    if left_out:
+        notes.append(f"left out: {len(left_out)} of {len(site.images)} images ({listed(left_out)})")
     return SiteData(
         site.name,
         site.role,
@@ -230,6 +233,7 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
                 data.size,
                 data.slice_axis,
                 data.normalise,
+                data.window,
             ],
             "images": [
                 [
@@ -248,9 +252,9 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
         }
     )
     cache = Cache(data.cache)
-    stamp = digest(recipe, *(_stamp(image) for image in site.images))
-    return cache.find(stamp) or cache.store(
-        stamp, lambda folder: _build(folder, recipe, site, maps, told, data)
+    key = digest(recipe, *(readers.state(image.path, image.label_path) for image in site.images))
+    return cache.find(key) or cache.store(
+        key, lambda folder: _build(folder, recipe, site, maps, told, data)
     )
 
 
@@ -262,31 +266,19 @@ def value_maps(
     Raises:
         LabelMapError: a name of some label file is no structure.
     """
-    table: Mapping[str, str] = {}
-    labelled = any(image.label_path for image in site.images)
-    if labelled and data.labels is None and data.manifest is not None:
-        table = read_manifest(data).label_values
-    return [
-        class_of_value(image, structures, data, table.get(image.label_path, ""))
-        if image.label_path
-        else {}
-        for image in site.images
-    ]
-
-
-def _stamp(image: ImageSource) -> str:
-    """The state of an image's files, without reading them."""
-    states = []
-    for name in (image.path, image.label_path):
-        try:
-            files = readers.file_list(Path(name)) if name else []
-            for file in files:
-                state = file.stat()
-                changed = f"{state.st_mtime_ns} {state.st_ctime_ns} {state.st_mode}"
-                states.append(f"{file} {state.st_size} {changed}")
-        except OSError as error:
-            states.append(f"{name} {error.errno}")
-    return "\n".join(states)
+    if data.labels is not None or not any(image.label_path for image in site.images):
+        return [
+            class_of_value(image, structures, data, "") if image.label_path else {}
+            for image in site.images
+        ]
+    table = read_manifest(data).label_values if data.manifest is not None else {}
+    maps: list[dict[int, int]] = []
+    for image, found in zip(site.images, survey(site, data), strict=True):
+        # What the file itself calls its values stands back behind the table.
+        own = found.facts.names if found.facts is not None else {}
+        named = table.get(image.label_path) or own
+        maps.append(class_of_value(image, structures, data, named) if image.label_path else {})
+    return maps
 
 
 def _build(
@@ -303,7 +295,7 @@ def _build(
     rows: dict[str, tuple[int, ...]] = {"image": (size, size), "label": (size, size)}
     hashes: list[str] = []
     cases: list[dict[str, Any]] = []
-    left_out: list[str] = []
+    left_out: list[tuple[int, str]] = []
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -317,8 +309,10 @@ def _build(
             except LabelMapError:
                 raise
             except UserError as error:
-                left_out.append(str(error))
-                hashes.append(f"left out: {error}")
+                # By row and code: notes leave the site, and a path may hold a patient's name.
+                code = error.code if isinstance(error, FileFault) else "unreadable"
+                left_out.append((number, code))
+                hashes.append(f"left out: {code}")
                 continue
             hashes.append(content)
             cases.append(

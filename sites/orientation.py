@@ -23,6 +23,9 @@ BAND = 3
 RATIO = 3.0
 """How many times larger another placement's effect must be. Of the 213 subjects of three public
 sets (975 images) none reaches both this ratio and the floors that the doctor asks for."""
+SOUND = 1.0
+"""A label with this effect where it lies is on something of its own, even if a brighter thing lies
+where another placement would put it, such as an organ that nobody drew."""
 USUAL, LOST, ENOUGH = 0.8, 0.1, 100
 """A single image is suspect when another placement has this part of the site's usual contrast
 and its own has less than a tenth of that one's, measured on 100 pixels inside or more: no image of
@@ -73,7 +76,8 @@ class BandSums:
         """
         effects = self.effects()
         best = max(effects, key=lambda key: effects[key])
-        if effects[best] < floor or effects[best] < RATIO * effects[OWN]:
+        own = effects[OWN]
+        if own >= SOUND or effects[best] < floor or effects[best] < RATIO * own:
             return None
         return best
 

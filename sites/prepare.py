@@ -49,7 +49,8 @@ class Decoded:
     """An image and its label values, laid out as (S, R, C) on the image's own grid.
 
     ``spacing_mm`` (slice, row, column) is the header's or else the table's; None when neither
-    says. ``values`` (uint16) are as in the label file; None without one.
+    says. ``values`` (uint16) are as in the label file; None without one. ``axis`` is the canonical
+    axis that the slices run along.
     """
 
     image: np.ndarray
@@ -57,6 +58,7 @@ class Decoded:
     spacing_mm: tuple[float, float, float] | None
     volume: readers.Volume
     label_volume: readers.Volume | None
+    axis: int
 
 
 def decode(
@@ -66,24 +68,41 @@ def decode(
     slice_axis: int | None,
     class_of_value: Mapping[int, int] | None = None,
 ) -> Decoded:
-    """Decode ``source`` from bytes; raise ``UserError`` when image or label cannot be used.
+    """Decode ``source`` from bytes; raise ``FileFault`` when image or label cannot be used.
 
     ``class_of_value`` says which of a drawing's structures are meant; None means all.
     """
+    decoded = decode_image(source, contents, slice_axis)
+    if label_contents is None:
+        return decoded
+    return with_label(decoded, source, label_contents, class_of_value)
+
+
+def decode_image(
+    source: ImageSource, contents: readers.Contents, slice_axis: int | None
+) -> Decoded:
+    """Decode the image of ``source`` alone; raise ``FileFault`` when it cannot be used."""
     volume = readers.decode(Path(source.path), contents)
     if volume.affine is not None:
         _refuse_shear(source, volume.affine, volume.array.shape)
     image, axis = geometry.orient(volume.array, volume.affine, slice_axis)
     if volume.affine is not None and geometry.between_axes(volume.affine, axis):
         volume = replace(volume, remarks=(*volume.remarks, BETWEEN_AXES))
-    values = label_volume = None
-    if label_contents is not None:
-        label_volume = readers.decode(
-            Path(source.label_path), label_contents, True, volume, class_of_value
-        )
-        label_volume = lay_on(volume, label_volume, source)
-        values, _ = geometry.orient(label_volume.array, volume.affine, axis)
-    return Decoded(image, values, _spacing(volume, axis, source), volume, label_volume)
+    return Decoded(image, None, _spacing(volume, axis, source), volume, None, axis)
+
+
+def with_label(
+    decoded: Decoded,
+    source: ImageSource,
+    contents: readers.Contents,
+    class_of_value: Mapping[int, int] | None,
+) -> Decoded:
+    """``decoded`` with the label of ``source``; raise ``FileFault`` when it cannot be used."""
+    volume = decoded.volume
+    label = readers.decode(Path(source.label_path), contents, True, volume, class_of_value)
+    label = lay_on(volume, label, source)
+    values, _ = geometry.orient(label.array, volume.affine, decoded.axis)
+    return replace(decoded, values=values, label_volume=label)
 
 
 def _refuse_shear(source: ImageSource, affine: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -224,25 +243,30 @@ def _finish(
             reference = np.where(told, reference, np.uint8(0))
         label = grid.label(reference)
         cropped = cropped_fraction(reference, grid)
-    prepared = grid.image(normalise(image, data.normalise, grid))
+    prepared = grid.image(normalise(image, data, grid))
     return Prepared(prepared, label, reference, labelled, grid, slice_mm, known, cropped, shows)
 
 
-def normalise(image: np.ndarray, rule: str, grid: Grid) -> np.ndarray:
+def normalise(image: np.ndarray, data: DataSettings, grid: Grid) -> np.ndarray:
     """Normalise one image (S, H, W), all its slices together, to float32.
 
     ``percentile``: the 1st and the 99th percentile become 0 and 1; nothing is clipped, because
     what is to be segmented may be the brightest hundredth of the image. ``zscore``: subtract the
-    mean and divide by the standard deviation. ``none``: values as stored. The statistics are those
+    mean and divide by the standard deviation. ``ct``: clipped to ``data.window``, whose ends
+    become 0 and 1. ``none``: values as stored. The statistics are those
     of the pixels that the network's grid covers: a large dark background beside it changes
     nothing. A constant image becomes 0 under the first two.
     """
     image = image.astype(np.float32, copy=False)
-    if rule == "none":
+    if data.normalise == "none":
         return image
+    if data.normalise == "ct":
+        assert data.window is not None
+        lowest, highest = data.window
+        return ((image.clip(lowest, highest) - lowest) / (highest - lowest)).astype(np.float32)
     rows, columns = grid.axes
     inside = image[:, rows.native, columns.native]
-    if rule == "zscore":
+    if data.normalise == "zscore":
         offset, scale = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
     else:
         low, high = np.percentile(inside, (1, 99))

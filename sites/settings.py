@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
+from fedshift.sites.findings import ALL, CODES
 from fedshift.sites.names import tidy
 from fedshift.sites.types import SPLITS, Split
 
@@ -28,6 +29,7 @@ COLUMNS = (
     "label_values",
     "annotates",
     "empty",
+    "modality",
 )
 REQUIRED_COLUMNS = COLUMNS[:4]
 BACKGROUND = "background"
@@ -37,7 +39,13 @@ RESERVED = (BACKGROUND, IGNORE)
 MOST_STRUCTURES = 254
 """Classes are a byte: 0 is the background, 255 is ignored."""
 EMPTY_MASKS = ("unknown", "negative")
-NORMALISATIONS = ("percentile", "zscore", "none")
+NORMALISATIONS = ("percentile", "zscore", "ct", "none")
+AUTO = "auto"
+"""The value of a setting that is decided for the whole federation (:mod:`.plan`)."""
+
+
+PLANNED = ("spacing_mm", "size", "slice_axis", "normalise", "window")
+"""What can be ``auto``. A window is planned where ``normalise`` is or becomes ``ct``."""
 
 
 def default_cache() -> Path:
@@ -70,13 +78,21 @@ class DataSettings:
     default_spacing_mm: float | None = None
     size: int = 128
     slice_axis: int | None = None
-    """An axis of the canonical orientation; None: the one with the largest spacing."""
+    """An axis of the canonical orientation; None: each image's thickest, whatever the others'."""
     normalise: str = "percentile"
+    window: tuple[float, float] | None = None
+    """What ``normalise=ct`` scales to 0 and 1, in Hounsfield units."""
     split: Mapping[Split, float] = field(
         default_factory=lambda: {"train": 0.6, "val": 0.2, "test": 0.2}
     )
     split_gap: int = 1
+    planned: Mapping[str, str] = field(default_factory=dict)
+    """What was ``auto`` and is set above, and why it is what it is; written by a run."""
+    accept: tuple[str, ...] = ()
+    """Codes of the doctor's errors that are no reason to stop, or ``all``."""
     cache: Path = field(default_factory=default_cache)
+    auto: frozenset[str] = frozenset()
+    """The settings that the config leaves to be planned: no key of its own."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DataSettings:
@@ -85,16 +101,21 @@ class DataSettings:
         Raises:
             UserError: an unknown key, or a value of the wrong type or range; it names the key.
         """
-        known = [f.name for f in fields(cls)]
+        known = [f.name for f in fields(cls) if f.name != AUTO]
         for key in config:
             if key not in known:
                 raise UserError(
                     f"data.{key} is not a setting; {nearest('did you mean', key, known)}."
                 )
+        auto = {key for key in PLANNED if config.get(key) == AUTO}
         checked: dict[str, Any] = {
-            key: _CHECKS[key](f"data.{key}", value) for key, value in config.items()
+            key: _CHECKS[key](f"data.{key}", value)
+            for key, value in config.items()
+            if key not in auto
         }
-        return cls(**checked)
+        if checked.get("normalise") == "ct" and checked.get("window") is None:
+            auto.add("window")
+        return cls(**checked, auto=frozenset(auto))
 
 
 _MANY = 40
@@ -246,7 +267,7 @@ def _size(key: str, value: Any) -> int:
 
 
 def _slice_axis(key: str, value: Any) -> int | None:
-    if value in ("auto", None):
+    if value is None:
         return None
     if not _is_integer(value) or value not in (0, 1, 2):
         raise UserError(f"{key} must be auto, 0, 1 or 2, not {value!r}.")
@@ -257,6 +278,30 @@ def _normalise(key: str, value: Any) -> str:
     if value not in NORMALISATIONS:
         raise UserError(f"{key} must be one of {', '.join(NORMALISATIONS)}, not {value!r}.")
     return str(value)
+
+
+def _window(key: str, value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, list | tuple) else ()
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair)
+    if len(pair) != 2 or not numbers or not -math.inf < pair[0] < pair[1] < math.inf:
+        raise UserError(f"{key} must be [LOW, HIGH] in Hounsfield units or null, not {value!r}.")
+    return float(pair[0]), float(pair[1])
+
+
+def _planned(key: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not set(value) <= set(PLANNED):
+        raise UserError(f"{key} is written by a run, never by hand; leave it out.")
+    return {str(name): str(why) for name, why in value.items()}
+
+
+def _accept(key: str, value: Any) -> tuple[str, ...]:
+    codes = _names(key, value)
+    for code in codes:
+        if code != ALL and code not in CODES:
+            raise UserError(f"{key}: no finding {code!r}; {nearest('nearest:', code, CODES)}.")
+    return codes
 
 
 def _split(key: str, value: Any) -> dict[Split, float]:
@@ -306,6 +351,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "size": _size,
     "slice_axis": _slice_axis,
     "normalise": _normalise,
+    "window": _window,
+    "planned": _planned,
+    "accept": _accept,
     "split": _split,
     "split_gap": _gap,
     "cache": _cache,

@@ -36,7 +36,8 @@ class ImageSource:
     has neither and is drawn from ``phantom``, the keyword arguments of its generator. ``row`` is
     the line of the table that lists the image. ``annotates`` are the structures that its label
     tells of, None for all. ``empty`` is what an empty mask means here: ``negative`` (looked at,
-    nothing there), ``unknown``, or nothing where ``data.empty_masks`` decides.
+    nothing there), ``unknown``, or nothing where ``data.empty_masks`` decides. ``modality`` is the
+    table's word for how it was taken (CT, MR, ...), empty where the file itself is to say.
     """
 
     case: str
@@ -50,6 +51,7 @@ class ImageSource:
     row: int = 0
     annotates: tuple[str, ...] | None = None
     empty: str = ""
+    modality: str = ""
 
 
 @dataclass(frozen=True)

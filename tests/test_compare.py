@@ -41,6 +41,9 @@ RESULTS = ("cases.csv", "cross_site.csv", "shift.csv", "egress.jsonl", "rounds.j
 # The grid.
 
 
+QUIET = Console(quiet=True)
+
+
 def test_hydras_sweeps_become_axes_in_the_order_typed() -> None:
     grid = Grid.parse(
         [
@@ -188,9 +191,9 @@ def test_cells_take_equal_steps_unless_that_is_what_is_compared(
     common = without(tiny, "local_steps", "method")
     sweep = "method=supervised,drai"
     with pytest.raises(UserError, match=r"method=supervised 60 and method=drai 120\)"):
-        prepare(parse(common, tmp_path, sweep))
-    assert len(prepare(parse(common, tmp_path, sweep, "local_steps=5"))) == 2
-    assert len(prepare(parse(common, tmp_path, "local_steps=5,7"))) == 2
+        prepare(parse(common, tmp_path, sweep), QUIET)
+    assert len(prepare(parse(common, tmp_path, sweep, "local_steps=5"), QUIET)) == 2
+    assert len(prepare(parse(common, tmp_path, "local_steps=5,7"), QUIET)) == 2
 
 
 ADAPTING = "method=supervised,unet_gan"
@@ -212,7 +215,7 @@ def test_a_target_is_chosen_on_phantoms_where_a_method_needs_one(
 ) -> None:
     common = without(tiny, "method", "rounds", "local_steps")
     grid = parse(common, tmp_path, "rounds=12", "local_steps=4", *overrides)
-    assert target_for(grid, prepare(grid)) == expected
+    assert target_for(grid, prepare(grid, QUIET)) == expected
 
 
 def test_the_targets_labels_are_hidden_in_every_cell(
@@ -236,7 +239,7 @@ def test_the_targets_labels_are_hidden_in_every_cell(
 def test_a_cell_is_what_simulate_would_run_without_references(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    (one,) = prepare(parse(tiny, tmp_path, "strategy=fedprox", "strategy.mu=0.3"))
+    (one,) = prepare(parse(tiny, tmp_path, "strategy=fedprox", "strategy.mu=0.3"), QUIET)
     assert one.config["baselines"] == []
     assert one.config["strategy"]["mu"] == 0.3
 
@@ -252,7 +255,7 @@ def timed(cell: Cell, seconds: float) -> None:
 def test_entrants_take_turns_then_the_longest_come_first(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn,krum", "seed=0,1,2"))
+    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn,krum", "seed=0,1,2"), QUIET)
     schedule = Schedule(prepared)
     assert [schedule.next() for _ in range(3)] == [0, 3, 6]
     for number, seconds in ((0, 4.0), (3, 9.0), (6, 5.0)):
@@ -265,7 +268,7 @@ def test_entrants_take_turns_then_the_longest_come_first(
 def test_an_entrant_not_measured_yet_is_judged_by_its_steps(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    prepared = prepare(parse(without(tiny, "local_steps"), tmp_path, "local_steps=2,8,4"))
+    prepared = prepare(parse(without(tiny, "local_steps"), tmp_path, "local_steps=2,8,4"), QUIET)
     schedule = Schedule(prepared)
     assert schedule.next() == 1  # the most steps
     timed(prepared[1].cell, 16.0)
@@ -530,7 +533,7 @@ def test_sites_that_several_cells_share_are_prepared_once(
 ) -> None:
     from fedshift.cli.compare import _sites
 
-    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn", "seed=0,1"))
+    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn", "seed=0,1"), QUIET)
     assert len(prepared) == 4
     assert len(_sites(prepared)) == 2 * 4  # phantoms of two seeds, four sites each
 

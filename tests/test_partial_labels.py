@@ -391,7 +391,7 @@ def test_an_undrawn_organ_is_learnt_from_others_and_scored_nowhere_else(
 ) -> None:
     path = table({"a": (1,), "b": (2,), "c": (1, 2), "d": (1,)}, subjects=4)
     settings = ["data.unseen_sites=[c]", "rounds=10", "local_steps=12"]
-    silent = run(path, tmp_path / "silent", *settings)
+    silent = run(path, tmp_path / "silent", *settings, "data.accept=all")
     annotates = "data.annotates={a: [liver], b: [spleen], d: [liver]}"
     said = run(path, tmp_path / "said", *settings, annotates)
     for organ in ORGANS:

@@ -148,6 +148,11 @@ def _notes(run: Run) -> str:
     ]
     if len(sites_of) > MAX_MISSING:
         said.append(f"<li>{len(sites_of) - MAX_MISSING} more notes stand below, by site.</li>")
+    said += [
+        f"<li><b>{escape(found['sites']) or 'all sites'}</b>: {escape(found['sentence'])}"
+        f"{' (accepted)' if found['severity'] == 'error' else ''}</li>"
+        for found in run.findings
+    ]
     events = sum(len(problem.rounds) for problem in run.problems)
     if events:
         said.append(

@@ -136,7 +136,8 @@ class Run:
     """The contents of a run folder; a part that the folder does not hold is empty. ``cards``
     holds the site cards by name, ``notes`` a sentence for everything missing from the evaluation,
     and ``encoder`` says in whose features shift was measured; ``shift_pairs`` how the pairs of
-    sites were chosen (``all``, ``sampled`` or ``nearest``), and ``shift_told`` tells it."""
+    sites were chosen (``all``, ``sampled`` or ``nearest``), and ``shift_told`` tells it.
+    ``findings`` are what the doctor found in the files, in words that may be passed on."""
 
     folder: Path
     config_text: str
@@ -149,6 +150,7 @@ class Run:
     encoder: str
     shift_pairs: str = "all"
     shift_told: str = ""
+    findings: tuple[dict[str, str], ...] = ()
 
     @property
     def in_turn(self) -> Literal["", "site", "vendor", "labels"]:
@@ -588,6 +590,7 @@ def read_run(folder: Path) -> Run:
         encoder=evaluation.get("encoder", ""),
         shift_pairs=evaluation.get("shift_pairs", {}).get("how", "all"),
         shift_told=evaluation.get("shift_pairs", {}).get("told", ""),
+        findings=tuple(read_json(home / "checkpoints" / "findings.json", list) or ()),
     )
 
 

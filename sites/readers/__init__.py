@@ -16,7 +16,7 @@ from fedshift.sites.findings import FileFault
 from fedshift.sites.readers import dicom_seg, metaimage, nrrd, raster, rtstruct
 from fedshift.sites.readers.dicom import dicom_domain, read_dicom
 from fedshift.sites.readers.dicom_frames import readable
-from fedshift.sites.readers.files import SUFFIXES, file_list, is_dicom, read, stem
+from fedshift.sites.readers.files import SUFFIXES, file_list, is_dicom, read, state, stem
 from fedshift.sites.readers.metaimage import read_metaimage
 from fedshift.sites.readers.nifti import read_nifti
 from fedshift.sites.readers.nrrd import read_nrrd
@@ -33,6 +33,7 @@ __all__ = [
     "file_list",
     "is_dicom",
     "read",
+    "state",
     "stem",
 ]
 

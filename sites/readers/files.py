@@ -88,3 +88,17 @@ def _start(path: Path, size: int) -> bytes:
             return file.read(size)
     except (OSError, ValueError):
         return b""
+
+
+def state(*names: str) -> str:
+    """The state of the files behind ``names`` (empty ones passed over), without reading them."""
+    states = []
+    for name in filter(None, names):
+        try:
+            for file in file_list(Path(name)):
+                found = file.stat()
+                changed = f"{found.st_mtime_ns} {found.st_ctime_ns} {found.st_mode}"
+                states.append(f"{file} {found.st_size} {changed}")
+        except OSError as error:
+            states.append(f"{name} {error.errno}")
+    return "\n".join(states)

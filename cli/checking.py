@@ -1,0 +1,143 @@
+"""What every command does with a table of images before it trains or scores: plan, check, tell.
+
+``fedshift sites check`` prints the same findings that stop a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fedshift import UserError
+from fedshift.cli.config import Config
+from fedshift.cli.runs import open_federation
+from fedshift.client import planning
+from fedshift.client.policy import Policy
+from fedshift.protocol.words import count
+from fedshift.sites import DataSettings, Decision, Finding, Summary, check, plan, survey
+from fedshift.sites.findings import ALL, grouped
+from fedshift.sites.types import Federation
+
+UNPLANNED = "plan"
+"""The finding's code where a setting cannot be chosen; there is nothing to go on with then."""
+_OF_PHANTOMS = {"spacing_mm": None, "normalise": "percentile"}
+"""A phantom is drawn on the network's grid."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A federation with its settings as far as they could be chosen, and what is wrong with it."""
+
+    federation: Federation
+    data: DataSettings
+    summaries: Mapping[str, Summary | None]
+    decisions: tuple[Decision, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def stopping(self) -> list[Finding]:
+        """The errors that ``data.accept`` does not name."""
+        accepted = self.data.accept
+        return [
+            finding
+            for finding in self.findings
+            if finding.severity == "error"
+            and (finding.code == UNPLANNED or not {ALL, finding.code} & {*accepted})
+        ]
+
+
+def examine(config: Config) -> Checked:
+    """Choose what ``data`` leaves open from what the sites' policies let go, and look for faults.
+
+    Raises :class:`UserError` for a config or table that cannot be used at all.
+    """
+    federation, data = open_federation(config)
+    policy = Policy.from_config(config["policy"])
+    surveyed = {site.name: survey(site, data) for site in federation.sites}
+    summaries = {name: planning.summary(found, policy) for name, found in surveyed.items()}
+    sent = {name: planning.hashes(found, policy) for name, found in surveyed.items()}
+    hashes = {name: found for name, found in sent.items() if found is not None}
+    decisions: tuple[Decision, ...] = ()
+    unplanned: list[Finding] = []
+    try:
+        data, decisions = plan(summaries, data)
+    except UserError as error:
+        problem, _, way_out = str(error).rstrip(".").rpartition("; ")
+        unplanned = [Finding("error", UNPLANNED, "", "", problem, way_out)]
+    # Last: what keeps a site from telling of its images says more.
+    findings = [*check(federation, data, config["seed"], hashes), *unplanned]
+    return Checked(federation, data, summaries, decisions, tuple(findings))
+
+
+def settle(config: Config, console: Console, earlier: Config | None = None) -> Config:
+    """``config`` with numbers for every ``auto`` of ``data``, once nothing stands in the way.
+
+    ``earlier`` is the config of the run that is gone on with, whose numbers stay. Tells the
+    decisions and the warnings. Raises :class:`UserError` when an error is found that
+    ``data.accept`` does not name; all are told before.
+    """
+    node = dict(config["data"])
+    if config["federation"]["kind"] == "phantom":
+        size = config["federation"]["size"]
+        planned = {**_OF_PHANTOMS, "size": size}
+        node |= {key: value for key, value in planned.items() if node[key] == "auto"}
+        return {**config, "data": node}
+    if earlier is not None:
+        kept = earlier["data"].get("planned", {})
+        given = {key: earlier["data"][key] for key in kept if node[key] in ("auto", None)}
+        node |= {**given, "planned": {key: kept[key] for key in given}}
+    found = examine({**config, "data": node})
+    for decision in found.decisions:
+        console.print(Text(decision.told()), soft_wrap=True)
+    tell_findings(console, found)
+    if found.stopping:
+        raise UserError(_stopped(found.stopping))
+    node |= {decision.key: _plain(decision.value) for decision in found.decisions}
+    node["planned"] = dict(found.data.planned)
+    return {**config, "data": node}
+
+
+def _stopped(stopping: list[Finding]) -> str:
+    """One sentence of why nothing is run: the first kind of error, and how many more there are."""
+    first, *more = grouped(stopping)
+    codes = dict.fromkeys(finding.code for finding in stopping if finding.code != UNPLANNED)
+    others = f" ({count(len(more), 'more kind')} of error above)" if more else ""
+    accept = f", or go on all the same with data.accept=[{','.join(codes)}]" if codes else ""
+    return f"{first.told()}{accept}{others}"
+
+
+def tell_findings(console: Console, found: Checked) -> None:
+    """Print the findings, one sentence for many files of a kind; accepted errors say so."""
+    stopping = {id(finding) for finding in found.stopping}
+    for group in grouped(found.findings):
+        first = group.first
+        accepted = first.severity == "error" and id(first) not in stopping
+        color = {"error": "red", "warning": "yellow"}[first.severity]
+        line = Text.assemble(
+            (first.severity, color), f" {first.code}{' (accepted)' if accepted else ''}: "
+        )
+        console.print(line + Text(group.told()), soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def for_report(config: Config) -> list[dict[str, str]]:
+    """The findings of a planned config as they may stand in a page that is passed on: no path."""
+    if config["federation"]["kind"] == "phantom":
+        return []
+    found = examine(config)
+    return [
+        {
+            "severity": group.first.severity,
+            "code": group.first.code,
+            "sites": ", ".join(sorted({finding.site for finding in group.findings} - {""})),
+            "sentence": group.abroad(),
+        }
+        for group in grouped(found.findings)
+    ]

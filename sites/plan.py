@@ -1,0 +1,330 @@
+"""How a federation's images are brought onto one grid, decided once for all of its sites.
+
+Each site sends a summary of its survey (:func:`summarise`): counts, spacings, how far labels reach,
+never an image. From these :func:`plan` sets what the config leaves ``auto``, as nnU-Net does from
+one place's images (Isensee et al., Nature Methods 2021, "rule-based parameters"):
+
+- ``slice_axis``: the axis that the clear sites agree on. A nearly isotropic image has no axis of
+  its own and follows. Sites that are clear and disagree are asked about, not outvoted.
+- ``spacing_mm``: the median over the sites of their median in-plane spacing, each site once;
+  coarser where the labels would not fit the largest grid.
+- ``size``: the smallest multiple of 16 that covers every label with a quarter to spare about the
+  image's centre, the whole image where no label is known; at least 64, at most 384.
+- ``normalise``: ``ct`` where every site says CT, else ``percentile``.
+- ``window``: for ``ct``, the percentiles 0.5 and 99.5 of the values under the labels of all sites.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedshift import UserError
+from fedshift.sites.findings import listed
+from fedshift.sites.settings import DataSettings
+from fedshift.sites.survey import HOUNSFIELD, Surveyed
+
+MARGIN = 1.25
+"""How much larger than the furthest label the grid is."""
+STEP, LEAST, MOST = 16, 64, 384
+"""Grids are multiples of STEP pixels a side, from LEAST to MOST."""
+SIGNIFICANT = 2
+"""Digits of a planned spacing: 0.4983 mm is 0.5 mm."""
+FOREGROUND = (0.5, 99.5)
+"""nnU-Net's percentiles of CT values under labels."""
+AXES = ("right", "front", "up")
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What leaves a site so that settings can be chosen; three numbers are along right, front, up.
+
+    ``axes`` counts the images whose slices clearly run along each axis. ``spacing_mm`` is the
+    median over the images that know theirs (None: none does), ``unknown`` how many do not.
+    ``shape`` is the median matrix. ``reach_mm`` and ``reach_px`` are, for slices across each axis,
+    how far labels lie from the image's centre in images of known and of unknown spacing, rounded
+    up; 0 without labels. ``modalities`` counts images by modality. ``hounsfield`` counts the values
+    under labels of CT images (:data:`.survey.HOUNSFIELD`), small counts suppressed.
+    """
+
+    images: int
+    axes: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
+    unknown: int
+    shape: tuple[int, int, int]
+    reach_mm: tuple[float, float, float]
+    reach_px: tuple[float, float, float]
+    modalities: Mapping[str, int]
+    hounsfield: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Summary:
+        """Undo :meth:`to_json`."""
+        spacing = fields["spacing_mm"]
+        return cls(
+            images=fields["images"],
+            axes=tuple(fields["axes"]),
+            spacing_mm=tuple(spacing) if spacing is not None else None,
+            unknown=fields["unknown"],
+            shape=tuple(fields["shape"]),
+            reach_mm=tuple(fields["reach_mm"]),
+            reach_px=tuple(fields["reach_px"]),
+            modalities=dict(fields["modalities"]),
+            hounsfield=tuple(fields["hounsfield"]),
+        )
+
+
+def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:
+    """Summarise a site's survey; None where it has fewer than ``min_count`` slices to tell of."""
+    facts = [one.facts for one in surveyed if one.facts is not None]
+    if not facts or sum(one.shape[one.axis] for one in facts) < min_count:
+        return None
+    known = [one.spacing_mm for one in facts if one.spacing_mm is not None]
+    reach = {
+        spaced: np.max(
+            [
+                [one.reach[k].furthest for k in range(3)] if one.reach else [0.0] * 3
+                for one in facts
+                if (one.spacing_mm is not None) == spaced
+            ]
+            or [[0.0] * 3],
+            axis=0,
+        )
+        for spaced in (True, False)
+    }
+    counts = _added([one.hounsfield for one in facts])
+    counts = np.where(counts < min_count, 0, counts)
+    return Summary(
+        images=len(facts),
+        axes=_three(sum(one.clear and one.axis == k for one in facts) for k in range(3)),
+        spacing_mm=_three(np.median(known, axis=0).tolist()) if known else None,
+        unknown=len(facts) - len(known),
+        shape=_three(np.median([one.shape for one in facts], axis=0).astype(int).tolist()),
+        # Rounded up: a maximum is one image's, and need not be told to the micrometre.
+        reach_mm=_three((np.ceil(reach[True] * 10) / 10).tolist()),
+        reach_px=_three(np.ceil(reach[False]).tolist()),
+        modalities=dict(sorted(Counter(one.modality for one in facts if one.modality).items())),
+        hounsfield=tuple(counts.tolist()),
+    )
+
+
+def _three(values: Iterable[T]) -> tuple[T, T, T]:
+    x, y, z = values
+    return x, y, z
+
+
+def _added(histograms: Iterable[Sequence[int]]) -> np.ndarray:
+    """The sum of those that are not empty; zeros where all are."""
+    total = np.zeros(len(HOUNSFIELD) - 1, int)
+    for histogram in histograms:
+        if histogram:
+            total += histogram
+    return total
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A setting that was left open: its key, what it is set to, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+    def told(self) -> str:
+        """``data.size=64: why``."""
+        return f"data.{self.key}={written(self.value)}: {self.why}"
+
+
+def written(value: Any) -> str:
+    """A setting as it stands on the command line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(f'{number:g}' for number in value)}]"
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plan(
+    summaries: Mapping[str, Summary | None], data: DataSettings
+) -> tuple[DataSettings, tuple[Decision, ...]]:
+    """Settle what ``data`` leaves open; numbers given by hand stay. ``summaries`` are by site, None
+    where a site told nothing.
+
+    Raises:
+        UserError: a site withholds what a setting is to be chosen from, or sites disagree.
+    """
+    if not data.auto:
+        return data, ()
+    silent = [site for site, summary in summaries.items() if summary is None]
+    told = {site: summary for site, summary in summaries.items() if summary is not None}
+    if silent:
+        keys = " ".join(f"data.{key}=..." for key in sorted(data.auto))
+        raise UserError(
+            f"{listed(silent)} cannot say what its images are like (its policy withholds the "
+            "summary, it has fewer slices than policy.min_count, or none that can be read), so "
+            f"{listed(sorted(data.auto))} cannot be chosen; set {keys} by hand."
+        )
+    decisions = []
+    settled = data
+    for key in ("slice_axis", "normalise", "window", "spacing_mm", "size"):
+        if key in data.auto:
+            decision = _RULES[key](told, settled)
+            decisions.append(decision)
+            settled = replace(settled, **{key: decision.value})
+            if key == "normalise" and decision.value == "ct" and data.window is None:
+                settled = replace(settled, auto=settled.auto | {"window"})
+                data = settled
+    why = {decision.key: decision.why for decision in decisions}
+    return replace(settled, auto=frozenset(), planned={**data.planned, **why}), tuple(decisions)
+
+
+def _slice_axis(told: Mapping[str, Summary], data: DataSettings) -> Decision:
+    choice = {
+        site: int(np.argmax(summary.axes)) for site, summary in told.items() if any(summary.axes)
+    }
+    of_axis = {axis: [site for site in choice if choice[site] == axis] for axis in range(3)}
+    chosen = [axis for axis in range(3) if of_axis[axis]]
+    if len(chosen) > 1:
+        sides = "; ".join(
+            f"{listed(of_axis[axis])} {'run' if len(of_axis[axis]) > 1 else 'runs'} along "
+            f"{AXES[axis]} ({axis})"
+            for axis in chosen
+        )
+        raise UserError(
+            f"the sites' thickest slices run along different axes of the body: {sides}; a network "
+            f"would see other planes at other sites, so set data.slice_axis={chosen[-1]} for all."
+        )
+    if not chosen:
+        return Decision("slice_axis", 2, "no site has slices thicker than its pixels: axial ones")
+    followers = [site for site in told if site not in choice]
+    more = f"; {listed(followers)}, nearly isotropic, follow" if followers else ""
+    return Decision(
+        "slice_axis",
+        chosen[0],
+        f"slices of {listed(of_axis[chosen[0]])} run along {AXES[chosen[0]]}{more}",
+    )
+
+
+def _normalise(told: Mapping[str, Summary], data: DataSettings) -> Decision:
+    taken = {site: set(summary.modalities) for site, summary in told.items()}
+    if all(found == {"CT"} for found in taken.values()):
+        return Decision("normalise", "ct", "every image is CT, whose values mean the same anywhere")
+    ct = [site for site, found in taken.items() if "CT" in found]
+    if ct:
+        others = [site for site in taken if taken[site] != {"CT"}]
+        why = f"{listed(ct)} has CT, {listed(others)} not only: each image by itself"
+    else:
+        why = "no image says it is CT: each image by itself"
+    return Decision("normalise", "percentile", why)
+
+
+def _window(told: Mapping[str, Summary], data: DataSettings) -> Decision:
+    counts = _added([summary.hounsfield for summary in told.values()])
+    if not counts.sum():
+        raise UserError(
+            "data.normalise=ct clips to the values under the labels, and no site tells of any; set "
+            "data.window=[LOW, HIGH] in Hounsfield units."
+        )
+    reached = np.cumsum(counts) / counts.sum() * 100
+    low, high = FOREGROUND
+    window = (
+        float(HOUNSFIELD[int(np.searchsorted(reached, low, side="right"))]),
+        float(HOUNSFIELD[int(np.searchsorted(reached, high)) + 1]),
+    )
+    return Decision(
+        "window",
+        window,
+        f"{low:g} % of the values under labels lie below, {100 - high:g} % above",
+    )
+
+
+def _in_plane(summary: Summary, data: DataSettings) -> float | None:
+    """The site's median in-plane spacing in mm; None where it knows none."""
+    spacing = summary.spacing_mm
+    if spacing is None:
+        return data.default_spacing_mm
+    return float(np.mean([spacing[k] for k in range(3) if k != (data.slice_axis or 0)]))
+
+
+def _spacing_mm(told: Mapping[str, Summary], data: DataSettings) -> Decision:
+    found = {site: _in_plane(summary, data) for site, summary in told.items()}
+    known = sorted(mm for mm in found.values() if mm is not None)
+    if len(known) < len(found):
+        some = [site for site, mm in found.items() if mm is None]
+        return Decision(
+            "spacing_mm", None, f"{listed(some)} does not know its pixels' size: not resampled"
+        )
+    median = _rounded(float(np.median(known)))
+    largest = MOST if "size" in data.auto else data.size
+    needed = 2 * _reach(told, data) * MARGIN
+    if needed / median <= largest:
+        span = f"{known[0]:.3g} to {known[-1]:.3g} mm" if len(known) > 1 else f"{known[0]:.3g} mm"
+        return Decision("spacing_mm", median, f"the median of the sites' pixels, {span}")
+    coarse = _rounded(needed / largest, up=True)
+    return Decision(
+        "spacing_mm",
+        coarse,
+        f"the sites' pixels measure {median:g} mm; at that the labels, {needed / MARGIN:.3g} mm "
+        f"wide, would not fit {largest} pixels",
+    )
+
+
+def _rounded(value: float, *, up: bool = False) -> float:
+    digits = SIGNIFICANT - 1 - math.floor(math.log10(value))
+    if up:
+        return round(math.ceil(value * 10**digits - 1e-9) / 10**digits, digits)
+    return round(value, digits)
+
+
+def _reach(told: Mapping[str, Summary], data: DataSettings) -> float:
+    """How far from the centre the grid must reach: over the labels, or else the whole image; mm
+    where the images are resampled, else pixels."""
+    axis = 2 if data.slice_axis is None else data.slice_axis
+    scale = data.default_spacing_mm or 1.0
+    labels = max(max(s.reach_mm[axis], s.reach_px[axis] * scale) for s in told.values())
+    if labels > 0:
+        return labels
+    halves = []
+    for summary in told.values():
+        spacing = summary.spacing_mm or (scale,) * 3
+        halves += [summary.shape[k] * spacing[k] / 2 for k in range(3) if k != axis]
+    return max(halves) / MARGIN
+
+
+def _size(told: Mapping[str, Summary], data: DataSettings) -> Decision:
+    if data.spacing_mm is None:
+        # Every image keeps its own pixels: the finest decide.
+        finest = min(_in_plane(summary, data) or 1.0 for summary in told.values())
+    else:
+        finest = data.spacing_mm
+    needed = 2 * _reach(told, data) * MARGIN / finest
+    size = max(LEAST, STEP * math.ceil(needed / STEP - 1e-9))
+    labelled = any(max(s.reach_mm) or max(s.reach_px) for s in told.values())
+    what = "every label with a quarter to spare" if labelled else "the whole image"
+    if size <= MOST:
+        return Decision("size", size, f"covers {what}")
+    return Decision(
+        "size",
+        MOST,
+        f"the largest; {what} would need {size} pixels: set data.spacing_mm (and the column "
+        "spacing_mm or data.default_spacing_mm) to see more",
+    )
+
+
+_RULES = {
+    "slice_axis": _slice_axis,
+    "normalise": _normalise,
+    "window": _window,
+    "spacing_mm": _spacing_mm,
+    "size": _size,
+}
