@@ -20,6 +20,7 @@ from fedshift.client.policy import Policy
 from fedshift.protocol.words import count
 from fedshift.sites import DataSettings, Decision, Finding, Summary, check, plan, survey
 from fedshift.sites.findings import ALL, grouped
+from fedshift.sites.settings import AUTO
 from fedshift.sites.types import Federation
 
 UNPLANNED = "plan"
@@ -73,27 +74,38 @@ def examine(config: Config) -> Checked:
     return Checked(federation, data, summaries, decisions, tuple(findings))
 
 
-def settle(config: Config, console: Console, earlier: Config | None = None) -> Config:
+def settle(
+    config: Config,
+    console: Console,
+    earlier: Config | None = None,
+    told: set[str] | None = None,
+) -> Config:
     """``config`` with numbers for every ``auto`` of ``data``, once nothing stands in the way.
 
     ``earlier`` is the config of the run that is gone on with, whose numbers stay. Tells the
-    decisions and the warnings. Raises :class:`UserError` when an error is found that
-    ``data.accept`` does not name; all are told before.
+    decisions and the findings but for lines in ``told``, to which it adds. Raises
+    :class:`UserError` when an error is found that ``data.accept`` does not name; all are told
+    before.
     """
     node = dict(config["data"])
     if config["federation"]["kind"] == "phantom":
         size = config["federation"]["size"]
         planned = {**_OF_PHANTOMS, "size": size}
-        node |= {key: value for key, value in planned.items() if node[key] == "auto"}
+        node |= {key: value for key, value in planned.items() if node[key] == AUTO}
         return {**config, "data": node}
     if earlier is not None:
         kept = earlier["data"].get("planned", {})
-        given = {key: earlier["data"][key] for key in kept if node[key] in ("auto", None)}
+        # A window is planned where none is given; of the others null is a value of its own.
+        left = [key for key in kept if node[key] == AUTO or (key == "window" and node[key] is None)]
+        given = {key: earlier["data"][key] for key in left}
         node |= {**given, "planned": {key: kept[key] for key in given}}
     found = examine({**config, "data": node})
-    for decision in found.decisions:
-        console.print(Text(decision.told()), soft_wrap=True)
-    tell_findings(console, found)
+    told = set() if told is None else told
+    lines = [Text(decision.told()) for decision in found.decisions] + _lines(found)
+    for line in lines:
+        if line.plain not in told:
+            console.print(line, soft_wrap=True)
+            told.add(line.plain)
     if found.stopping:
         raise UserError(_stopped(found.stopping))
     node |= {decision.key: _plain(decision.value) for decision in found.decisions}
@@ -112,6 +124,12 @@ def _stopped(stopping: list[Finding]) -> str:
 
 def tell_findings(console: Console, found: Checked) -> None:
     """Print the findings, one sentence for many files of a kind; accepted errors say so."""
+    for line in _lines(found):
+        console.print(line, soft_wrap=True)
+
+
+def _lines(found: Checked) -> list[Text]:
+    lines = []
     stopping = {id(finding) for finding in found.stopping}
     for group in grouped(found.findings):
         first = group.first
@@ -120,7 +138,8 @@ def tell_findings(console: Console, found: Checked) -> None:
         line = Text.assemble(
             (first.severity, color), f" {first.code}{' (accepted)' if accepted else ''}: "
         )
-        console.print(line + Text(group.told()), soft_wrap=True)
+        lines.append(line + Text(group.told()))
+    return lines
 
 
 def _plain(value: Any) -> Any:

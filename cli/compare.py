@@ -41,7 +41,7 @@ def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None
     out = grid.out
     prepared = grids.prepare(grid, console)
     if target := grids.target_for(grid, prepared):
-        grid, prepared = grids.hide_labels(grid, prepared, target, console)
+        grid, prepared = grids.hide_labels(grid, prepared, target)
         console.print(
             f"A method of the grid adapts to sites without labels, and all have some: those of "
             f"{target} are hidden in every cell. To hide others: data.unlabelled_sites=[...]",

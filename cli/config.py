@@ -47,6 +47,8 @@ def load(overrides: Sequence[str]) -> Config:
         )
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
+    if config["data"]["planned"]:
+        raise UserError("data.planned is written by a run, never by hand; leave it out")
     return {str(key): value for key, value in config.items()}
 
 

@@ -84,7 +84,8 @@ def _data(
     prepared = {**trained, "size": card.size[0]}
     if stored.config["federation"]["kind"] == "phantom":
         prepared["spacing_mm"] = card.spacing_mm[0][1]
-    config |= {key: prepared[key] for key in _GEOMETRY if key not in given}
+    # Older runs know fewer keys; what they lack is as it was then.
+    config |= {key: prepared.get(key) for key in _GEOMETRY if key not in given}
     config["manifest"] = str(manifest)
     config = settle({**stored.config, "federation": _TABLE, "data": config}, console)["data"]
     data = DataSettings.from_config(config)

@@ -233,10 +233,11 @@ def prepare(grid: Grid, console: Console) -> list[Prepared]:
     """
     cells = grid.cells()
     federations: Opened = {}
+    told: set[str] = set()  # Seeds share most of what is to be told.
     prepared = []
     for cell in cells:
         try:
-            prepared.append(_prepared(grid, cell, federations, console))
+            prepared.append(_prepared(grid, cell, federations, console, told))
         except UserError as error:
             if not cell.settings:
                 raise
@@ -254,14 +255,18 @@ def _pairs(cell: Cell) -> list[str]:
     return [f"{key}={value}" for key, value in cell.settings.items()]
 
 
-def _prepared(grid: Grid, cell: Cell, federations: Opened, console: Console) -> Prepared:
+def _prepared(
+    grid: Grid, cell: Cell, federations: Opened, console: Console, told: set[str]
+) -> Prepared:
     fixed = [f"{key}={value}" for key, value in grid.fixed.items()]
     workers = [f"{key}={value}" for key, value in grid.own.items() if key == "engine.workers"]
     config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)])
-    return _checked(cell, config, federations, console)
+    return _checked(cell, config, federations, console, told)
 
 
-def _checked(cell: Cell, config: Config, federations: Opened, console: Console) -> Prepared:
+def _checked(
+    cell: Cell, config: Config, federations: Opened, console: Console, told: set[str]
+) -> Prepared:
     """The cell with its composed ``config``; ``federations`` are those opened so far."""
     settings = RunSettings.from_config(config)
     if EngineSettings.from_config(config).name != "inline":
@@ -270,7 +275,7 @@ def _checked(cell: Cell, config: Config, federations: Opened, console: Console) 
     nodes = [config[node] for node in ("federation", "data", "policy")]
     key = json.dumps([*nodes, settings.seed])
     if key not in federations:
-        settled = settle(config, console)
+        settled = settle(config, console, told=told)
         federations[key] = (settled["data"], *open_federation(settled))
     config["data"], federation, data = federations[key]
     config["federation"]["name"] = federation.name
@@ -311,9 +316,7 @@ def target_for(grid: Grid, prepared: Sequence[Prepared]) -> str | None:
     return names[-1] if len(names) > 1 and first.config["protocol"] == "together" else None
 
 
-def hide_labels(
-    grid: Grid, prepared: Sequence[Prepared], site: str, console: Console
-) -> tuple[Grid, list[Prepared]]:
+def hide_labels(grid: Grid, prepared: Sequence[Prepared], site: str) -> tuple[Grid, list[Prepared]]:
     """The grid and its cells with the option ``data.unlabelled_sites=[site]``; no configuration is
     composed again, which takes a fifth of a second a cell."""
     hidden = {"unlabelled_sites": [site]}
@@ -323,7 +326,8 @@ def hide_labels(
             one.cell,
             {**one.config, "data": {**one.config["data"], **hidden}},
             federations,
-            console,
+            Console(quiet=True),  # It has been told, of the same images.
+            set(),
         )
         for one in prepared
     ]

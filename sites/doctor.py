@@ -15,7 +15,7 @@ from functools import reduce
 import numpy as np
 
 from fedshift.sites.findings import Finding, Severity, listed
-from fedshift.sites.labels import LabelMapError, is_negative, parse_label_values
+from fedshift.sites.labels import LabelMapError, is_negative, never_shown, parse_label_values
 from fedshift.sites.likeness import NEAR, keyed_alike
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.opening import value_maps
@@ -23,7 +23,7 @@ from fedshift.sites.orientation import NAMES, BandSums, Placement, odd_ones_out
 from fedshift.sites.plan import AXES
 from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
-from fedshift.sites.survey import Facts, in_mm, survey
+from fedshift.sites.survey import HOUNSFIELD_LOW, Facts, in_mm, survey
 from fedshift.sites.types import SPLITS, Federation, ImageSource, SiteSpec
 
 SUBJECT_FLOOR, SITE_FLOOR = 0.5, 0.15
@@ -78,6 +78,7 @@ def check(
         findings += _check_orientation(site.name, opened)
     findings += _check_planes(images, data)
     findings += _check_spacings(images, data)
+    findings += _check_hounsfield(images, data)
     unsaid = _check_values(images, data)
     findings += unsaid
     if not unsaid:  # Else the structures are not known yet.
@@ -139,7 +140,7 @@ def _check_site(
             replace(
                 first,
                 severity="error",
-                code="no-image",
+                code="site-empty",
                 problem=f"{first.problem}, and the site has no usable image out of "
                 f"{len(site.images)}",
             )
@@ -193,8 +194,9 @@ def _check_label(
 
 
 def _axis(image: _Image, data: DataSettings) -> int:
-    """The canonical axis that the image's slices run along."""
-    return image.facts.axis if data.slice_axis is None else data.slice_axis
+    """The canonical axis that the image's slices run along; without orientation, its last."""
+    facts = image.facts
+    return data.slice_axis if data.slice_axis is not None and facts.oriented else facts.axis
 
 
 def _half(image: _Image, data: DataSettings) -> float:
@@ -362,6 +364,26 @@ def _check_spacings(images: Sequence[_Image], data: DataSettings) -> list[Findin
     return findings
 
 
+def _check_hounsfield(images: Sequence[_Image], data: DataSettings) -> Iterable[Finding]:
+    """Values that one window for all takes for what they are not."""
+    if data.normalise != "ct":
+        return
+    for image in images:
+        facts = image.facts
+        if facts.modality not in ("", "CT"):
+            problem = f"is {facts.modality}, whose values are no Hounsfield units"
+        elif facts.low > HOUNSFIELD_LOW:
+            problem = f"has no value below {facts.low:g}, although air lies at -1000 in CT"
+        else:
+            continue
+        yield image.finding(
+            "warning",
+            "not-hounsfield",
+            problem,
+            "export it in Hounsfield units, leave it out, or set data.normalise=percentile",
+        )
+
+
 def _check_values(images: Sequence[_Image], data: DataSettings) -> list[Finding]:
     """Label values that nobody has given a meaning, and that do not speak for themselves."""
     if data.labels is not None or data.manifest is None:
@@ -439,44 +461,40 @@ def _check_structures(
         if counts is not None and image.facts.has_labels:
             own = np.array([sum(counts.get(v, 0) for v in group) for group in image.values])
             volumes[image.site] = volumes.get(image.site, 0) + own
+    shown = {
+        site: [name for name, voxels in zip(structures, volume, strict=True) if voxels]
+        for site, volume in volumes.items()
+    }
+    findings = [
+        Finding(
+            "error",
+            "structure-nowhere",
+            "",
+            "",
+            f"no label file holds the structure {name!r}",
+            "take it out of data.labels, or mend its values",
+        )
+        for name in structures
+        if volumes and not any(name in own for own in shown.values())
+    ]
     said = _said(images, data)
-    findings = []
-    for k, name in enumerate(structures):
-        drawn_at = {
-            image.site
-            for image in images
-            if image.source.annotates is None or name in image.source.annotates
-        }
-        lacking = [site for site, volume in volumes.items() if volume[k] == 0 and site in drawn_at]
-        if volumes and len(lacking) == len(volumes):
-            findings.append(
-                Finding(
-                    "error",
-                    "structure-nowhere",
-                    "",
-                    "",
-                    f"no label file holds the structure {name!r}",
-                    "take it out of data.labels, or mend its values",
-                )
-            )
-            continue
-        for site in lacking:
+    for site, names in never_shown(shown, _annotated(images)).items():
+        for name in names:
+            problem = f"no label of this site holds the structure {name!r}, other sites' do"
             if said[site]:
-                problem = f"no label of this site holds the structure {name!r}, other sites' do"
                 way_out = "check its values in the label files"
                 findings.append(Finding("warning", "structure-absent", site, "", problem, way_out))
                 continue
-            shown = [s for j, s in enumerate(structures) if volumes[site][j]]
             findings.append(
                 Finding(
                     "error",
                     "structure-unsaid",
                     site,
                     "",
-                    f"no label of this site holds the structure {name!r}, other sites' do: if "
-                    "nobody drew it, it would be learnt as background",
-                    f"set data.annotates={{{site}: [{', '.join(shown)}]}} if it was not drawn, or "
-                    f"data.annotates={{{site}: [{', '.join(structures)}]}} if it was looked for",
+                    f"{problem}: if nobody drew it, it would be learnt as background",
+                    f"set data.annotates={{{site}: [{', '.join(shown[site])}]}} if it was not "
+                    f"drawn, or data.annotates={{{site}: [{', '.join(structures)}]}} if it was "
+                    "looked for",
                 )
             )
     return findings + _check_exchanged(volumes, structures)
@@ -507,6 +525,15 @@ def _check_exchanged(volumes: Mapping[str, np.ndarray], structures: Sequence[str
                         )
                     )
     return findings
+
+
+def _annotated(images: Sequence[_Image]) -> dict[str, set[str] | None]:
+    """By site, what some label of it is said to tell of; None: everything."""
+    found: dict[str, set[str] | None] = {}
+    for image in images:
+        before, own = found.get(image.site, set()), image.source.annotates
+        found[image.site] = None if before is None or own is None else before | {*own}
+    return found
 
 
 def _said(images: Sequence[_Image], data: DataSettings) -> dict[str, bool]:

@@ -8,7 +8,7 @@ may hold a patient's name (:meth:`Finding.abroad`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,30 +21,81 @@ ALL = "all"
 """Stands for every code in ``data.accept``."""
 
 CODES = {
+    "between-axes": "it lies halfway between two axes of the body",
+    "byte-order": "it is big-endian and compressed",
+    "codes-disagree": "its two places in space (sform and qform) differ",
     "colours": "it is in colours, or complex",
     "compressed": "its pixels are compressed in a way that is not decoded here",
     "constant": "the image is constant",
+    "contours-between": "contours between the image's slices were not drawn",
+    "contours-cross": "contours of one structure cross",
+    "contours-midway": "contours lie midway between the image's slices",
+    "contours-oblique": "a contour runs through several slices of the image",
+    "contours-off-slices": "contours beside the image's slices were drawn on the nearest",
+    "contours-small": "a structure holds no voxel's centre",
+    "contours-twice": "it holds contours twice",
     "cropped": "labelled pixels lie outside the network's grid",
     "damaged": "the file cannot be read",
+    "detector-spacing": "the pixel spacing is that at the detector, not in the body",
     "dimensions": "it is neither 2-D nor 3-D",
+    "drawing-without-place": "it does not say where a frame lies in the patient",
+    "drawn-on-other-series": "it was drawn on another series in the same frame of reference",
     "duplicate": "two rows show the same image pixel for pixel",
+    "duplicate-slices": "the stack holds one slice twice",
     "empty-mask": "the mask is empty and counts as unlabelled",
     "empty-split": "a split has no labelled slice",
+    "fractional-label": "the segmentation is fractional, and more than half counts as inside",
+    "frames-in-time": "its frames follow each other in time, not in space",
+    "image-without-place": "the label is drawn in the patient's coordinates, its image has none",
+    "label-by-other-code": "the label lies on its image by an unusual pair of sform and qform only",
+    "label-grid": "the label's frames do not lie on its image's grid",
     "label-map": "names and values of labels do not fit together",
+    "label-misplaced": "the label lies elsewhere than its image",
+    "label-mostly-outside": "most of the label lies outside its image",
+    "label-number": "a structure has a number that no label can have",
+    "label-outside": "a part of the label lies outside its image",
     "label-shape": "the label's shape is not its image's",
     "label-turned": "the label fits its image far better when it is turned or flipped",
     "label-values": "nothing says what the values of the label files mean, and they differ",
+    "label-without-place": "the label says nothing of its place and is taken to lie as its image",
+    "localizers": "localizers beside the series were left out",
+    "lossy-label": "the label's compression keeps values only nearly",
     "missing-file": "the file does not exist",
     "missing-slices": "the stack lacks slices",
     "mixed-slices": "the folder holds slices of different kinds",
     "near-duplicate": "two images look alike",
-    "no-image": "the site has no usable image",
+    "needs-highdicom": "a DICOM segmentation needs highdicom, which is not installed",
+    "no-contours": "it holds no closed contour",
+    "no-image": "it holds no image with pixels",
     "no-label-image": "the label's values are not whole numbers",
+    "no-order": "the order of its slices is unknown",
+    "no-orientation": "it says nothing of its place in space, and a usual one is assumed",
+    "no-positions": "it does not say where its slices lie, and they are stacked as they come",
     "not-finite": "it holds values that are not finite",
+    "not-hounsfield": "normalise=ct takes its values for Hounsfield units, and they hardly are",
+    "open-contours": "contours that are not closed were not drawn",
+    "other-frame": "the label lies in another frame of reference than its image",
+    "other-objects": "objects that do not belong to the series were left out",
+    "other-series": "the label was drawn on another series",
+    "overlap": "structures of one label overlap",
+    "overlapping-segments": "its segments lie in layers, which may overlap",
+    "pixel-aspect": "its pixels are not square and count as such",
     "plan": "a setting cannot be chosen for all sites",
+    "polarity": "two tags contradict each other about which end is bright",
+    "rescale": "its slope and intercept leave no image",
     "rows-unmatched": "rows of the table belong to no site",
+    "scanned-spacing": "the pixel spacing is that of a film that was scanned",
+    "several-at-one-position": "it holds several images at one position",
+    "several-files": "it keeps its data in several files",
+    "several-frames": "it holds one structure twice at one place",
+    "several-labels": "the folder holds several drawings",
+    "several-scales": "it shows regions of different scale",
     "several-series": "it holds several series",
+    "sheared": "its axes are not at right angles",
+    "site-empty": "the site has no usable image",
     "slice-axis": "its slices run along another axis than the federation's",
+    "slices-skipped": "a structure was drawn on every other slice or fewer",
+    "space-unknown": "it does not say which way its axes point",
     "spacing-header": "the header's spacing and its affine's differ",
     "spacing-invalid": "the header's spacing is not a length",
     "spacing-mixed": "some images know their pixels' size and others do not",
@@ -55,12 +106,24 @@ CODES = {
     "structure-nowhere": "no label file holds a structure",
     "structure-unsaid": "no label of the site shows a structure, and nothing says it was drawn",
     "structures-exchanged": "two structures seem exchanged",
+    "structures-left-out": "structures of the file that are in no structure here were not drawn",
     "subject-twice": "one subject is at two sites",
+    "thickness-as-distance": "the slices' thickness is taken for their distance",
+    "tiled": "it is a whole-slide image",
     "too-many-values": "a label file holds more values than structures fit",
+    "turned-image": "it is turned by its orientation tag",
+    "turned-label": "the label is to be turned by its orientation tag",
+    "uneven-slices": "its slices are unevenly spaced and count as even",
+    "units": "its lengths are not in mm",
     "unknown-format": "the format is not read here",
+    "unknown-slice-distance": "the distance of its slices is unknown and counts as 1 mm",
     "unreadable": "the file cannot be opened",
     "value-outside": "a label value is in no structure",
+    "values": "it holds no numbers",
     "values-differ": "one name has different values at different sites",
+    "white-is-zero": "white is stored as 0",
+    "wide-values": "it holds values too large to be read",
+    "wrong-suffix": "its name and its content are of different formats",
 }
 """Every kind of finding and what it means, without a word of any file."""
 
@@ -108,7 +171,11 @@ class Finding:
     def told(self) -> str:
         """For the user's own terminal and log: with the file's name."""
         where = ": ".join(part for part in (self.site, self.file) if part)
-        return f"{where}: {self.problem}; {self.way_out}" if where else self.problem
+        return (
+            f"{where}: {self.problem}; {self.way_out}"
+            if where
+            else f"{self.problem}; {self.way_out}"
+        )
 
     def abroad(self) -> str:
         """For what leaves the site: the row and the code, nothing that a file or a text held."""
@@ -145,13 +212,15 @@ class Group:
         if len(self.findings) == 1:
             return first.told()
         sites = sorted({finding.site for finding in self.findings})
-        files = [Path(finding.file).name for finding in self.findings if finding.file]
-        what = f"{len(files)} files ({listed(files)})" if files else f"{len(sites)} sites"
-        where = listed(sites)
+        files = [finding.file for finding in self.findings if finding.file]
         alike = len({finding.problem for finding in self.findings}) == 1
-        who = "each" if alike else "the first"
-        problem = f"{who} {first.problem}" if files else first.problem
-        return f"{where}: {what}: {problem}; {first.way_out}"
+        if files:
+            what = (
+                f"{len(files)} files ({listed(_names(files))}): {'each' if alike else 'the first'} "
+            )
+        else:
+            what = f"{len(sites)} sites: {'' if alike else 'the first: '}"
+        return f"{listed(sites)}: {what}{first.problem}; {first.way_out}"
 
     def abroad(self) -> str:
         """One sentence with a count and three rows, for what leaves a site."""
@@ -159,18 +228,25 @@ class Group:
         return f"{CODES[self.first.code]} ({self.first.code}{': ' if rows else ''}{listed(rows)})"
 
 
+def _names(files: Sequence[str]) -> list[str]:
+    """The files' names, or their paths where names say nothing: every case has its image.nii."""
+    names = [Path(file).name for file in files]
+    return names if len({*names}) == len({*files}) else [*files]
+
+
 def grouped(findings: Iterable[Finding]) -> list[Group]:
-    """The findings by severity, code and site, in their order; of many sites, in one group."""
-    by_site: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    """The findings by severity, code and site, in their order; of many sites, in one group. What
+    concerns whole sites is told one by one, because each names its own structures."""
+    by_code: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
-        by_site[finding.severity, finding.code, finding.site].append(finding)
-    by_code: dict[tuple[str, str], list[list[Finding]]] = defaultdict(list)
-    for (severity, code, _), found in by_site.items():
-        by_code[severity, code].append(found)
+        by_code[finding.severity, finding.code].append(finding)
     groups = []
-    for parts in by_code.values():
-        if len(parts) > TOLD:
-            groups.append(Group(tuple(finding for part in parts for finding in part)))
-        else:
-            groups += [Group(tuple(part)) for part in parts]
+    for found in by_code.values():
+        if len({finding.site for finding in found}) > TOLD:
+            groups.append(Group(tuple(found)))
+            continue
+        parts: dict[tuple[str, int], list[Finding]] = defaultdict(list)
+        for number, finding in enumerate(found):
+            parts[finding.site, -1 if finding.file else number].append(finding)
+        groups += [Group(tuple(part)) for part in parts.values()]
     return groups

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from fedshift import UserError
 from fedshift.sites.findings import listed
 from fedshift.sites.settings import DataSettings
-from fedshift.sites.survey import HOUNSFIELD, Surveyed
+from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed
 
 MARGIN = 1.25
 """How much larger than the furthest label the grid is."""
@@ -49,19 +49,24 @@ class Summary:
 
     ``axes`` counts the images whose slices clearly run along each axis. ``spacing_mm`` is the
     median over the images that know theirs (None: none does), ``unknown`` how many do not.
-    ``shape`` is the median matrix. ``reach_mm`` and ``reach_px`` are, for slices across each axis,
-    how far labels lie from the image's centre in images of known and of unknown spacing, rounded
-    up; 0 without labels. ``modalities`` counts images by modality. ``hounsfield`` counts the values
-    under labels of CT images (:data:`.survey.HOUNSFIELD`), small counts suppressed.
+    ``shape`` is the median matrix. For slices across each axis (an image without orientation is
+    sliced along its last whatever is asked for), ``in_plane_mm`` is the median in-plane spacing,
+    and ``reach_mm``, ``reach_px`` and ``reach_own`` are how far labels lie from the image's centre
+    in images of known spacing (mm), of unknown spacing (pixels), and in all (their own finer
+    pixels), rounded up; 0 without labels. ``modalities`` counts images by modality. ``hounsfield``
+    counts the values under labels of CT images (:data:`.survey.HOUNSFIELD`), small counts
+    suppressed.
     """
 
     images: int
     axes: tuple[int, int, int]
     spacing_mm: tuple[float, float, float] | None
+    in_plane_mm: tuple[float, float, float] | None
     unknown: int
     shape: tuple[int, int, int]
     reach_mm: tuple[float, float, float]
     reach_px: tuple[float, float, float]
+    reach_own: tuple[float, float, float]
     modalities: Mapping[str, int]
     hounsfield: tuple[int, ...] = ()
 
@@ -72,18 +77,8 @@ class Summary:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Summary:
         """Undo :meth:`to_json`."""
-        spacing = fields["spacing_mm"]
-        return cls(
-            images=fields["images"],
-            axes=tuple(fields["axes"]),
-            spacing_mm=tuple(spacing) if spacing is not None else None,
-            unknown=fields["unknown"],
-            shape=tuple(fields["shape"]),
-            reach_mm=tuple(fields["reach_mm"]),
-            reach_px=tuple(fields["reach_px"]),
-            modalities=dict(fields["modalities"]),
-            hounsfield=tuple(fields["hounsfield"]),
-        )
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**cast("dict[str, Any]", given))
 
 
 def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:
@@ -91,33 +86,51 @@ def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:
     facts = [one.facts for one in surveyed if one.facts is not None]
     if not facts or sum(one.shape[one.axis] for one in facts) < min_count:
         return None
-    known = [one.spacing_mm for one in facts if one.spacing_mm is not None]
-    reach = {
-        spaced: np.max(
-            [
-                [one.reach[k].furthest for k in range(3)] if one.reach else [0.0] * 3
-                for one in facts
-                if (one.spacing_mm is not None) == spaced
-            ]
-            or [[0.0] * 3],
-            axis=0,
-        )
-        for spaced in (True, False)
-    }
+    known = [one for one in facts if one.spacing_mm is not None]
+    unknown = [one for one in facts if one.spacing_mm is None]
     counts = _added([one.hounsfield for one in facts])
     counts = np.where(counts < min_count, 0, counts)
     return Summary(
         images=len(facts),
         axes=_three(sum(one.clear and one.axis == k for one in facts) for k in range(3)),
-        spacing_mm=_three(np.median(known, axis=0).tolist()) if known else None,
-        unknown=len(facts) - len(known),
+        spacing_mm=_median([one.spacing_mm for one in known]),
+        in_plane_mm=_median([[_fine(one, k, np.mean) for k in range(3)] for one in known]),
+        unknown=len(unknown),
         shape=_three(np.median([one.shape for one in facts], axis=0).astype(int).tolist()),
         # Rounded up: a maximum is one image's, and need not be told to the micrometre.
-        reach_mm=_three((np.ceil(reach[True] * 10) / 10).tolist()),
-        reach_px=_three(np.ceil(reach[False]).tolist()),
+        reach_mm=_furthest([[_reached(one, k) for k in range(3)] for one in known], 10),
+        reach_px=_furthest([[_reached(one, k) for k in range(3)] for one in unknown]),
+        reach_own=_furthest(
+            [[_reached(one, k) / _fine(one, k, np.min) for k in range(3)] for one in facts]
+        ),
         modalities=dict(sorted(Counter(one.modality for one in facts if one.modality).items())),
         hounsfield=tuple(counts.tolist()),
     )
+
+
+def _cut(one: Facts, axis: int) -> int:
+    """The axis that the image's slices run along where the federation's run along ``axis``."""
+    return axis if one.oriented else one.axis
+
+
+def _fine(one: Facts, axis: int, of: Callable[[list[float]], float]) -> float:
+    """``of`` the two in-plane spacings, in mm or else pixels."""
+    spacing = one.spacing_mm or (1.0, 1.0, 1.0)
+    return float(of([spacing[k] for k in range(3) if k != _cut(one, axis)]))
+
+
+def _reached(one: Facts, axis: int) -> float:
+    return one.reach[_cut(one, axis)].furthest if one.reach else 0.0
+
+
+def _median(rows: Sequence[Sequence[float] | None]) -> tuple[float, float, float] | None:
+    return _three(np.median(np.array(rows, float), axis=0).tolist()) if rows else None
+
+
+def _furthest(rows: Sequence[Sequence[float]], parts: int = 1) -> tuple[float, float, float]:
+    """The largest of each column, rounded up to a part of the unit."""
+    largest = np.max(rows or [[0.0] * 3], axis=0)
+    return _three((np.ceil(largest * parts - 1e-6) / parts).tolist())
 
 
 def _three(values: Iterable[T]) -> tuple[T, T, T]:
@@ -216,13 +229,15 @@ def _slice_axis(told: Mapping[str, Summary], data: DataSettings) -> Decision:
 
 
 def _normalise(told: Mapping[str, Summary], data: DataSettings) -> Decision:
-    taken = {site: set(summary.modalities) for site, summary in told.items()}
-    if all(found == {"CT"} for found in taken.values()):
+    if all(summary.modalities == {"CT": summary.images} for summary in told.values()):
         return Decision("normalise", "ct", "every image is CT, whose values mean the same anywhere")
-    ct = [site for site, found in taken.items() if "CT" in found]
+    ct = [site for site, summary in told.items() if "CT" in summary.modalities]
     if ct:
-        others = [site for site in taken if taken[site] != {"CT"}]
-        why = f"{listed(ct)} has CT, {listed(others)} not only: each image by itself"
+        others = [s for s, summary in told.items() if summary.modalities != {"CT": summary.images}]
+        why = (
+            f"{listed(ct)} {'have' if len(ct) > 1 else 'has'} CT, but not every image of "
+            f"{listed(others)} says it is: each image by itself"
+        )
     else:
         why = "no image says it is CT: each image by itself"
     return Decision("normalise", "percentile", why)
@@ -250,10 +265,9 @@ def _window(told: Mapping[str, Summary], data: DataSettings) -> Decision:
 
 def _in_plane(summary: Summary, data: DataSettings) -> float | None:
     """The site's median in-plane spacing in mm; None where it knows none."""
-    spacing = summary.spacing_mm
-    if spacing is None:
+    if summary.in_plane_mm is None:
         return data.default_spacing_mm
-    return float(np.mean([spacing[k] for k in range(3) if k != (data.slice_axis or 0)]))
+    return summary.in_plane_mm[_axis(data)]
 
 
 def _spacing_mm(told: Mapping[str, Summary], data: DataSettings) -> Decision:
@@ -262,20 +276,21 @@ def _spacing_mm(told: Mapping[str, Summary], data: DataSettings) -> Decision:
     if len(known) < len(found):
         some = [site for site, mm in found.items() if mm is None]
         return Decision(
-            "spacing_mm", None, f"{listed(some)} does not know its pixels' size: not resampled"
+            "spacing_mm", None, f"the pixels' size is unknown at {listed(some)}: not resampled"
         )
     median = _rounded(float(np.median(known)))
     largest = MOST if "size" in data.auto else data.size
-    needed = 2 * _reach(told, data) * MARGIN
+    needed = 2 * _reach(told, replace(data, spacing_mm=median)) * MARGIN
     if needed / median <= largest:
         span = f"{known[0]:.3g} to {known[-1]:.3g} mm" if len(known) > 1 else f"{known[0]:.3g} mm"
         return Decision("spacing_mm", median, f"the median of the sites' pixels, {span}")
     coarse = _rounded(needed / largest, up=True)
+    what = "the labels" if _labelled(told) else "the image"
     return Decision(
         "spacing_mm",
         coarse,
-        f"the sites' pixels measure {median:g} mm; at that the labels, {needed / MARGIN:.3g} mm "
-        f"wide, would not fit {largest} pixels",
+        f"the sites' pixels measure {median:g} mm; at that {what}, {needed / MARGIN:.3g} mm wide, "
+        f"would not fit {largest} pixels",
     )
 
 
@@ -288,29 +303,34 @@ def _rounded(value: float, *, up: bool = False) -> float:
 
 def _reach(told: Mapping[str, Summary], data: DataSettings) -> float:
     """How far from the centre the grid must reach: over the labels, or else the whole image; mm
-    where the images are resampled, else pixels."""
-    axis = 2 if data.slice_axis is None else data.slice_axis
-    scale = data.default_spacing_mm or 1.0
-    labels = max(max(s.reach_mm[axis], s.reach_px[axis] * scale) for s in told.values())
-    if labels > 0:
-        return labels
+    where the images are resampled, else own pixels."""
+    axis = _axis(data)
+    # What nobody knows the size of is not resampled: a pixel stays one.
+    scale = data.default_spacing_mm or data.spacing_mm or 1.0
+    if _labelled(told):
+        if data.spacing_mm is None:
+            return max(s.reach_own[axis] for s in told.values())
+        return max(max(s.reach_mm[axis], s.reach_px[axis] * scale) for s in told.values())
     halves = []
     for summary in told.values():
-        spacing = summary.spacing_mm or (scale,) * 3
+        spacing = (1.0,) * 3 if data.spacing_mm is None else summary.spacing_mm or (scale,) * 3
         halves += [summary.shape[k] * spacing[k] / 2 for k in range(3) if k != axis]
     return max(halves) / MARGIN
 
 
+def _labelled(told: Mapping[str, Summary]) -> bool:
+    return any(any(summary.reach_own) for summary in told.values())
+
+
+def _axis(data: DataSettings) -> int:
+    return 2 if data.slice_axis is None else data.slice_axis
+
+
 def _size(told: Mapping[str, Summary], data: DataSettings) -> Decision:
-    if data.spacing_mm is None:
-        # Every image keeps its own pixels: the finest decide.
-        finest = min(_in_plane(summary, data) or 1.0 for summary in told.values())
-    else:
-        finest = data.spacing_mm
-    needed = 2 * _reach(told, data) * MARGIN / finest
+    # Without a spacing every image keeps its own pixels.
+    needed = 2 * _reach(told, data) * MARGIN / (data.spacing_mm or 1.0)
     size = max(LEAST, STEP * math.ceil(needed / STEP - 1e-9))
-    labelled = any(max(s.reach_mm) or max(s.reach_px) for s in told.values())
-    what = "every label with a quarter to spare" if labelled else "the whole image"
+    what = "every label with a quarter to spare" if _labelled(told) else "the whole image"
     if size <= MOST:
         return Decision("size", size, f"covers {what}")
     return Decision(

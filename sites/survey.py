@@ -34,6 +34,8 @@ MOST_BANDS = 32
 _THREADS = 2
 HOUNSFIELD = np.arange(-1100, 3101, 4)
 """Edges of the bins in which CT values under a label are counted."""
+HOUNSFIELD_LOW = -200
+"""Air and lung lie below this; only CT counts below water by so much."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,14 @@ class Reach:
     """How far from the image's centre the labelled pixels lie, in the plane across one axis.
 
     The centres of ``counts[k]`` pixels lie ``k`` times ``step`` away along whichever of the two
-    in-plane axes is further; ``step`` is half a pixel, in mm where the spacing is known.
+    in-plane axes is further, to the nearest ``step``, which is half of the finer axis' pixel.
+    ``furthest`` is how far away the outermost edge of a labelled pixel is. Both are in mm where the
+    spacing is known, else in pixels.
     """
 
     step: float
     counts: tuple[int, ...]
-
-    @property
-    def furthest(self) -> float:
-        """The distance of the furthest labelled pixel's outer edge from the centre."""
-        return self.step * len(self.counts)
+    furthest: float
 
     def outside(self, half: float) -> float:
         """The share of the labelled pixels whose centres lie ``half`` or further away."""
@@ -78,8 +78,8 @@ class Facts:
     an image without orientation). ``axis`` is the one that slices would run along if the image
     stood alone, ``clear`` says whether another axis was out of the question. ``spacing_mm`` is the
     header's or else the table's, None where neither says; ``oriented`` that there is a place in
-    space. ``content`` and ``pixels`` hash the file's bytes and the decoded numbers, ``picture`` is
-    a perceptual hash. Of a label: ``values`` counts voxels by value (the first
+    space. ``pixels`` hashes the decoded numbers, ``picture`` is a perceptual hash, ``low`` is the
+    lowest value. Of a label: ``values`` counts voxels by value (the first
     :data:`MOST_VALUES` only, ``n_values`` is how many there are), ``names`` are the file's own,
     ``labelled`` says by axis which slices hold a value above 0 (a text of 0 and 1), and
     ``hounsfield`` counts the image's values under it in the bins of :data:`HOUNSFIELD`.
@@ -91,11 +91,9 @@ class Facts:
     oriented: bool
     spacing_mm: tuple[float, float, float] | None
     modality: str
-    content: str
     pixels: str
     picture: str
     low: float
-    high: float
     values: Mapping[int, int] | None = None
     n_values: int = 0
     names: Mapping[int, str] = field(default_factory=dict)
@@ -191,7 +189,9 @@ def _from_json(entry: Mapping[str, Any]) -> Surveyed:
                 "values": None if fields["values"] is None else _by_value(fields["values"]),
                 "names": _by_value(fields["names"]),
                 "labelled": tuple(fields["labelled"]),
-                "reach": tuple(Reach(r["step"], tuple(r["counts"])) for r in fields["reach"]),
+                "reach": tuple(
+                    Reach(**{**r, "counts": tuple(r["counts"])}) for r in fields["reach"]
+                ),
                 "hounsfield": tuple(fields["hounsfield"]),
                 "bands": _by_value(fields["bands"]),
             }
@@ -225,7 +225,6 @@ def _look(source: ImageSource, meant: Mapping[int, int] | None) -> Surveyed:
     if decoded.image.min() == decoded.image.max():
         troubles.append(Trouble("warning", "constant", "image", "is constant", "export it again"))
     spacing = decoded.spacing_mm
-    content = digest(*(part for _, part in contents))
     fields: dict[str, Any] = {
         "shape": _canonical(decoded.image.shape, axis),
         "axis": axis,
@@ -233,14 +232,15 @@ def _look(source: ImageSource, meant: Mapping[int, int] | None) -> Surveyed:
         "oriented": decoded.volume.affine is not None,
         "spacing_mm": _canonical(spacing, axis) if spacing else None,
         "modality": source.modality or decoded.volume.modality,
-        "content": content,
         "pixels": digest(str(decoded.image.shape), np.ascontiguousarray(decoded.image).tobytes()),
         "picture": perceptual_hash(decoded.image[len(decoded.image) // 2]),
         "low": float(decoded.image.min()),
-        "high": float(decoded.image.max()),
     }
     if decoded.values is not None:
         fields |= _label_facts(decoded, axis)
+        if fields["modality"] == "CT" or fields["low"] < HOUNSFIELD_LOW:
+            inside = decoded.image[decoded.values > 0].clip(HOUNSFIELD[0], HOUNSFIELD[-1])
+            fields["hounsfield"] = tuple(np.histogram(inside, HOUNSFIELD)[0].tolist())
     return Surveyed(Facts(**fields), (*faults, *troubles), left_out=bool(faults))
 
 
@@ -294,11 +294,6 @@ def _label_facts(decoded: prepare.Decoded, axis: int) -> dict[str, Any]:
             }
             for k, value in enumerate(structures)
         }
-    if decoded.image.min() < -200:  # Only CT counts below water by so much.
-        inside = decoded.image[used]
-        fields["hounsfield"] = tuple(
-            np.histogram(inside.clip(HOUNSFIELD[0], HOUNSFIELD[-1]), HOUNSFIELD)[0].tolist()
-        )
     return fields
 
 
@@ -306,10 +301,10 @@ def _reach(away: Sequence[np.ndarray], spacing: Sequence[float], axis: int) -> R
     first, second = [k for k in range(3) if k != axis]
     step = min(spacing[first], spacing[second]) / 2
     if not len(away[0]):
-        return Reach(step, ())
+        return Reach(step, (), 0.0)
     furthest = np.maximum(away[first], away[second])
-    # A pixel's distance is a whole number of half pixels but for rounding.
-    return Reach(step, tuple(np.bincount(np.rint(furthest / step).astype(int)).tolist()))
+    edge = max(float(away[k].max()) + spacing[k] / 2 for k in (first, second))
+    return Reach(step, tuple(np.bincount(np.rint(furthest / step).astype(int)).tolist()), edge)
 
 
 def _remarks(decoded: prepare.Decoded) -> Iterable[Trouble]:
