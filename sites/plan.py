@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -54,8 +54,8 @@ class Summary:
     and ``reach_mm``, ``reach_px`` and ``reach_own`` are how far labels lie from the image's centre
     in images of known spacing (mm), of unknown spacing (pixels), and in all (their own finer
     pixels), rounded up; 0 without labels. ``modalities`` counts images by modality. ``hounsfield``
-    counts the values under labels of CT images (:data:`.survey.HOUNSFIELD`), small counts
-    suppressed.
+    counts the values under labels of CT images (:data:`.survey.HOUNSFIELD`), none of them fewer
+    than ``min_count``.
     """
 
     images: int
@@ -74,12 +74,6 @@ class Summary:
         """As a JSON object."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Summary:
-        """Undo :meth:`to_json`."""
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**cast("dict[str, Any]", given))
-
 
 def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:
     """Summarise a site's survey; None where it has fewer than ``min_count`` slices to tell of."""
@@ -88,8 +82,7 @@ def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:
         return None
     known = [one for one in facts if one.spacing_mm is not None]
     unknown = [one for one in facts if one.spacing_mm is None]
-    counts = _added([one.hounsfield for one in facts])
-    counts = np.where(counts < min_count, 0, counts)
+    counts = _without_small(_added([one.hounsfield for one in facts]), min_count)
     return Summary(
         images=len(facts),
         axes=_three(sum(one.clear and one.axis == k for one in facts) for k in range(3)),
@@ -136,6 +129,24 @@ def _furthest(rows: Sequence[Sequence[float]], parts: int = 1) -> tuple[float, f
 def _three(values: Iterable[T]) -> tuple[T, T, T]:
     x, y, z = values
     return x, y, z
+
+
+def _without_small(counts: np.ndarray, least: int) -> np.ndarray:
+    """``counts`` without bins of fewer than ``least``: these join their neighbour towards the
+    median, because bins that were left out would move the percentiles by their sum."""
+    middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    kept = np.zeros_like(counts)
+    over = 0
+    for inwards in (range(middle), range(len(counts) - 1, middle - 1, -1)):
+        waiting = 0
+        for k in inwards:
+            waiting += counts[k]
+            if waiting >= least:
+                kept[k], waiting = waiting, 0
+        over += waiting
+    if kept.any():
+        kept[np.argmax(kept)] += over
+    return kept
 
 
 def _added(histograms: Iterable[Sequence[int]]) -> np.ndarray:
