@@ -4,6 +4,9 @@ A label is not turned by its own header alone: what counts is inv(A_image) A_lab
 label's voxels to the image's. Where it is a signed permutation of the axes onto the image's grid,
 the label's array is permuted so; nothing is resampled, because a label interpolated in silence is
 no longer the one that was drawn. Both are then laid out by the image's affine.
+
+A label may cover a part of that grid only: 3D Slicer cuts segmentations to what is drawn when it
+saves them. Where its own affine puts every voxel on one of the image's, the rest is filled with 0.
 """
 
 from __future__ import annotations
@@ -37,21 +40,20 @@ def lay_on(image: Volume, label: Volume, source: ImageSource) -> Volume:
 
     Every affine of the label is tried against every affine of the image, the preferred ones first;
     the first pair that brings all corners of the label within ``TOLERANCE`` voxels of the image's
-    is used. Where one of the two says nothing of its place, the label lies as it is stored.
+    is used. Where one of the two says nothing of its place, the label lies as it is stored. A
+    smaller label is put where its corners lie, on the image's grid and inside it.
 
     Raises:
-        FileFault: the label has another shape or lies elsewhere.
+        FileFault: the label has another shape, and is no part of the image's grid, or lies
+            elsewhere.
     """
     shape, own = image.array.shape, label.array.shape
     free = not image.places or not label.places
-    if own != shape if free else sorted(own) != sorted(shape):
-        raise FileFault(
-            "label-shape",
-            source.label_path,
-            f"has the shape {_by(own)}, its image {source.path} has {_by(shape)}",
-            "export both on one grid, or resample the label onto the image",
-        )
+    if not free and sorted(own) != sorted(shape):
+        return _part(image, label, source)
     if free:
+        if own != shape:
+            raise _misshapen(image, label, source)
         return _as_stored(image, label)
     missed: list[float] = []
     for (name, affine), (label_name, label_affine) in itertools.product(
@@ -65,16 +67,73 @@ def lay_on(image: Volume, label: Volume, source: ImageSource) -> Volume:
             remarks = label.remarks
             if missed:
                 remarks += (_other_code(name, label_name, missed[0], source),)
-            return replace(
-                label,
-                array=array,
-                affine=image.affine,
-                codes=image.codes,
-                spacing_mm=image.spacing_mm,
-                remarks=remarks,
-            )
+            return _as_image(image, label, array, remarks)
         missed.append(min(way.mm for way in ways))
     raise _misplaced(image, label, missed[0], source)
+
+
+def _part(image: Volume, label: Volume, source: ImageSource) -> Volume:
+    """A label of another shape, filled up with 0 where it covers a part of the image's grid."""
+    shape, own = image.array.shape, label.array.shape
+    ends = corners(own)
+    found: dict[bytes, np.ndarray] = {}
+    for affine, label_affine in itertools.product(image.places.values(), label.places.values()):
+        to_image = np.linalg.solve(affine, label_affine)
+        if not label.names and np.abs(to_image - np.eye(4)).max() <= TOLERANCE:
+            # The image's own header, saved with an array that was cut somewhere: it says nothing.
+            continue
+        steps, offset = np.rint(to_image[:3, :3]), np.rint(to_image[:3, 3])
+        if not ((np.abs(steps).sum(0) == 1) & (np.abs(steps).sum(1) == 1)).all():
+            continue
+        exact, whole = (ends @ to_image.T)[:, :3], ends[:, :3] @ steps.T + offset
+        # Of a single slice the corners do not show how thick it is.
+        off = max(np.abs(exact - whole).max(), np.abs(to_image[:3, :3] - steps).max())
+        first, last = whole.min(axis=0).astype(int), whole.max(axis=0).astype(int)
+        if off > TOLERANCE or (first < 0).any() or (last >= shape).any():
+            continue
+        turned = label.array.transpose([int(np.flatnonzero(row)[0]) for row in steps])
+        turned = turned[tuple(slice(None, None, int(row.sum())) for row in steps)]
+        array = np.zeros(shape, label.array.dtype)
+        array[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))] = turned
+        found[np.column_stack([steps, offset]).tobytes()] = array
+    if not found:
+        raise _misshapen(image, label, source)
+    if len(found) > 1:
+        raise FileFault(
+            "label-misplaced",
+            source.label_path,
+            f"covers a part of its image {source.path}, another one by sform than by qform",
+            "mend the header that is wrong",
+        )
+    remark = Remark(
+        "label-cropped",
+        f"covers {_by(own)} voxels of its image's {_by(shape)}, and the rest counts as 0",
+        "nothing is needed if it was cut to what is drawn, as 3D Slicer does",
+    )
+    return _as_image(image, label, *found.values(), (*label.remarks, remark))
+
+
+def _as_image(
+    image: Volume, label: Volume, array: np.ndarray, remarks: tuple[Remark, ...]
+) -> Volume:
+    return replace(
+        label,
+        array=array,
+        affine=image.affine,
+        codes=image.codes,
+        spacing_mm=image.spacing_mm,
+        remarks=remarks,
+    )
+
+
+def _misshapen(image: Volume, label: Volume, source: ImageSource) -> FileFault:
+    return FileFault(
+        "label-shape",
+        source.label_path,
+        f"has the shape {_by(label.array.shape)}, its image {source.path} has "
+        f"{_by(image.array.shape)}",
+        "export both on one grid, or resample the label onto the image",
+    )
 
 
 def _ways(

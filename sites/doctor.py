@@ -15,13 +15,22 @@ from functools import reduce
 import numpy as np
 
 from fedshift.sites.findings import Finding, Severity, listed
-from fedshift.sites.labels import LabelMapError, is_negative, never_shown, parse_label_values
+from fedshift.sites.labels import (
+    LabelMapError,
+    called,
+    is_negative,
+    never_shown,
+    no_structure,
+    parse_label_values,
+)
+from fedshift.sites.legend import Legend
 from fedshift.sites.likeness import NEAR, keyed_alike
 from fedshift.sites.manifest import read_manifest
-from fedshift.sites.opening import value_maps
+from fedshift.sites.namesakes import Named, differing, look_alikes, twice
+from fedshift.sites.opening import legends
 from fedshift.sites.orientation import NAMES, BandSums, Placement, odd_ones_out
 from fedshift.sites.plan import AXES
-from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
+from fedshift.sites.settings import IGNORE, MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
 from fedshift.sites.survey import HOUNSFIELD_LOW, Facts, in_mm, survey
 from fedshift.sites.types import SPLITS, Federation, ImageSource, SiteSpec
@@ -43,6 +52,7 @@ class _Image:
     facts: Facts
     values: tuple[tuple[int, ...], ...] = ()
     """The label values of each structure in this file."""
+    legend: Legend | None = None
 
     def finding(self, severity: Severity, code: str, problem: str, way_out: str) -> Finding:
         source = self.source
@@ -84,6 +94,7 @@ def check(
     if not unsaid:  # Else the structures are not known yet.
         findings += _check_structures(images, federation.structures, data)
     findings += _check_label_values(federation, data)
+    findings += _check_names(images, federation.structures, data)
     findings += _check_duplicates(federation, images)
     findings += _check_likeness(federation, hashes or {})
     if data.site_pattern is not None and data.manifest is not None:
@@ -107,13 +118,13 @@ def _check_site(
 ) -> list[_Image]:
     """What the survey found in the site's files one by one; returns the usable ones."""
     try:
-        maps = value_maps(site, federation.structures, data)
+        meanings = legends(site, federation.structures, data)
     except LabelMapError as error:
         problem, _, way_out = str(error).rstrip(".").rpartition("; ")
         findings.append(Finding("error", "label-map", site.name, "", problem, way_out))
         return []
     opened = []
-    for source, found, mapping in zip(site.images, survey(site, data), maps, strict=True):
+    for source, found, legend in zip(site.images, survey(site, data), meanings, strict=True):
         findings += [
             Finding(
                 trouble.severity,
@@ -128,9 +139,24 @@ def _check_site(
         ]
         if found.facts is None or found.left_out:
             continue
+        if source.annotates is not None and not source.annotates:
+            fault = no_structure(source, found.facts.names)
+            findings.append(
+                Finding(
+                    "error",
+                    fault.code,
+                    site.name,
+                    source.label_path,
+                    fault.problem,
+                    fault.way_out,
+                    source.row,
+                )
+            )
+            continue
+        mapping = legend.classes(found.facts.names) if legend is not None else {}
         classes = range(1, len(federation.structures) + 1)
         values = tuple(tuple(v for v, c in mapping.items() if c == k) for k in classes)
-        image = _Image(site.name, source, found.facts, values)
+        image = _Image(site.name, source, found.facts, values, legend)
         opened.append(image)
         if found.facts.values is not None:
             findings += _check_label(image, mapping, data)
@@ -173,7 +199,8 @@ def _check_label(
         )
         return
     if outside := [value for value in facts.values or () if value not in mapping]:
-        told = ", ".join(map(str, outside[:3])) + (", ..." if len(outside) > 3 else "")
+        told = ", ".join(called(value, facts.names) for value in outside[:3])
+        told += ", ..." if len(outside) > 3 else ""
         yield image.of_label(
             "error",
             "value-outside",
@@ -540,12 +567,13 @@ def _said(images: Sequence[_Image], data: DataSettings) -> dict[str, bool]:
     """By site, whether the config or the table says which structures its labels tell of."""
     if data.manifest is None:
         return defaultdict(bool)
-    table = read_manifest(data)
-    rows = {image.path for found in table.images.values() for image in found if image.annotates}
+    label_values, rows = read_manifest(data).label_values, _said_by_row(data)
     said: dict[str, bool] = defaultdict(bool)
     for image in images:
-        named = data.labels is None and image.source.label_path in table.label_values
+        named = data.labels is None and image.source.label_path in label_values
         said[image.site] |= named or image.site in data.annotates or image.source.path in rows
+        # A file that names its structures tells of those that it lists.
+        said[image.site] |= bool(image.facts.names)
     return said
 
 
@@ -574,6 +602,71 @@ def _check_label_values(federation: Federation, data: DataSettings) -> list[Find
                         )
                     )
     return findings
+
+
+def _check_names(
+    images: Sequence[_Image], structures: Sequence[str], data: DataSettings
+) -> list[Finding]:
+    """The names that label files give to their values, against their meaning and each other's."""
+    table = read_manifest(data).label_values if data.manifest and data.labels is None else {}
+    rows = {
+        file: [name for name in parse_label_values(text, file).values() if name != IGNORE]
+        for file, text in table.items()
+    }
+    named: list[_Image] = []
+    files: list[Named] = []
+    for image in images:
+        file = image.source.label_path
+        if image.legend is not None and (image.facts.names or file in rows):
+            named.append(image)
+            files.append(Named(file, image.facts.names, image.legend))
+    by_hand = _said_by_row(data)
+    findings = [
+        named[number].of_label("error", "names-differ", problem, way_out)
+        for number, problem, way_out in differing(files, structures, data.labels or {})
+    ]
+    findings += [
+        named[number].of_label("warning", "names-alike", problem, way_out)
+        for number, problem, way_out in look_alikes(files, structures, data.labels, rows)
+    ]
+    for image, one in zip(named, files, strict=True):
+        findings += [
+            image.of_label(
+                "warning",
+                "name-twice",
+                f"has one name twice, {values}, and both count",
+                "delete the one that is not meant from the file",
+            )
+            for values in twice(one)
+        ]
+        said = image.site in data.annotates or image.source.path in by_hand
+        if not said and image.source.label_path not in rows:
+            findings += _listed_only(image, structures)
+    return findings
+
+
+def _listed_only(image: _Image, structures: Sequence[str]) -> Iterable[Finding]:
+    """What the label file lists without a voxel, beside what it draws."""
+    counts = image.facts.values or {}
+    if not image.facts.has_labels:
+        return
+    for name, values in zip(structures, image.values, strict=True):
+        if {*values} & {*image.facts.names} and not any(counts.get(value) for value in values):
+            yield image.of_label(
+                "warning",
+                "structure-empty",
+                f"lists {name!r} and draws nothing of it, which counts as looked at and not there",
+                "if nobody drew it, delete it from the file, or say in the column annotates what "
+                "was drawn",
+            )
+
+
+def _said_by_row(data: DataSettings) -> set[str]:
+    """The images of which the column annotates says what their labels tell of."""
+    if data.manifest is None:
+        return set()
+    table = read_manifest(data)
+    return {image.path for found in table.images.values() for image in found if image.annotates}
 
 
 def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[Finding]:

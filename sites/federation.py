@@ -1,4 +1,5 @@
-"""From the config to the list of sites; no pixel is read, unless labels must be asked for names."""
+"""From the config to the list of sites; a pixel is read only where label files may bring names, or
+must be asked for structures."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
-from fedshift.sites.labels import annotated, parse_label_values, structures_of
+from fedshift.sites import readers
+from fedshift.sites.labels import Own, annotated, parse_label_values, structures_of
 from fedshift.sites.manifest import Table, read_manifest
-from fedshift.sites.names import tidy
+from fedshift.sites.names import fold, tidy
 from fedshift.sites.settings import RESERVED, DataSettings, check_count, nearest
 from fedshift.sites.survey import Trouble, survey
 from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec
@@ -71,10 +73,15 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
                 replace(
                     image,
                     annotates=annotated(
-                        image, site.name, structures, data, label_values.get(image.label_path, "")
+                        image,
+                        site.name,
+                        structures,
+                        data,
+                        label_values.get(image.label_path, ""),
+                        own,
                     ),
                 )
-                for image in site.images
+                for image, own in zip(site.images, _own(site, data), strict=True)
             ),
         )
         for site in sites
@@ -86,6 +93,22 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     if data.manifest is not None and name == kind == "manifest":
         name = _table_name(Path(data.manifest))
     return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
+
+
+def _own(site: SiteSpec, data: DataSettings) -> list[Own | None]:
+    """What each label file of the site says of itself; None where it cannot be used, or is none.
+
+    Files are opened only where a format that can bring names is among them.
+    """
+    found: list[Own | None] = [Own({}, ()) if image.label_path else None for image in site.images]
+    if any(readers.may_name(Path(image.label_path)) for image in site.images if image.label_path):
+        for number, one in enumerate(survey(site, data)):
+            if one.facts is None or one.left_out:
+                found[number] = None
+            elif one.facts.values is not None:
+                drawn = [value for value in one.facts.values if value > 0]
+                found[number] = Own(one.facts.names, drawn)
+    return found
 
 
 def _check_tableless(data: DataSettings) -> None:
@@ -283,8 +306,13 @@ def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
 
 
 def _from_files(table: Table, data: DataSettings) -> tuple[str, ...]:
-    """The structures' names as the label files themselves give them, or ``label VALUE``."""
-    names: dict[str, int] = {}
+    """The structures' names as the label files themselves give them, or ``label VALUE``.
+
+    Names that differ in capitals and spaces alone are one. What is listed but drawn in no file is
+    no structure.
+    """
+    names: dict[str, tuple[int, str]] = {}
+    with_names = without = ""
     faults: list[tuple[str, Trouble]] = []
     labelled = 0
     for site, images in table.images.items():
@@ -297,11 +325,26 @@ def _from_files(table: Table, data: DataSettings) -> tuple[str, ...]:
             elif found.facts is not None:
                 numbered = tuple(f"label {k}" for k in range(1, found.facts.n_values))
                 check_count(numbered, image.label_path)
+                own = found.facts.names
                 for value in found.facts.values or ():
-                    if value > 0:
-                        names.setdefault(found.facts.names.get(value, f"label {value}"), value)
-    if names:
-        return tuple(sorted(names, key=lambda name: names[name]))
+                    # A file that has names says by them what its values are.
+                    if value > 0 and (value in own or not own):
+                        name = tidy(own.get(value, f"label {value}"))
+                        names.setdefault(fold(name), (value, name))
+                if own:
+                    with_names = with_names or image.label_path
+                elif found.facts.has_labels:
+                    without = without or image.label_path
+    if with_names and without:
+        raise UserError(
+            f"{with_names} names its structures and {without} does not name its values: say which "
+            "are one by both, 'data.labels={NAME: [NAME IN THE FILE, VALUE]}'."
+        )
+    by_value = sorted(
+        (one for key, one in names.items() if key not in RESERVED), key=lambda one: one[0]
+    )
+    if by_value:
+        return tuple(name for _, name in by_value)
     if not faults:
         raise UserError("no label file holds a value above 0; mend them or set data.labels.")
     missing = sum(trouble.code == "missing-file" for _, trouble in faults)

@@ -7,11 +7,14 @@ structures only; what it does not annotate is then unknown there, not absent.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fedshift import UserError
+from fedshift.sites.findings import FileFault, listed
+from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
 from fedshift.sites.settings import (
     BACKGROUND,
@@ -22,6 +25,14 @@ from fedshift.sites.settings import (
     nearest,
 )
 from fedshift.sites.types import IGNORED, ImageSource
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a label file says of itself: the names that it gives to values, and which it uses."""
+
+    names: Mapping[int, str]
+    values: Collection[int]
 
 
 class LabelMapError(UserError):
@@ -92,14 +103,20 @@ def annotated(
     structures: Sequence[str],
     data: DataSettings,
     label_values: str,
+    own: Own | None,
 ) -> tuple[str, ...] | None:
     """Which of ``structures`` the label of ``source`` tells of, in their order; None for all.
 
     ``data.annotates`` decides; else the manifest's column ``annotates``, already in ``source``;
-    else, unless ``data.labels`` is set, the names in ``label_values``, its text for this image.
+    else, unless ``data.labels`` is set, the names in ``label_values``, its text for this image;
+    else what the file lists, ``own`` (None: it cannot be read, or there is none). A structure that
+    a file lists was looked at, drawn or not; one that it does not list was not. Without names it
+    tells of those that have a value. The answer is empty where none of that is a structure
+    (:func:`no_structure`).
 
     Raises:
-        UserError: a name that the federation does not know, or a label that tells of nothing.
+        UserError: a name that the federation does not know, or a label that is said to tell of
+            nothing.
     """
     if site in data.annotates:
         names, origin = data.annotates[site], f"data.annotates.{site}"
@@ -110,7 +127,7 @@ def annotated(
         names = tuple(name for name in values if name != IGNORE)
         origin = f"the label_values {label_values!r} of {source.label_path}"
     else:
-        return None
+        return _listed(source, structures, data, own)
     for name in names:
         if name not in structures:
             raise UserError(
@@ -122,6 +139,36 @@ def annotated(
             f"{origin} names no structure; clear label_path where nothing is annotated."
         )
     return None if len(kept) == len(structures) else kept
+
+
+def _listed(
+    source: ImageSource, structures: Sequence[str], data: DataSettings, own: Own | None
+) -> tuple[str, ...] | None:
+    """Which of ``structures`` a label file itself lists, or has values for; None for all."""
+    if own is None or not (own.names or data.labels):
+        return None
+    legend = legend_of(source, structures, data, "")
+    classes = legend.classes(own.names)
+    # A file may use a value that its own list lacks.
+    values = {*own.names, *own.values} if own.names else classes
+    told = {classes[value] for value in values if value in classes}
+    kept = tuple(name for k, name in enumerate(structures) if k + 1 in told)
+    return None if len(kept) == len(structures) else kept
+
+
+def no_structure(source: ImageSource, names: Mapping[int, str]) -> FileFault:
+    """The fault of a label file that tells of no structure of the federation; ``names`` are its
+    own, if it has any."""
+    called = listed(dict.fromkeys(map(repr, names.values())))
+    return FileFault(
+        "no-structure",
+        source.label_path,
+        f"names {called}, and no structure of the federation"
+        if names
+        else "does not name its values, and data.labels gives its structures by name alone",
+        "add what it holds to data.labels, or clear its cell label_path; if a structure was looked "
+        "for and is not there, say so in data.annotates or the column annotates",
+    )
 
 
 def annotated_classes(source: ImageSource, structures: Sequence[str]) -> tuple[int, ...] | None:
@@ -152,55 +199,66 @@ def never_shown(
     return found
 
 
-def class_of_value(
-    source: ImageSource,
-    structures: Sequence[str],
-    data: DataSettings,
-    label_values: str | Mapping[int, str],
-) -> dict[int, int]:
-    """Value in ``source``'s label file -> class index; value 0 is always the background.
+def legend_of(
+    source: ImageSource, structures: Sequence[str], data: DataSettings, label_values: str
+) -> Legend:
+    """What the values in ``source``'s label file mean.
 
-    ``data.labels`` decides; else ``label_values``: the manifest's text for this image, or what the
-    file itself calls its values; else structures are called ``label 3`` after their value. Names
-    may be a part of ``structures``.
+    ``data.labels`` decides; else ``label_values``, the manifest's text for this image; else the
+    file's own names for its values, and in a file without any ``label 3`` is the value 3.
 
     Raises:
         LabelMapError: a name that the federation does not know.
     """
-    if data.labels is not None:
-        given = [(value, name) for name, values in data.labels.items() for value in values]
-        origin, way_out = "data.labels", "give it there"
-    elif label_values:
-        if isinstance(label_values, str):
-            label_values = parse_label_values(label_values, source.path)
-        given = list(label_values.items())
-        origin = f"the names of the values of {source.label_path}"
-        way_out = "set data.labels to the structures that every site labels"
-    else:
-        given = [(int(n[6:]), n) for n in structures if re.fullmatch(r"label \d+", n)]
-        origin, way_out = f"the label file {source.label_path}", "set data.labels"
     index = {name: k + 1 for k, name in enumerate(structures)} | {BACKGROUND: 0, IGNORE: IGNORED}
-    for _, name in given:
+    if (said := _said(data, label_values, source.path)) is None:
+        numbered = {int(n[6:]): k for n, k in index.items() if re.fullmatch(r"label \d+", n)}
+        return Legend(numbered, {fold(name): k for name, k in index.items()})
+    for _, name in said:
         if name not in index:
+            origin, way_out = (
+                ("data.labels", "give it there")
+                if data.labels is not None
+                else (
+                    f"the names of the values of {source.label_path}",
+                    "set data.labels to the structures that every site labels",
+                )
+            )
             raise LabelMapError(f"{origin}: {name!r} is no structure of the federation; {way_out}.")
-    return {0: 0} | {value: index[name] for value, name in given}
+    return _legend(said, index)
 
 
-def drawn_classes(data: DataSettings, label_values: str, where: str) -> dict[int, int] | None:
-    """Which of a drawing's structures are meant, and which are one: value -> class, before the
-    federation's structures are known; None where nothing is said and all are meant."""
-    if data.labels is not None:
-        named = [(value, name) for name, values in data.labels.items() for value in values]
-    elif label_values:
-        named = list(parse_label_values(label_values, where).items())
-    else:
+def drawn_legend(data: DataSettings, label_values: str, where: str) -> Legend | None:
+    """Which of a drawing's structures are meant, and which are one, before the federation's
+    structures are known; None where nothing is said and all are meant."""
+    if (said := _said(data, label_values, where)) is None:
         return None
-    names = list(dict.fromkeys(name for _, name in named if name != BACKGROUND))
-    return {0: 0} | {value: names.index(n) + 1 if n in names else 0 for value, n in named}
+    names = list(dict.fromkeys(name for _, name in said if name != BACKGROUND))
+    return _legend(said, {BACKGROUND: 0} | {name: k + 1 for k, name in enumerate(names)})
 
 
-def to_classes(values: np.ndarray, mapping: Mapping[int, int], source: ImageSource) -> np.ndarray:
-    """Turn label values (uint16) into class indices (uint8) of the same shape.
+def _said(
+    data: DataSettings, label_values: str, where: str
+) -> Sequence[tuple[int | str, str]] | None:
+    """The structure of each value or name that ``data.labels``, or else the table, names."""
+    if data.labels is not None:
+        return [(value, name) for name, values in data.labels.items() for value in values]
+    return list(parse_label_values(label_values, where).items()) if label_values else None
+
+
+def _legend(said: Iterable[tuple[int | str, str]], index: Mapping[str, int]) -> Legend:
+    values = {value: index[name] for value, name in said if isinstance(value, int)}
+    return Legend(values, {fold(text): index[name] for text, name in said if isinstance(text, str)})
+
+
+def to_classes(
+    values: np.ndarray,
+    mapping: Mapping[int, int],
+    source: ImageSource,
+    names: Mapping[int, str] | None = None,
+) -> np.ndarray:
+    """Turn label values (uint16) into class indices (uint8) of the same shape; ``names`` are what
+    the file calls its values, for the sentence.
 
     Raises:
         LabelMapError: a value outside the map.
@@ -213,10 +271,16 @@ def to_classes(values: np.ndarray, mapping: Mapping[int, int], source: ImageSour
         others = np.unique(values[~inside])
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise LabelMapError(
-            f"{source.label_path} holds the value {others[0]}{more}, which is in no structure; "
+            f"{source.label_path} holds the value {called(int(others[0]), names or {})}{more}, "
+            "which is in no structure; "
             "give it to one, or to background or ignore, in data.labels."
         )
     return table[values]
+
+
+def called(value: int, names: Mapping[int, str]) -> str:
+    """A value in a sentence, with the file's name for it."""
+    return f"{value} ({names[value]!r})" if value in names else str(value)
 
 
 def is_negative(source: ImageSource, data: DataSettings) -> bool:

@@ -17,11 +17,11 @@ from fedshift.sites import prepare, readers
 from fedshift.sites.cache import ARRAYS, ArrayWriter, Cache, Entry, code_hash, digest
 from fedshift.sites.findings import FileFault, listed
 from fedshift.sites.geometry import Grid
-from fedshift.sites.labels import LabelMapError, annotated_classes, class_of_value, is_negative
+from fedshift.sites.labels import LabelMapError, annotated_classes, is_negative, legend_of
+from fedshift.sites.legend import Legend
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.splits import Item, split_site
-from fedshift.sites.survey import survey
 from fedshift.sites.types import IGNORED, SPLITS, Case, ImageSource, SiteData, SiteSpec, Split
 
 Told = tuple[tuple[int, ...] | None, bool]
@@ -220,7 +220,7 @@ def _annotation_notes(
 
 def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Entry:
     """The site's arrays: opened by the state of its files, or built by reading each once."""
-    maps = value_maps(site, structures, data)
+    meanings = legends(site, structures, data)
     told = [
         (annotated_classes(image, structures), is_negative(image, data)) for image in site.images
     ]
@@ -241,12 +241,12 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
                     image.label_path,
                     image.spacing_mm,
                     dict(image.phantom) if image.phantom is not None else None,
-                    sorted(mapping.items()),
+                    legend and [sorted(legend.values.items()), sorted(legend.names.items())],
                     annotated,
                     negative,
                 ]
-                for image, mapping, (annotated, negative) in zip(
-                    site.images, maps, told, strict=True
+                for image, legend, (annotated, negative) in zip(
+                    site.images, meanings, told, strict=True
                 )
             ],
         }
@@ -254,38 +254,30 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
     cache = Cache(data.cache)
     key = digest(recipe, *(readers.state(image.path, image.label_path) for image in site.images))
     return cache.find(key) or cache.store(
-        key, lambda folder: _build(folder, recipe, site, maps, told, data)
+        key, lambda folder: _build(folder, recipe, site, meanings, told, data)
     )
 
 
-def value_maps(
-    site: SiteSpec, structures: Sequence[str], data: DataSettings
-) -> list[dict[int, int]]:
-    """For each image, what its label file's values mean; empty for a phantom or without label.
+def legends(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> list[Legend | None]:
+    """For each image, what its label file's values mean; None for a phantom or without label.
 
     Raises:
-        LabelMapError: a name of some label file is no structure.
+        LabelMapError: a name of the table is no structure.
     """
-    if data.labels is not None or not any(image.label_path for image in site.images):
-        return [
-            class_of_value(image, structures, data, "") if image.label_path else {}
-            for image in site.images
-        ]
     table = read_manifest(data).label_values if data.manifest is not None else {}
-    maps: list[dict[int, int]] = []
-    for image, found in zip(site.images, survey(site, data), strict=True):
-        # What the file itself calls its values stands back behind the table.
-        own = found.facts.names if found.facts is not None else {}
-        named = table.get(image.label_path) or own
-        maps.append(class_of_value(image, structures, data, named) if image.label_path else {})
-    return maps
+    return [
+        legend_of(image, structures, data, table.get(image.label_path, ""))
+        if image.label_path
+        else None
+        for image in site.images
+    ]
 
 
 def _build(
     folder: Path,
     recipe: str,
     site: SiteSpec,
-    maps: Sequence[Mapping[int, int]],
+    meanings: Sequence[Legend | None],
     told: Sequence[Told],
     data: DataSettings,
 ) -> str:
@@ -305,7 +297,7 @@ def _build(
         }
         for number, image in enumerate(site.images):
             try:
-                prepared, content = _prepare(image, maps[number], told[number], data)
+                prepared, content = _prepare(image, meanings[number], told[number], data)
             except LabelMapError:
                 raise
             except UserError as error:
@@ -346,7 +338,7 @@ def _build(
 
 
 def _prepare(
-    image: ImageSource, mapping: Mapping[int, int], told: Told, data: DataSettings
+    image: ImageSource, legend: Legend | None, told: Told, data: DataSettings
 ) -> tuple[prepare.Prepared, str]:
     """Prepare one image; return it and the hash of the bytes it came from."""
     annotated, negative = told
@@ -358,6 +350,6 @@ def _prepare(
     # Only a row can say so of an image without a mask, which data.empty_masks does not mean.
     negative = negative and (label is not None or image.empty == "negative")
     prepared = prepare.prepare_file(
-        image, contents, label, mapping, data, annotated=annotated, negative=negative
+        image, contents, label, legend, data, annotated=annotated, negative=negative
     )
     return prepared, content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from fedshift.sites import geometry, readers
 from fedshift.sites.alignment import lay_on
 from fedshift.sites.findings import FileFault, Remark
 from fedshift.sites.geometry import Grid
-from fedshift.sites.labels import labelled_slices, to_classes
+from fedshift.sites.labels import labelled_slices, no_structure, to_classes
+from fedshift.sites.legend import Legend
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import IGNORED, ImageSource
 
@@ -66,16 +67,16 @@ def decode(
     contents: readers.Contents,
     label_contents: readers.Contents | None,
     slice_axis: int | None,
-    class_of_value: Mapping[int, int] | None = None,
+    legend: Legend | None = None,
 ) -> Decoded:
     """Decode ``source`` from bytes; raise ``FileFault`` when image or label cannot be used.
 
-    ``class_of_value`` says which of a drawing's structures are meant; None means all.
+    ``legend`` says which of a drawing's structures are meant; None means all.
     """
     decoded = decode_image(source, contents, slice_axis)
     if label_contents is None:
         return decoded
-    return with_label(decoded, source, label_contents, class_of_value)
+    return with_label(decoded, source, label_contents, legend)
 
 
 def decode_image(
@@ -95,11 +96,11 @@ def with_label(
     decoded: Decoded,
     source: ImageSource,
     contents: readers.Contents,
-    class_of_value: Mapping[int, int] | None,
+    legend: Legend | None,
 ) -> Decoded:
     """``decoded`` with the label of ``source``; raise ``FileFault`` when it cannot be used."""
     volume = decoded.volume
-    label = readers.decode(Path(source.label_path), contents, True, volume, class_of_value)
+    label = readers.decode(Path(source.label_path), contents, True, volume, legend)
     label = lay_on(volume, label, source)
     values, _ = geometry.orient(label.array, volume.affine, decoded.axis)
     return replace(decoded, values=values, label_volume=label)
@@ -135,25 +136,28 @@ def prepare_file(
     source: ImageSource,
     contents: readers.Contents,
     label_contents: readers.Contents | None,
-    class_of_value: Mapping[int, int],
+    legend: Legend | None,
     data: DataSettings,
     *,
     annotated: Sequence[int] | None = None,
     negative: bool = False,
 ) -> Prepared:
-    """Prepare an image from the bytes of its files. Its label tells of the classes ``annotated``,
-    None for all; an empty slice of a ``negative`` one was looked at, and so was an image without a
-    label file.
+    """Prepare an image from the bytes of its files. ``legend`` says what the values of its label
+    mean, None without one; the label tells of the classes ``annotated``, None for all. An empty
+    slice of a ``negative`` image was looked at, and so was an image without a label file.
 
     Raises:
-        UserError: the image or its label cannot be used.
+        UserError: the image or its label cannot be used, or the label tells of nothing.
         LabelMapError: a label value outside the map.
     """
-    decoded = decode(source, contents, label_contents, data.slice_axis, class_of_value)
+    decoded = decode(source, contents, label_contents, data.slice_axis, legend)
     reference: np.ndarray | None = None
     labelled: np.ndarray | None = None
-    if decoded.values is not None:
-        reference = to_classes(decoded.values, class_of_value, source)
+    if decoded.values is not None and decoded.label_volume is not None and legend is not None:
+        names = decoded.label_volume.names
+        if annotated is not None and not annotated:
+            raise no_structure(source, names)
+        reference = to_classes(decoded.values, legend.classes(names), source, names)
         labelled = labelled_slices(decoded.values, reference, negative=negative)
     elif negative:
         reference = np.zeros(decoded.image.shape, np.uint8)

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedshift import UserError
 from fedshift.sites.findings import ALL, CODES
-from fedshift.sites.names import tidy
+from fedshift.sites.names import fold, tidy
 from fedshift.sites.types import SPLITS, Split
 
 COLUMNS = (
@@ -57,11 +57,11 @@ def default_cache() -> Path:
 class DataSettings:
     """How a federation's images are found, prepared and split; one field a key of ``data``.
 
-    ``labels`` maps a structure to its values in the label files; its order is the order of the
-    classes; the reserved name ``background`` takes values that count as background, ``ignore``
-    those that are neither trained on nor scored. ``annotates`` maps a site to the structures that
-    its labels tell of. ``size`` is the network grid's rows and columns; spacings are in-plane, in
-    mm.
+    ``labels`` maps a structure to its values in the label files, or to the names that files give
+    their values; its order is the order of the classes; the reserved name ``background`` takes
+    those that count as background, ``ignore`` those that are neither trained on nor scored.
+    ``annotates`` maps a site to the structures that its labels tell of. ``size`` is the network
+    grid's rows and columns; spacings are in-plane, in mm.
     """
 
     manifest: str | None = None
@@ -71,7 +71,7 @@ class DataSettings:
     sites: tuple[str, ...] = ()
     unseen_sites: tuple[str, ...] = ()
     unlabelled_sites: tuple[str, ...] = ()
-    labels: Mapping[str, tuple[int, ...]] | None = None
+    labels: Mapping[str, tuple[int | str, ...]] | None = None
     annotates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     empty_masks: str = "unknown"
     spacing_mm: float | None = None
@@ -180,26 +180,28 @@ def _pattern(key: str, value: Any) -> str | None:
     return text
 
 
-def _labels(key: str, value: Any) -> dict[str, tuple[int, ...]] | None:
+def _labels(key: str, value: Any) -> dict[str, tuple[int | str, ...]] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not set(value) - set(RESERVED):
         raise UserError(f"{key} must map each structure to its value or values, not {value!r}.")
-    owner: dict[int, str] = {}
+    owner: dict[int | str, str] = {}
     labels = {}
     for name, given in value.items():
         parts = given if isinstance(given, list | tuple) else (given,)
-        values = tuple(number for part in parts for number in _range(part))
+        values = tuple(one for part in parts for one in _values(part))
         lowest = 0 if name == BACKGROUND else 1
-        for number in values:
-            if not _is_integer(number) or not lowest <= number <= 65535:
+        for one in values:
+            named = isinstance(one, str) and fold(one) and not re.fullmatch(r"[\d\s-]+", one)
+            if not named and not (_is_integer(one) and lowest <= one <= 65535):
                 raise UserError(
-                    f"{key}.{name} must be whole numbers from {lowest} to 65535, not {given!r}."
+                    f"{key}.{name} must be whole numbers from {lowest} to 65535, or the names that "
+                    f"files give them, not {given!r}."
                 )
-            if owner.setdefault(number, name) != name:
-                raise UserError(
-                    f"{key} gives the value {number} to both {owner[number]} and {name}."
-                )
+            if owner.setdefault(fold(one) if named else one, name) != name:
+                what = "name" if named else "value"
+                both = f"{owner[fold(one) if named else one]} and {name}"
+                raise UserError(f"{key} gives the {what} {one} to both {both}.")
         if not values:
             raise UserError(f"{key}.{name} must name at least one value.")
         labels[str(name)] = values
@@ -218,11 +220,13 @@ def check_count(structures: tuple[str, ...], origin: str) -> None:
         )
 
 
-def _range(value: Any) -> Iterable[Any]:
-    """``"1-300"`` as its whole numbers; any other value by itself."""
-    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
+def _values(part: Any) -> Iterable[Any]:
+    """``"1-300"`` as its whole numbers, another text as a name, any other value by itself."""
+    if not isinstance(part, str):
+        return (part,)
+    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part)
     if match is None or not int(match[1]) <= int(match[2]) <= 65535:
-        return (value,)
+        return (tidy(part),)
     return range(int(match[1]), int(match[2]) + 1)
 
 

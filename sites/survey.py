@@ -20,7 +20,8 @@ import numpy as np
 from fedshift.sites import geometry, prepare, readers
 from fedshift.sites.cache import Cache, code_hash, digest
 from fedshift.sites.findings import FileFault, Severity
-from fedshift.sites.labels import drawn_classes
+from fedshift.sites.labels import drawn_legend
+from fedshift.sites.legend import Legend
 from fedshift.sites.likeness import perceptual_hash
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.orientation import BandSums, band_sums
@@ -152,13 +153,13 @@ def survey(site: SiteSpec, data: DataSettings) -> tuple[Surveyed, ...]:
         return tuple(Surveyed(None, ()) for _ in site.images)
     table = read_manifest(data).label_values if data.manifest is not None else {}
     meant = [
-        drawn_classes(data, table.get(image.label_path, ""), image.path)
+        drawn_legend(data, table.get(image.label_path, ""), image.path)
         if image.label_path and readers.is_dicom(Path(image.label_path))
         else None
         for image in files
     ]
     recipe = json.dumps(
-        ["survey", code_hash(), meant]
+        ["survey", code_hash(), [legend and asdict(legend) for legend in meant]]
         + [[image.path, image.label_path, image.spacing_mm, image.modality] for image in files]
     )
     key = digest(recipe, *(readers.state(image.path, image.label_path) for image in files))
@@ -170,7 +171,7 @@ def survey(site: SiteSpec, data: DataSettings) -> tuple[Surveyed, ...]:
 
 
 def _look_at_all(
-    files: Sequence[ImageSource], meant: Sequence[Mapping[int, int] | None]
+    files: Sequence[ImageSource], meant: Sequence[Legend | None]
 ) -> list[dict[str, Any]]:
     """Two at a time: decompressing leaves Python's lock free."""
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -205,7 +206,7 @@ def _by_value(mapping: Mapping[str, Any]) -> dict[int, Any]:
     return {int(value): found for value, found in mapping.items()}
 
 
-def _look(source: ImageSource, meant: Mapping[int, int] | None) -> Surveyed:
+def _look(source: ImageSource, meant: Legend | None) -> Surveyed:
     """Read one image and its label."""
     try:
         contents = readers.read(Path(source.path))

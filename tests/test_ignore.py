@@ -18,7 +18,7 @@ from fedshift.client.policy import Policy
 from fedshift.client.worker import SiteWorker, describe
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.fingerprint import fingerprint
-from fedshift.sites.labels import class_of_value, parse_label_values, to_classes
+from fedshift.sites.labels import legend_of, parse_label_values, to_classes
 from fedshift.sites.types import IGNORED, Domain, ImageSource, SiteData
 
 SIZE = 20
@@ -146,9 +146,12 @@ def test_values_outside_the_map_are_named_whatever_they_are() -> None:
 
 def test_names_of_the_file_itself_are_used_where_nothing_else_says() -> None:
     data = DataSettings()
-    assert class_of_value(SOURCE, ("a", "b"), data, {5: "b"}) == {0: 0, 5: 2}
+    legend = legend_of(SOURCE, ("a", "b"), data, "")
+    assert legend.classes({5: "b", 6: "A "}) == {0: 0, 5: 2, 6: 1}
+    with pytest.raises(UserError, match=r"holds the value 5 \('c'\), which is in no structure"):
+        to_classes(np.array([[[5]]], np.uint16), legend.classes({5: "c"}), SOURCE, {5: "c"})
     with pytest.raises(UserError, match="'c' is no structure"):
-        class_of_value(SOURCE, ("a", "b"), data, {5: "c"})
+        legend_of(SOURCE, ("a", "b"), data, "5=c")
 
 
 def test_more_than_254_named_structures_are_too_many() -> None:
@@ -157,6 +160,6 @@ def test_more_than_254_named_structures_are_too_many() -> None:
     reserved = {"background": 300, "ignore": 255}
     labels = {f"s{k}": k for k in range(1, 255)} | reserved
     assert len(DataSettings.from_config({"labels": labels}).labels or ()) == 256
-    for bad in ("3-2", "1-70000", "a-b", 0, [1, "x"]):
+    for bad in ("3-2", "1-70000", "7", 0, [1, True], " "):
         with pytest.raises(UserError, match="must be whole numbers"):
             DataSettings.from_config({"labels": {"s": bad}})

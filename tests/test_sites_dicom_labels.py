@@ -30,6 +30,7 @@ from pydicom.uid import (
 from fedshift.sites import prepare
 from fedshift.sites.federation import load_federation
 from fedshift.sites.findings import FileFault
+from fedshift.sites.legend import Legend
 from fedshift.sites.opening import open_site
 from fedshift.sites.readers import Volume, decode, read
 from fedshift.sites.readers.rtstruct import fill
@@ -107,7 +108,9 @@ def straight(tmp_path: Path) -> Scan:
 
 
 def load(path: Path, image: Volume, meant: Mapping[int, int] | None = None) -> Volume:
-    return decode(path, read(path), label=True, image=image, class_of_value=meant)
+    return decode(
+        path, read(path), label=True, image=image, legend=None if meant is None else Legend(meant)
+    )
 
 
 def fault(path: Path, image: Volume, meant: Mapping[int, int] | None = None) -> FileFault:
@@ -329,7 +332,7 @@ def test_overlapping_segments_are_refused_unless_only_one_is_meant(
     assert "'liver' (1) and 'lesion' (2) share at least 9 voxels" in found.problem
     liver, lesion, dot = (masks[..., n].T.astype(bool) for n in range(3))
     alone = load(path, image, {0: 0, 1: 1})
-    assert np.array_equal(alone.array, liver) and alone.names == {1: "liver"}
+    assert np.array_equal(alone.array, liver) and alone.names == {1: "liver", 2: "lesion", 3: "dot"}
     assert codes_of(alone) == {"structures-left-out"}
     assert "'lesion' (2), 'dot' (3)" in alone.remarks[0].problem
     # What is background gives way, and is drawn where nothing else is.
@@ -633,7 +636,7 @@ def test_what_is_not_drawn_as_it_stands_is_told(straight: Scan, tmp_path: Path) 
     data.StructureSetROISequence.append(item(ROINumber=3, ROIName="later"))
     data.save_as(path)
     volume = load(path, image)
-    assert volume.array.sum() == 16 and volume.names == {1: "a"}
+    assert volume.array.sum() == 16 and volume.names == {1: "a", 3: "later"}
     assert codes_of(volume) == {"open-contours"}
     assert "'iso' (POINT, 1 points), 'later' (no contour)" in volume.remarks[0].problem
     assert fault(rtstruct(straight, path, {1: ("a", [square])}, "OPEN_PLANAR"), image).code == (
@@ -745,7 +748,7 @@ def test_a_site_labelled_with_hospitals_tools_is_opened(straight: Scan, tmp_path
         assert sum(int(reference.sum()) for reference in references) == expected
     table.write_text("path\tlabel_path\tsite\tsubject\nct\ts.dcm\tA\t1\n")
     data = DataSettings.from_config(config)
-    assert load_federation({"kind": "manifest"}, data, 0).structures == ("label 1", "label 2")
+    assert load_federation({"kind": "manifest"}, data, 0).structures == ("liver", "spleen")
     source = ImageSource(str(straight.folder), "1", Domain(""), str(tmp_path / "s.dcm"))
     decoded = prepare.decode(source, read(straight.folder), read(tmp_path / "s.dcm"), None)
     assert decoded.values is not None and np.array_equal(decoded.values, truth.T)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 from PIL import Image
@@ -218,6 +219,97 @@ def test_a_label_of_another_shape_is_refused_with_both() -> None:
     with pytest.raises(FileFault, match=r"5 x 4 x 3, its image .* 4 x 5 x 3") as caught:
         decode(image, nifti(drawn().transpose(1, 0, 2)))
     assert caught.value.code == "label-shape"
+
+
+def padded(
+    label: np.ndarray, label_affine: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The oracle: the label's voxel nearest to every image voxel's place in space, 0 beyond."""
+    index = np.indices(shape).reshape(3, -1)
+    world = affine[:3, :3] @ index + affine[:3, 3:]
+    inverse = np.linalg.inv(label_affine)
+    coordinates = inverse[:3, :3] @ world + inverse[:3, 3:]
+    near = ndimage.map_coordinates(label, coordinates, order=0, mode="grid-constant", cval=0)
+    return near.reshape(shape)
+
+
+def slicer(label: np.ndarray, affine: np.ndarray, path: Path) -> bytes:
+    """A segmentation as 3D Slicer saves it, in left-posterior-superior."""
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": lps[:3, :3].T,
+        "space origin": lps[:3, 3],
+        "Segment0_LabelValue": "1",
+        "Segment0_Name": "Liver",
+    }
+    nrrd.write(str(path), label, header)
+    return path.read_bytes()
+
+
+def test_a_label_cut_to_what_is_drawn_lies_where_its_header_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    whole, affine = drawn((6, 7, 5)), affine_of((10, -20, 45), centre=(-90, 110, 1200.5))
+    for k, (order, signs) in enumerate(ORIENTATIONS):
+        turned, own = stored(numbered(whole.shape), affine, *ORIENTATIONS[(11 * k + 5) % 48])
+        image = numbered(turned.shape)
+        first = np.array([rng.integers(0, n - 1) for n in whole.shape])
+        last = np.array([rng.integers(a + 1, n) for a, n in zip(first, whole.shape, strict=True)])
+        first[k % 3] = max(first[k % 3], 1)  # always smaller
+        last[k % 3] = max(last[k % 3], 1)
+        part = whole[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
+        moved_to = affine.copy()
+        moved_to[:3, 3] += affine[:3, :3] @ first
+        moved, label_affine = stored(part, moved_to, order, signs)
+        expected = padded(moved, label_affine, own, image.shape)
+        assert np.count_nonzero(expected) == np.count_nonzero(part)
+        if k % 2:
+            label, name = slicer(moved, label_affine, tmp_path / "l.seg.nrrd"), "l.seg.nrrd"
+        else:
+            label, name = nifti(moved, sform=label_affine), "label.nii"
+        decoded = decode(nifti(image, sform=own), label, label_name=name)
+        assert in_place(decoded, expected), (order, signs)
+        assert codes_of(decoded)[-1] == "label-cropped"
+        assert decoded.label_volume is not None
+        assert decoded.label_volume.array.shape == image.shape
+
+
+def test_a_part_that_lies_beside_the_image_or_off_its_grid_is_refused(tmp_path: Path) -> None:
+    affine = affine_of((0, 30, 0), (1, 2, 3))
+    image = nifti(numbered(), sform=affine)
+    part, place = drawn()[1:3, 1:4, 1:2], affine.copy()
+
+    def at(*offset: float, sizes: float = 1.0) -> np.ndarray:
+        where = place.copy()
+        where[:3, 3] += affine[:3, :3] @ offset
+        where[:3, 2] *= sizes
+        return where
+
+    assert in_place(
+        decode(image, nifti(part, sform=at(1, 1, 1.05))),
+        padded(part, at(1, 1, 1), affine, SHAPE),
+    )
+    for wrong in (
+        at(3, 1, 1),  # half of it beside the image
+        at(-1, 1, 1),
+        at(1, 1, 1.2),  # between two slices
+        at(1, 1, 1, sizes=1.3),  # as one slice of another stack
+        affine_of((0, 33, 0), (1, 2, 3), centre=at(1, 1, 1)[:3, 3]),
+    ):
+        with pytest.raises(FileFault, match="has the shape 2 x 3 x 1, its image") as caught:
+            decode(image, nifti(part, sform=wrong))
+        assert caught.value.code == "label-shape"
+    with pytest.raises(FileFault, match="another one by sform than by qform"):
+        decode(image, nifti(part, sform=at(1, 1, 1), qform=at(0, 1, 1)))
+    # A segmentation may begin where its image does; another file has copied its image's header.
+    with pytest.raises(FileFault, match="has the shape"):
+        decode(image, nifti(part, sform=affine))
+    label = slicer(part, affine, tmp_path / "l.seg.nrrd")
+    decoded = decode(image, label, label_name="l.seg.nrrd")
+    assert in_place(decoded, padded(part, affine, affine, SHAPE))
+    # Without a place of its own it could lie anywhere.
+    with pytest.raises(FileFault, match="has the shape"):
+        decode(image, nifti(part))
 
 
 def test_an_image_without_orientation_is_told_and_its_label_lies_as_stored() -> None:

@@ -6,13 +6,13 @@ One module a family of formats; :func:`decode` says what all of them must give.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedshift.sites.findings import FileFault
+from fedshift.sites.legend import Legend
 from fedshift.sites.readers import dicom_seg, metaimage, nrrd, raster, rtstruct
 from fedshift.sites.readers.dicom import dicom_domain, read_dicom
 from fedshift.sites.readers.dicom_frames import readable
@@ -32,6 +32,7 @@ __all__ = [
     "drawn_on_image",
     "file_list",
     "is_dicom",
+    "may_name",
     "read",
     "state",
     "stem",
@@ -77,14 +78,13 @@ def decode(
     contents: Contents,
     label: bool = False,
     image: Volume | None = None,
-    class_of_value: Mapping[int, int] | None = None,
+    legend: Legend | None = None,
 ) -> Volume:
     """Decode an image to float32, or a label to whole numbers from 0 to 65535.
 
     ``image`` is what a label belongs to: a photograph that was turned upright turns it. A label
     that is a DICOM SEG or RTSTRUCT has no grid of its own: it is laid on the image's. Its
-    structures may overlap; ``class_of_value`` (value to class, 0 the background) says which of
-    them are meant, and None means all.
+    structures may overlap; ``legend`` says which of them are meant, and None means all.
 
     Raises:
         FileFault: the file is not of a known format, is damaged, holds more than one volume,
@@ -93,7 +93,7 @@ def decode(
     name = path.name.lower()
     if is_dicom(path):
         if label and drawn_on_image(path, contents):
-            volume = _read_drawn(path, contents, image, class_of_value)
+            volume = _read_drawn(path, contents, image, legend)
         else:
             volume = read_dicom(path, contents, label)
     elif name.endswith((".nii", ".nii.gz")):
@@ -146,6 +146,11 @@ _DRAWN = dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg.read_seg) | dict.fromkey
 )
 
 
+def may_name(path: Path) -> bool:
+    """Whether a label of this format can bring names for its values."""
+    return is_dicom(path) or path.suffix.lower() in nrrd.SUFFIXES
+
+
 def drawn_on_image(path: Path, contents: Contents) -> bool:
     """Whether the label ``path`` is a DICOM SEG or RTSTRUCT, or a folder that holds one."""
     return is_dicom(path) and any(_sop_class(data) in _DRAWN for _, data in contents)
@@ -169,7 +174,7 @@ def _read_drawn(
     path: Path,
     contents: Contents,
     image: Volume | None,
-    class_of_value: Mapping[int, int] | None,
+    legend: Legend | None,
 ) -> Volume:
     import pydicom
 
@@ -188,4 +193,4 @@ def _read_drawn(
     with readable(file, "is not a readable DICOM file"):
         dataset = pydicom.dcmread(io.BytesIO(data))
         reader = _DRAWN[str(dataset.SOPClassUID)]
-    return reader(path, dataset, image, class_of_value)
+    return reader(path, dataset, image, legend)

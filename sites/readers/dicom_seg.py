@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedshift.sites.findings import FileFault
+from fedshift.sites.legend import Legend
 from fedshift.sites.readers.dicom_frames import readable
 from fedshift.sites.readers.overlay import ON_GRID, Overlay
 from fedshift.sites.readers.volume import Volume
@@ -17,14 +18,12 @@ SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage and Label Map Segmentation Storage."""
 
 
-def read_seg(
-    path: Path, dataset: Any, image: Volume, class_of_value: Mapping[int, int] | None
-) -> Volume:
+def read_seg(path: Path, dataset: Any, image: Volume, legend: Legend | None) -> Volume:
     """Lay the segments on the grid of ``image``: SegmentNumber is the value, SegmentLabel its name.
 
     Each frame is put where its own position, orientation and spacing say, in whatever order the
     frames come; slices without a frame stay 0. Of a fractional segmentation more than half of the
-    maximum is inside. For ``class_of_value`` see :class:`Overlay`.
+    maximum is inside. For ``legend`` see :class:`Overlay`.
 
     Raises:
         FileFault: highdicom is not installed, the file is damaged or has no place in space, its
@@ -55,7 +54,7 @@ def read_seg(
         frame_uid, series = str(seg.get("FrameOfReferenceUID") or ""), _series(seg)
     if kind == "LABELMAP":
         names.pop(0, None)  # it may describe its background
-    overlay = Overlay(path, image, names, class_of_value)
+    overlay = Overlay(path, image, names, legend)
     overlay.check_frame({frame_uid}, series)
     if kind == "FRACTIONAL":
         overlay.remark(

@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from fedshift.sites.findings import FileFault, Remark
+from fedshift.sites.legend import Legend
 from fedshift.sites.readers.volume import Volume
 
 ON_GRID = 0.1
@@ -26,9 +27,9 @@ DICOM_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 class Overlay:
     """A label image in the making, on the grid of ``image``.
 
-    ``names`` are all structures that the file defines, by number. With ``class_of_value`` (value
-    to class, 0 the background) only the numbers in it are drawn; what is background gives way to
-    the rest, and numbers of one class may overlap. Without it every structure counts for itself.
+    ``names`` are all structures that the file defines, by number. With a ``legend`` only those in
+    it are drawn; what is background gives way to the rest, and structures of one class may overlap.
+    Without it every structure counts for itself.
 
     Raises:
         FileFault: the image has no place in space, or a number cannot be a label's value.
@@ -39,7 +40,7 @@ class Overlay:
         path: Path,
         image: Volume,
         names: Mapping[int, str],
-        class_of_value: Mapping[int, int] | None,
+        legend: Legend | None,
     ) -> None:
         if image.affine is None or image.assumed:
             raise FileFault(
@@ -51,7 +52,7 @@ class Overlay:
         self.path, self.image, self.names = path, image, names
         self._of_ras = np.linalg.inv(image.affine)
         self._array = np.zeros(image.array.shape, np.uint16)
-        self._class = dict(class_of_value) if class_of_value is not None else None
+        self._class = None if legend is None else legend.classes(names)
         self._remarks: dict[str, Remark] = {}
         self._slices: dict[int, set[int]] = {}
         self._drawn = self._outside = 0
@@ -174,9 +175,11 @@ class Overlay:
                 "two neighbours, and what lies between is not labelled",
                 "interpolate them where they were drawn",
             )
-        names = {n: self.names[n] for n in sorted(filter(self.wants, self.names))}
         return replace(
-            self.image, array=self._array, names=names, remarks=tuple(self._remarks.values())
+            self.image,
+            array=self._array,
+            names=dict(sorted(self.names.items())),
+            remarks=tuple(self._remarks.values()),
         )
 
     def _of(self, number: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedshift.sites.findings import FileFault
+from fedshift.sites.legend import Legend
 from fedshift.sites.readers.dicom_frames import readable
 from fedshift.sites.readers.overlay import ON_GRID, Overlay, some
 from fedshift.sites.readers.volume import Volume
@@ -25,16 +26,14 @@ MIDWAY = 0.49
 LARGEST_PLANE = 2**25
 
 
-def read_rtstruct(
-    path: Path, dataset: Any, image: Volume, class_of_value: Mapping[int, int] | None
-) -> Volume:
+def read_rtstruct(path: Path, dataset: Any, image: Volume, legend: Legend | None) -> Volume:
     """Fill the closed contours on the grid of ``image``: ROINumber is the value, ROIName its name.
 
     A voxel is inside where its centre is, by the even-odd rule over all contours of one ROI on one
     plane: a contour inside another is a hole (DICOM PS3.3 C.8.8.6), and so is what a contour that
     doubles back on itself leaves out. Contours may lie along any of the image's three axes. One
     off the slices, but less than half a slice away, goes to the nearest slice; of several such
-    planes a slice takes the nearest. For ``class_of_value`` see :class:`Overlay`.
+    planes a slice takes the nearest. For ``legend`` see :class:`Overlay`.
 
     Raises:
         FileFault: the file is damaged, has no closed contour, contours cross the slices or lie
@@ -45,7 +44,7 @@ def read_rtstruct(
         if len(rois) < len(dataset.StructureSetROISequence):
             raise ValueError("two ROIs have one number")
         named = {n: str(roi.get("ROIName") or "").strip() for n, roi in rois.items()}
-        contours, others = _contours(dataset, named)
+        contours, others, empty = _contours(dataset, named)
         names = {n: named.get(n) or f"ROI {n}" for n in contours}
         frames = {n: str(roi.get("ReferencedFrameOfReferenceUID") or "") for n, roi in rois.items()}
         whole, series = _references(dataset)
@@ -53,7 +52,7 @@ def read_rtstruct(
         raise FileFault(
             "no-contours", path, "holds no closed contour", "export it with its contours"
         )
-    overlay = Overlay(path, image, names, class_of_value)
+    overlay = Overlay(path, image, names, legend)
     wanted = overlay.ordered()
     own = {frames[n] for n in wanted if frames.get(n)}
     overlay.check_frame(own or whole, series)
@@ -76,7 +75,10 @@ def read_rtstruct(
         if not drawn:
             notes.empty.append(names[number])
     notes.tell(overlay, axis)
-    return overlay.finish()
+    volume = overlay.finish()
+    # What is listed without any contour is a name of the file, too.
+    listed = {**volume.names, **{n: named[n] or f"ROI {n}" for n in empty}}
+    return replace(volume, names=dict(sorted(listed.items())))
 
 
 def fill(contour: np.ndarray) -> np.ndarray:
@@ -155,8 +157,9 @@ class _Notes:
 
 def _contours(
     dataset: Any, names: Mapping[int, str]
-) -> tuple[dict[int, list[np.ndarray]], list[str]]:
-    """The closed contours (N, 3) in DICOM's mm by ROI, and in words what is not one."""
+) -> tuple[dict[int, list[np.ndarray]], list[str], list[int]]:
+    """The closed contours (N, 3) in DICOM's mm by ROI, in words what is not one, and the ROIs
+    without any contour."""
     closed: dict[int, list[np.ndarray]] = {}
     others: dict[str, None] = {}
     drawn = set()
@@ -173,8 +176,9 @@ def _contours(
                 closed.setdefault(number, []).append(points)
             else:
                 others[f"{name!r} ({kind}, {len(points)} points)"] = None
-    others |= {f"{name!r} (no contour)": None for n, name in names.items() if n not in drawn}
-    return closed, list(others)
+    empty = [number for number in names if number not in drawn]
+    others |= {f"{names[number]!r} (no contour)": None for number in empty}
+    return closed, list(others), empty
 
 
 def _numbers(contour: Any) -> np.ndarray:
