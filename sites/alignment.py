@@ -110,7 +110,8 @@ def _part(image: Volume, label: Volume, source: ImageSource) -> Volume:
         f"covers {_by(own)} voxels of its image's {_by(shape)}, and the rest counts as 0",
         "nothing is needed if it was cut to what is drawn, as 3D Slicer does",
     )
-    return _as_image(image, label, *found.values(), (*label.remarks, remark))
+    (array,) = found.values()
+    return _as_image(image, label, array, (*label.remarks, remark))
 
 
 def _as_image(
