@@ -15,6 +15,7 @@ from PIL import Image
 from fedshift import UserError
 from fedshift.sites import DataSettings, Summary, load_federation, plan, prepare, summarise, survey
 from fedshift.sites.geometry import Grid
+from fedshift.sites.plan import _without_small
 from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed, _reach
 
 AUTO = dict.fromkeys(("spacing_mm", "size", "slice_axis", "normalise"), "auto")
@@ -274,7 +275,7 @@ def _facts(
 
 
 def _drawn(rng: np.random.Generator) -> tuple[Facts, list[tuple[int, ...]]]:
-    """Facts of a random matrix and spacing (known or not), and their one to three labelled voxels."""
+    """Facts of a random matrix and spacing (known or not), and one to three labelled voxels."""
     shape = (int(rng.integers(8, 400)), int(rng.integers(8, 400)), int(rng.integers(4, 9)))
     spacing = (*rng.uniform(0.05, 2.0, 2).round(4).tolist(), 6.0) if rng.random() < 0.5 else None
     voxels = [tuple(rng.integers(0, shape).tolist()) for _ in range(rng.integers(1, 4))]
@@ -309,3 +310,14 @@ def test_a_planned_grid_never_cuts_a_label(
         for axis, own in zip(grid.axes, (1, 0), strict=True):
             shown = range(facts.shape[own])[axis.native]
             assert {voxel[own] for voxel in voxels} <= {*shown}, (facts, planned.size)
+
+
+def test_small_counts_join_their_neighbours_and_none_is_lost() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        counts = np.round(np.exp(rng.normal(0, 2, 60))).astype(int)
+        kept = _without_small(counts, 5)
+        assert kept.sum() == counts.sum() and not ((kept > 0) & (kept < 5)).any()
+        reached, before = np.cumsum(kept) / kept.sum(), np.cumsum(counts) / counts.sum()
+        assert np.abs(reached - before).max() <= 5 / counts.sum() + 1e-9
+    assert not _without_small(np.array([1, 2, 0, 1]), 5).any()
