@@ -87,7 +87,9 @@ def explain(overrides: Sequence[str]) -> None:
 def _teaching(federation: Federation, unlabelled: Collection[str]) -> Table | None:
     """Who teaches what, where some label does not tell of every structure; the labels of the sites
     ``unlabelled`` are hidden."""
-    partly = [image for site in federation.sites for image in site.images if image.annotates]
+    partly = [
+        image for site in federation.sites for image in site.images if image.annotates is not None
+    ]
     if not partly:
         return None
     table = Table(title="who teaches what (labelled images)", title_justify="left")

@@ -263,6 +263,8 @@ def to_classes(
     Raises:
         LabelMapError: a value outside the map.
     """
+    # A drawing may list what it does not draw under any number.
+    mapping = {value: k for value, k in mapping.items() if 0 <= value <= 65535}
     known = np.zeros(65536, bool)
     table = np.zeros(65536, np.uint8)
     known[list(mapping)] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -38,18 +39,20 @@ def differing(
 
     Numbers of segments and regions are given as they are drawn: one number may be the liver of one
     person and the heart of another. Told is a name that differs from another file's for the same
-    number of the same structure, is that of another structure, or stands beside names of the
-    structure in ``labels`` and is none of them. A name that ``labels`` gives is settled by it.
+    structure (of several values: for the same value of it), is that of another structure, or
+    stands beside names of the structure in ``labels`` and is none of them. A name that ``labels``
+    gives is settled by it.
     """
     title = dict(enumerate(structures, 1)) | {0: BACKGROUND, IGNORED: IGNORE}
     class_of = {fold(name): k for k, name in title.items()}
     first: dict[tuple[int, int], tuple[str, str]] = {}
     for number, one in enumerate(files):
+        values = Counter(one.legend.values.values())
         for value, name in sorted(one.names.items()):
             k = one.legend.values.get(value)
             if not value or k is None or fold(name) in one.legend.names:
                 continue
-            usual, file = first.setdefault((k, value), (name, one.file))
+            usual, file = first.setdefault((k, value if values[k] > 1 else 0), (name, one.file))
             texts = [text for text in labels.get(title[k], ()) if isinstance(text, str)]
             calls = f"calls the value {value} {name!r}"
             if fold(usual) != fold(name):

@@ -17,7 +17,7 @@ from fedshift.server.tables import read_cross_site
 from fedshift.sites import DataSettings, Finding, check, load_federation, open_site
 from fedshift.sites.findings import CODES
 from fedshift.sites.types import Federation, SiteData
-from fedshift.tests.test_sites_dicom_labels import box, rtstruct
+from fedshift.tests.test_sites_dicom_labels import Scan, box, hand_made_seg, rtstruct, upright
 
 SIZE, SLICES = 24, 2
 AFFINE = np.diag([1.0, 1.0, 4.0, 1.0])
@@ -229,6 +229,45 @@ def test_names_against_label_values(hospital: Hospital) -> None:
     (finding,) = hospital.check()
     assert finding.code == "names-differ" and "l2.dcm" in finding.file
     assert "'Heart'" in finding.problem and "'Liver'" in finding.problem
+    # Rows may give one structure other values; its name in the files is still one.
+    hospital.contours("A", {6: ("Spleen", LIVER)}, label_values="6=organ")
+    found = [finding for finding in hospital.check() if finding.code == "names-differ"]
+    assert len(found) == 2 and "calls the value 6 'Spleen'" in found[1].problem
+
+
+def test_the_values_of_one_structure_have_names_of_their_own(hospital: Hospital) -> None:
+    for _ in range(3):
+        hospital.contours("A", {1: ("left", LIVER), 2: ("right", HEART)})
+    assert hospital.check(labels={"lung": [1, 2]}) == []
+    hospital.contours("A", {1: ("right", LIVER), 2: ("left", HEART)})
+    assert codes(hospital.check(labels={"lung": [1, 2]})) == ["names-differ"] * 2
+    assert hospital.check(labels={"lung": ["left", "right"]}) == []
+
+
+def test_what_is_listed_without_voxels_may_have_any_number(hospital: Hospital) -> None:
+    for empty in (70000, -1, 0):
+        hospital.contours("A", {2: ("liver", LIVER), empty: ("heart", None)})
+    labels = {"liver": "liver", "heart": "heart"}
+    found = references(hospital.open("A", labels=labels))
+    assert len(found) == 3 and all(np.array_equal(one, truth((LIVER, 1))) for one in found)
+
+
+def test_a_segment_without_frames_is_listed(tmp_path: Path) -> None:
+    scan = Scan(tmp_path / "ct", np.eye(3))
+    frames = [(1, upright(k), np.ones((4, 5), bool)) for k in range(3)]
+    path = hand_made_seg(scan, tmp_path / "s.dcm", frames, ["liver", "spleen"])
+    rows = f"path\tlabel_path\tsite\tsubject\nct\t{path.name}\tA\t1\n"
+    (tmp_path / "table.tsv").write_text(rows)
+    config = {"manifest": str(tmp_path / "table.tsv"), "cache": str(tmp_path / "cache")}
+    for labels, told in (
+        ({"a": "liver", "b": "Spleen"}, None),
+        ({"a": 1, "b": 2}, None),
+        ({"a": "liver", "b": "spleen", "c": "kidney"}, ("a", "b")),
+        ({"a": 1, "b": 2, "c": 3}, ("a", "b")),
+    ):
+        data = DataSettings.from_config({**config, "labels": labels})
+        federation = load_federation({"kind": "manifest"}, data, 0)
+        assert federation.sites[0].images[0].annotates == told
 
 
 def test_a_file_tells_of_what_it_lists_and_no_more(hospital: Hospital) -> None:
