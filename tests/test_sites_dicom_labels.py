@@ -638,7 +638,7 @@ def test_what_is_not_drawn_as_it_stands_is_told(straight: Scan, tmp_path: Path) 
     volume = load(path, image)
     assert volume.array.sum() == 16 and volume.names == {1: "a", 3: "later"}
     assert codes_of(volume) == {"open-contours"}
-    assert "'iso' (POINT, 1 points), 'later' (no contour)" in volume.remarks[0].problem
+    assert volume.remarks[0].problem.endswith("closed contour: 'iso' (POINT, 1 points)")
     assert fault(rtstruct(straight, path, {1: ("a", [square])}, "OPEN_PLANAR"), image).code == (
         "no-contours"
     )

@@ -176,9 +176,7 @@ def _contours(
                 closed.setdefault(number, []).append(points)
             else:
                 others[f"{name!r} ({kind}, {len(points)} points)"] = None
-    empty = [number for number in names if number not in drawn]
-    others |= {f"{names[number]!r} (no contour)": None for number in empty}
-    return closed, list(others), empty
+    return closed, list(others), [number for number in names if number not in drawn]
 
 
 def _numbers(contour: Any) -> np.ndarray:
