@@ -398,7 +398,7 @@ def _check_hounsfield(images: Sequence[_Image], data: DataSettings) -> Iterable[
     for image in images:
         facts = image.facts
         if facts.modality not in ("", "CT"):
-            problem = f"is {facts.modality}, whose values are no Hounsfield units"
+            problem = "is said to be something else than CT, whose values are no Hounsfield units"
         elif facts.low > HOUNSFIELD_LOW:
             problem = f"has no value below {facts.low:g}, although air lies at -1000 in CT"
         else:

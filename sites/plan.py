@@ -229,7 +229,9 @@ def _slice_axis(told: Mapping[str, Summary], data: DataSettings) -> Decision:
             f"would see other planes at other sites, so set data.slice_axis={chosen[-1]} for all."
         )
     if not chosen:
-        return Decision("slice_axis", 2, "no site has slices thicker than its pixels: axial ones")
+        return Decision(
+            "slice_axis", 2, "no site says that its slices run along another axis: axial ones"
+        )
     followers = [site for site in told if site not in choice]
     more = f"; {listed(followers)}, nearly isotropic, follow" if followers else ""
     return Decision(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,12 @@ MOST_BANDS = 32
 _THREADS = 2
 HOUNSFIELD = np.arange(-1100, 3101, 4)
 """Edges of the bins in which CT values under a label are counted."""
+MODALITIES = {
+    **{code: code for code in ("CT", "MR", "US", "PT", "NM", "CR", "DX", "MG", "XA", "OP", "OPT")},
+    **{"MRI": "MR", "ULTRASOUND": "US", "PET": "PT", "FMRI": "MR"},
+}
+"""DICOM's codes of modalities, and what people write for them."""
+OTHER = "other"
 HOUNSFIELD_LOW = -200
 """Air and lung lie below this; only CT counts below water by so much."""
 
@@ -80,8 +87,8 @@ class Facts:
     stood alone, ``clear`` says whether another axis was out of the question. ``spacing_mm`` is the
     header's or else the table's, None where neither says; ``oriented`` that there is a place in
     space. ``pixels`` hashes the decoded numbers, ``picture`` is a perceptual hash, ``low`` is the
-    lowest value. Of a label: ``values`` counts voxels by value (the first
-    :data:`MOST_VALUES` only, ``n_values`` is how many there are), ``names`` are the file's own,
+    lowest value; ``modality`` is a code (:func:`modality_code`). Of a label: ``values`` counts
+    voxels by value (the first :data:`MOST_VALUES` only, ``n_values`` is how many there are), ``names`` are the file's own,
     ``labelled`` says by axis which slices hold a value above 0 (a text of 0 and 1), and
     ``hounsfield`` counts the image's values under it in the bins of :data:`HOUNSFIELD`.
     """
@@ -232,7 +239,7 @@ def _look(source: ImageSource, meant: Legend | None) -> Surveyed:
         "clear": clear and decoded.volume.affine is not None,
         "oriented": decoded.volume.affine is not None,
         "spacing_mm": _canonical(spacing, axis) if spacing else None,
-        "modality": source.modality or decoded.volume.modality,
+        "modality": modality_code(decoded.volume.modality or source.modality),
         "pixels": digest(str(decoded.image.shape), np.ascontiguousarray(decoded.image).tobytes()),
         "picture": perceptual_hash(decoded.image[len(decoded.image) // 2]),
         "low": float(decoded.image.min()),
@@ -243,6 +250,13 @@ def _look(source: ImageSource, meant: Legend | None) -> Surveyed:
             inside = decoded.image[decoded.values > 0].clip(HOUNSFIELD[0], HOUNSFIELD[-1])
             fields["hounsfield"] = tuple(np.histogram(inside, HOUNSFIELD)[0].tolist())
     return Surveyed(Facts(**fields), (*faults, *troubles), left_out=bool(faults))
+
+
+def modality_code(text: str) -> str:
+    """The first modality that a free text names, as DICOM's code: ``CT (HU), grid of the MR`` is
+    CT; ``other`` where it names none that is known, empty where there is no text."""
+    words = re.findall(r"[A-Z]+", text.upper())
+    return next((MODALITIES[word] for word in words if word in MODALITIES), OTHER if words else "")
 
 
 def _canonical(laid_out: Sequence[Any], axis: int) -> tuple[Any, Any, Any]:

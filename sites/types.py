@@ -37,7 +37,7 @@ class ImageSource:
     the line of the table that lists the image. ``annotates`` are the structures that its label
     tells of, None for all. ``empty`` is what an empty mask means here: ``negative`` (looked at,
     nothing there), ``unknown``, or nothing where ``data.empty_masks`` decides. ``modality`` is the
-    table's word for how it was taken (CT, MR, ...), empty where the file itself is to say.
+    table's word for how it was taken (CT, MR, ...), for files that do not say it themselves.
     """
 
     case: str

@@ -249,7 +249,7 @@ def test_an_image_cut_along_another_axis_than_its_site_is_found(planter: Planter
 
 def test_values_that_are_no_hounsfield_units_are_found(planter: Planter) -> None:
     for row in planter.rows.values():
-        row["modality"] = "CT"
+        row["modality"] = "CT of the chest (HU)"
     for s, site in enumerate(SITES):
         for k in range(3):
             image, label = scan(10 * s + k)
@@ -259,7 +259,7 @@ def test_values_that_are_no_hounsfield_units_are_found(planter: Planter) -> None
     planter.rows["B0"]["modality"] = "MR"
     findings = planter.check(normalise="ct", window=[-100, 300])
     assert only(findings, "A0.nii.gz", "although air lies at -1000").code == "not-hounsfield"
-    only(findings, "B0.nii.gz", "is MR, whose values are no Hounsfield units")
+    only(findings, "B0.nii.gz", "is said to be something else than CT")
     assert len(findings) == 2
     assert planter.check() == []
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fedshift.sites import DataSettings, load_federation, open_site, readers, survey
-from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed
+from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed, modality_code
 
 MANIFEST = {"name": "m", "kind": "manifest"}
 Files = Sequence[tuple[str, str, str]]
@@ -140,6 +140,23 @@ def test_values_names_and_counts_are_those_of_the_file(tmp_path: Path) -> None:
     assert facts.spacing_mm == (0.25, 0.5, 1.0)
     assert facts.reach[2].furthest == pytest.approx(2.0)  # the top of row 2 of 12
     assert facts_of(tmp_path, "i.png", "l.png").spacing_mm is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("CT", "CT"),
+        ("ct (HU), same grid as the MR of the pair", "CT"),
+        ("MR T1w, resampled to the CT grid", "MR"),
+        ("MRI cine SSFP", "MR"),
+        ("FDG-PET, SUV x 100", "PT"),
+        ("Ultrasound fetal head 2D", "US"),
+        ("light microscopy, ACTIN", "other"),
+        ("", ""),
+    ],
+)
+def test_a_modality_is_a_code_whatever_the_table_writes(text: str, code: str) -> None:
+    assert modality_code(text) == code
 
 
 def test_the_survey_reads_each_file_once_until_it_changes(
