@@ -416,7 +416,7 @@ def _check_values(images: Sequence[_Image], data: DataSettings) -> list[Finding]
     if data.labels is not None or data.manifest is None:
         return []
     table = read_manifest(data).label_values
-    spoken = [
+    unnamed = [
         image
         for image in images
         if image.facts.has_labels
@@ -424,57 +424,88 @@ def _check_values(images: Sequence[_Image], data: DataSettings) -> list[Finding]
         and not image.facts.names
         and image.facts.n_values <= MOST_STRUCTURES + 1
     ]
-    files = Counter(value for image in spoken for value in image.facts.values or () if value > 0)
-    by_site: dict[str, set[int]] = defaultdict(set)
-    for image in spoken:
-        by_site[image.site] |= {value for value in image.facts.values or () if value > 0}
-    ask = (
-        "say what they mean: data.labels={NAME: [%s]} where they are one structure, a name each "
-        "where they are several, with background: VALUE for what is none"
+    for rule in (_smoothed, _differ_by_site, _one_value_each, _lonely):
+        if findings := rule(unnamed):
+            return findings
+    return []
+
+
+def _held(image: _Image) -> frozenset[int]:
+    """The label's values above 0."""
+    return frozenset(value for value in image.facts.values or () if value > 0)
+
+
+def _ask(values: Iterable[int]) -> str:
+    told = ", ".join(map(str, sorted(values)[:4]))
+    return (
+        f"say what they mean: data.labels={{NAME: [{told}]}} where they are one structure, a name "
+        "each where they are several, with background: VALUE for what is none"
     )
-    if many := [image for image in spoken if image.facts.n_values > MOST_NAMED]:
-        return [
-            image.of_label(
-                "error",
-                "label-values",
-                f"holds {image.facts.n_values} values, as a smoothed mask or an image does, and "
-                "nothing says what they mean",
-                "export the mask without smoothing, or give every value in data.labels",
-            )
-            for image in many
-        ]
-    if len({frozenset(found) for found in by_site.values()}) > 1:
-        sites_of: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for site, found in sorted(by_site.items()):
-            sites_of[tuple(sorted(found))].append(site)
-        groups = sorted(sites_of.items(), key=lambda entry: -len(entry[1]))
-        told = "; ".join(
-            f"{listed(names)} {'hold' if len(names) > 1 else 'holds'} {listed(map(str, values))}"
-            for values, names in groups[:3]
-        )
-        odd = groups[-1][1][0]
-        first = next(image for image in spoken if image.site == odd)
-        values = ", ".join(map(str, sorted(files)[:4]))
-        return [
-            first.of_label(
-                "error",
-                "label-values",
-                f"and the others hold values that differ from site to site ({told}), and nothing "
-                "says what they mean",
-                ask % values,
-            )
-        ]
-    lonely = [value for value, count in files.items() if count == 1 and len(spoken) > 2]
+
+
+def _smoothed(images: Sequence[_Image]) -> list[Finding]:
     return [
         image.of_label(
             "error",
             "label-values",
-            f"alone of {len(spoken)} label files holds the value {value}",
+            f"holds {image.facts.n_values} values, as a smoothed mask or an image does, and "
+            "nothing says what they mean",
+            "export the mask without smoothing, or give every value in data.labels",
+        )
+        for image in images
+        if image.facts.n_values > MOST_NAMED
+    ]
+
+
+def _differ_by_site(images: Sequence[_Image]) -> list[Finding]:
+    by_site: dict[str, frozenset[int]] = defaultdict(frozenset)
+    for image in images:
+        by_site[image.site] |= _held(image)
+    sites_of: dict[frozenset[int], list[str]] = defaultdict(list)
+    for site, values in sorted(by_site.items()):
+        sites_of[values].append(site)
+    if len(sites_of) < 2:
+        return []
+    groups = sorted(sites_of.items(), key=lambda entry: -len(entry[1]))
+    told = "; ".join(
+        f"{listed(sites)} hold{'' if len(sites) > 1 else 's'} {listed(map(str, sorted(values)))}"
+        for values, sites in groups[:3]
+    )
+    odd = next(image for image in images if image.site == groups[-1][1][0])
+    problem = (
+        f"holds {listed(map(str, sorted(_held(odd))))}; values differ from site to site ({told}), "
+        "and nothing says what they mean"
+    )
+    return [odd.of_label("error", "label-values", problem, _ask(frozenset().union(*sites_of)))]
+
+
+def _one_value_each(images: Sequence[_Image]) -> list[Finding]:
+    """Masks of one value each that is not the same, as of 1-bit files beside 8-bit ones."""
+    held = Counter(_held(image) for image in images)
+    if len(held) < 2 or any(len(values) > 1 for values in held):
+        return []
+    rare = min(held, key=lambda values: held[values])
+    odd = next(image for image in images if _held(image) == rare)
+    used = frozenset().union(*held)
+    problem = (
+        f"holds {min(rare)} alone, as {held[rare]} of {len(images)} label files do, where others "
+        f"hold {listed(map(str, sorted(used - rare)))} alone, and nothing says what they mean"
+    )
+    return [odd.of_label("error", "label-values", problem, _ask(used))]
+
+
+def _lonely(images: Sequence[_Image]) -> list[Finding]:
+    files = Counter(value for image in images for value in _held(image))
+    return [
+        image.of_label(
+            "error",
+            "label-values",
+            f"alone of {len(images)} label files holds the value {value}",
             "give it a structure, or background, in data.labels, or mend the file",
         )
-        for value in lonely
-        for image in spoken
-        if value in (image.facts.values or ())
+        for image in images
+        for value in sorted(_held(image))
+        if files[value] == 1 and len(images) > 2
     ]
 
 
