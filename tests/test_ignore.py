@@ -98,6 +98,7 @@ def test_ignored_pixels_are_out_of_both_masks(tmp_path: Path) -> None:
     worker = SiteWorker(
         "a",
         lambda: data,
+        look=lambda: (),
         policy=Policy(),
         folder=tmp_path / "site",
         device=torch.device("cpu"),
