@@ -161,14 +161,17 @@ def _check_site(
         if found.facts.values is not None:
             findings += _check_label(image, mapping, data)
     if not opened:
-        first = next(finding for finding in findings if finding.site == site.name)
+        codes = dict.fromkeys(f.code for f in findings if f.site == site.name)
+        n = len(site.images)
         findings.append(
-            replace(
-                first,
-                severity="error",
-                code="site-empty",
-                problem=f"{first.problem}, and the site has no usable image out of "
-                f"{len(site.images)}",
+            Finding(
+                "error",
+                "site-empty",
+                site.name,
+                "",
+                f"{f'none of its {n} images' if n > 1 else 'its only image'} can be used "
+                f"({listed(codes)})",
+                "mend what is told of them, or leave the site out",
             )
         )
     return opened
@@ -727,7 +730,8 @@ def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[
         if twin is not image:
             findings.append(
                 image.finding(
-                    "error",
+                    # One subject's images never fall into two splits.
+                    "warning" if _whose(image) == _whose(twin) else "error",
                     "duplicate",
                     f"shows pixel for pixel what {twin.source.path} shows (site {twin.site}, "
                     f"subject {twin.source.subject})",
@@ -748,6 +752,10 @@ def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[
         for one, twin in _look_alikes(own)
     ]
     return findings
+
+
+def _whose(image: _Image) -> tuple[str, str]:
+    return image.site, image.source.subject
 
 
 def _look_alikes(images: Sequence[_Image]) -> Iterable[tuple[_Image, _Image]]:

@@ -88,9 +88,10 @@ class Facts:
     header's or else the table's, None where neither says; ``oriented`` that there is a place in
     space. ``pixels`` hashes the decoded numbers, ``picture`` is a perceptual hash, ``low`` is the
     lowest value; ``modality`` is a code (:func:`modality_code`). Of a label: ``values`` counts
-    voxels by value (the first :data:`MOST_VALUES` only, ``n_values`` is how many there are), ``names`` are the file's own,
-    ``labelled`` says by axis which slices hold a value above 0 (a text of 0 and 1), and
-    ``hounsfield`` counts the image's values under it in the bins of :data:`HOUNSFIELD`.
+    voxels by value (the first :data:`MOST_VALUES` only, ``n_values`` is how many there are),
+    ``names`` are the file's own, ``labelled`` says by axis which slices hold a value above 0 (a
+    text of 0 and 1), and ``hounsfield`` counts the image's values under it in the bins of
+    :data:`HOUNSFIELD`.
     """
 
     shape: tuple[int, int, int]

@@ -220,7 +220,13 @@ def test_duplicate_subjects_and_images_are_found(planter: Planter) -> None:
     planter.rows["B0"]["subject"] = "B0"
     copied = (planter.folder / "A1.nii.gz").read_bytes()
     (planter.folder / "C1.nii.gz").write_bytes(copied)
-    only(planter.check(), "C1.nii.gz", "pixel for pixel")
+    assert only(planter.check(), "C1.nii.gz", "pixel for pixel").severity == "error"
+    # Twice of one subject, as with the labels of two raters, is in one split.
+    image, label = scan(21)
+    planter.write("C1", image, label)
+    planter.write("C2", image, label)
+    planter.rows["C2"]["subject"] = "C1"
+    assert only(planter.check(), "C2.nii.gz", "pixel for pixel").severity == "warning"
 
 
 def test_labels_that_the_grid_cuts_off_are_found(planter: Planter) -> None:
@@ -278,7 +284,7 @@ def test_a_site_without_a_usable_image_is_an_error(planter: Planter) -> None:
         (planter.folder / f"A{k}.nii.gz").unlink()
     findings = planter.check()
     assert [(f.severity, f.code, f.site) for f in findings[:1]] == [("error", "site-empty", "A")]
-    assert "no usable image out of 3" in findings[0].problem
+    assert findings[0].problem == "none of its 3 images can be used (missing-file)"
     assert [f.code for f in findings[1:]] == ["missing-file"] * 3
 
 
