@@ -19,12 +19,12 @@ from fedshift.client import planning
 from fedshift.client.policy import Policy
 from fedshift.protocol.words import count
 from fedshift.sites import DataSettings, Decision, Finding, Summary, check, plan, survey
-from fedshift.sites.findings import ALL, grouped
+from fedshift.sites.findings import ALL, FINAL, grouped
 from fedshift.sites.settings import AUTO
 from fedshift.sites.types import Federation
 
 UNPLANNED = "plan"
-"""The finding's code where a setting cannot be chosen; there is nothing to go on with then."""
+"""The finding's code where a setting cannot be chosen."""
 _OF_PHANTOMS = {"spacing_mm": None, "normalise": "percentile"}
 """A phantom is drawn on the network's grid."""
 
@@ -41,13 +41,13 @@ class Checked:
 
     @property
     def stopping(self) -> list[Finding]:
-        """The errors that ``data.accept`` does not name."""
+        """The errors that ``data.accept`` does not name, or that acceptance does not help."""
         accepted = self.data.accept
         return [
             finding
             for finding in self.findings
             if finding.severity == "error"
-            and (finding.code == UNPLANNED or not {ALL, finding.code} & {*accepted})
+            and (finding.code in FINAL or not {ALL, finding.code} & {*accepted})
         ]
 
 
@@ -114,11 +114,13 @@ def settle(
 
 
 def _stopped(stopping: list[Finding]) -> str:
-    """One sentence of why nothing is run: the first kind of error, and how many more there are."""
+    """One sentence of why nothing is run: the first error, and how many more are told above."""
     first, *more = grouped(stopping)
-    codes = dict.fromkeys(finding.code for finding in stopping if finding.code != UNPLANNED)
-    others = f" ({count(len(more), 'more kind')} of error above)" if more else ""
-    accept = f", or go on all the same with data.accept=[{','.join(codes)}]" if codes else ""
+    codes = dict.fromkeys(finding.code for finding in stopping)
+    others = f" ({count(len(more), 'more error')} above)" if more else ""
+    accept = ""
+    if not FINAL & codes.keys():
+        accept = f", or go on all the same with data.accept=[{','.join(codes)}]"
     return f"{first.told()}{accept}{others}"
 
 

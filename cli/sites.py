@@ -18,7 +18,7 @@ from fedshift.cli.runs import open_federation, task_settings
 from fedshift.client.memory import step_cost
 from fedshift.protocol.words import count
 from fedshift.sites import fingerprint, open_site
-from fedshift.sites.plan import AXES, written
+from fedshift.sites.plan import PLANES, written
 from fedshift.sites.settings import PLANNED
 from fedshift.sites.types import SPLITS
 
@@ -194,22 +194,24 @@ def plan_sites(overrides: Sequence[str]) -> None:
 def _tell_summaries(console: PlainConsole, found: Checked) -> None:
     """A line a site: what it lets go, and the settings are chosen from."""
     table = _table("what the sites tell")
-    for column in ("site", "images", "thickest along", "spacing (mm)", "matrix", "labels reach"):
+    for column in ("site", "images", "thick slices", "spacing (mm)", "matrix", "labels reach"):
         table.add_column(column)
     for name, summary in found.summaries.items():
         if summary is None:
             continue
-        axes = ", ".join(f"{AXES[k]} {n}" for k, n in enumerate(summary.axes) if n)
-        spacing = summary.spacing_mm
+        axes = ", ".join(f"{PLANES[k]} {n}" for k, n in enumerate(summary.axes) if n)
+        # A single slice has no thickness.
+        dims = 2 if summary.shape[2] == 1 else 3
+        spacing = (summary.spacing_mm or ())[:dims]
         across = found.data.slice_axis or 0
-        reach = summary.reach_mm[across]
+        reach, pixels = summary.reach_mm[across], summary.reach_px[across]
         table.add_row(
             name,
             str(summary.images),
-            axes or "no axis",
+            axes or ("single" if min(summary.shape) == 1 else "none"),
             " x ".join(f"{mm:.3g}" for mm in spacing) if spacing else "unknown",
-            " x ".join(map(str, summary.shape)),
-            f"{reach:g} mm" if reach else f"{summary.reach_px[across]:g} pixels",
+            " x ".join(map(str, summary.shape[:dims])),
+            f"{reach:g} mm" if reach else f"{pixels:g} pixels" if pixels else "no labels",
         )
     console.print(table)
 

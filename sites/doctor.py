@@ -29,7 +29,7 @@ from fedshift.sites.manifest import read_manifest
 from fedshift.sites.namesakes import Named, differing, look_alikes, twice
 from fedshift.sites.opening import legends
 from fedshift.sites.orientation import NAMES, BandSums, Placement, odd_ones_out
-from fedshift.sites.plan import AXES
+from fedshift.sites.plan import PLANES
 from fedshift.sites.settings import IGNORE, MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
 from fedshift.sites.survey import HOUNSFIELD_LOW, Facts, in_mm, survey
@@ -95,6 +95,7 @@ def check(
         findings += _check_structures(images, federation.structures, data)
     findings += _check_label_values(federation, data)
     findings += _check_names(images, federation.structures, data)
+    findings += _check_labelled(federation, images, data)
     findings += _check_duplicates(federation, images)
     findings += _check_likeness(federation, hashes or {})
     if data.site_pattern is not None and data.manifest is not None:
@@ -110,7 +111,8 @@ def check(
                     "widen data.site_pattern, or leave them out on purpose",
                 )
             )
-    return sorted(findings, key=lambda f: (f.severity, f.site, f.row, f.file))
+    # What a whole site lacks follows from its files, which come first.
+    return sorted(findings, key=lambda f: (f.severity, f.site, not f.file, f.row, f.file))
 
 
 def _check_site(
@@ -192,16 +194,17 @@ def _check_label(
             "(data.empty_masks=negative, or negative in the column empty)",
         )
         return
-    if facts.n_values > MOST_STRUCTURES + 1:
+    outside = [value for value in facts.values or () if value not in mapping]
+    if outside and facts.n_values > MOST_STRUCTURES + 1:
         yield image.of_label(
             "error",
             "too-many-values",
             f"holds {facts.n_values} values",
-            f"at most {MOST_STRUCTURES} structures fit; give the values of each in data.labels, as "
-            "many as there are structures (objects counted one by one are not read yet)",
+            f"at most {MOST_STRUCTURES} structures fit; give each of its values to one in "
+            "data.labels ('data.labels={NAME: 1-65535}' where every value is one object)",
         )
         return
-    if outside := [value for value in facts.values or () if value not in mapping]:
+    if outside:
         told = ", ".join(called(value, facts.names) for value in outside[:3])
         told += ", ..." if len(outside) > 3 else ""
         yield image.of_label(
@@ -220,6 +223,24 @@ def _check_label(
             "cropped",
             f"has {cropped:.0%} of its labelled pixels outside the network's grid",
             "raise data.size or data.spacing_mm",
+        )
+
+
+def _check_labelled(
+    federation: Federation, images: Sequence[_Image], data: DataSettings
+) -> Iterable[Finding]:
+    """Whether there is anything to learn from."""
+    training = {site.name for site in federation.sites if site.role == "train"}
+    own = [image for image in images if image.site in training]
+    if own and not any(_looked_at(image, data).any() for image in own):
+        yield Finding(
+            "error",
+            "no-labels",
+            "",
+            "",
+            "no site can train: none of their images has a label",
+            "fill the column label_path with masks (boxes, points and labels of whole images are "
+            "not read)",
         )
 
 
@@ -329,8 +350,8 @@ def _check_planes(images: Sequence[_Image], data: DataSettings) -> list[Finding]
                 image.finding(
                     severity,
                     "slice-axis",
-                    f"has its slices along {AXES[facts.axis]}, the federation's are cut along "
-                    f"{AXES[data.slice_axis]}: the network would see another plane of the body",
+                    f"has {PLANES[facts.axis]} slices, and the federation's are "
+                    f"{PLANES[data.slice_axis]}: the network would see another plane of the body",
                     "leave it out, or set data.slice_axis by hand if that is meant",
                 )
             )
@@ -354,8 +375,13 @@ def _check_spacings(images: Sequence[_Image], data: DataSettings) -> list[Findin
         spacing = image.facts.spacing_mm
         if spacing is not None:
             in_plane[number] = tuple(spacing[k] for k in range(3) if k != _axis(image, data))
-    median = float(np.median([mm for pair in in_plane.values() for mm in pair] or [1.0]))
+    # Modalities differ in spacing by nature.
+    alike: dict[str, list[float]] = defaultdict(list)
     for number, pair in in_plane.items():
+        alike[images[number].facts.modality] += pair
+    medians = {modality: float(np.median(lengths)) for modality, lengths in alike.items()}
+    for number, pair in in_plane.items():
+        median = medians[images[number].facts.modality]
         worst = max((mm / median for mm in pair), key=lambda ratio: abs(math.log(ratio)))
         if not 1 / OUTLIER < worst < OUTLIER:
             findings.append(

@@ -286,7 +286,10 @@ def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
         return tuple(name for name in data.labels if name not in RESERVED)
     labelled = [i for images in table.images.values() for i in images if i.label_path]
     if not labelled:
-        raise UserError("no image of the manifest has a label; fill label_path or set data.labels.")
+        raise UserError(
+            f"{data.manifest}: no image has a label; fill the column label_path with masks (boxes, "
+            "points and labels of whole images are not read)."
+        )
     if table.label_values:
         names: dict[str, list[str]] = {}
         for image in labelled:

@@ -19,6 +19,10 @@ Severity = Literal["error", "warning"]
 
 ALL = "all"
 """Stands for every code in ``data.accept``."""
+FINAL = frozenset(
+    {"label-map", "no-labels", "plan", "site-empty", "too-many-values", "value-outside"}
+)
+"""Codes that acceptance does not help: there is nothing to go on with."""
 
 CODES = {
     "between-axes": "it lies halfway between two axes of the body",
@@ -71,6 +75,7 @@ CODES = {
     "needs-highdicom": "a DICOM segmentation needs highdicom, which is not installed",
     "no-contours": "it holds no closed contour",
     "no-image": "it holds no image with pixels",
+    "no-labels": "no image of a site that trains is labelled",
     "no-label-image": "the label's values are not whole numbers",
     "no-order": "the order of its slices is unknown",
     "no-orientation": "it says nothing of its place in space, and a usual one is assumed",

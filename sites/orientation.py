@@ -70,10 +70,13 @@ class BandSums:
         return _effects(self.sums[OWN])
 
     def suspect(self, floor: float) -> Placement | None:
-        """The placement that fits far better than the label's own; None when there is none.
+        """The placement that fits far better than the label's own; None when there is none, or
+        too few pixels to tell.
 
         ``floor`` is the smallest effect that counts as a fit.
         """
+        if self.sums[OWN][:, 0].sum() < ENOUGH:
+            return None
         effects = self.effects()
         best = max(effects, key=lambda key: effects[key])
         own = effects[OWN]

@@ -9,7 +9,8 @@ one place's images (Isensee et al., Nature Methods 2021, "rule-based parameters"
 - ``spacing_mm``: the median over the sites of their median in-plane spacing, each site once;
   coarser where the labels would not fit the largest grid.
 - ``size``: the smallest multiple of 16 that covers every label with a quarter to spare about the
-  image's centre, the whole image where no label is known; at least 64, at most 384.
+  image's centre, but no more than the image, and the whole image where no label is known; at least
+  64, at most 384.
 - ``normalise``: ``ct`` where every site says CT, else ``percentile``.
 - ``window``: for ``ct``, the percentiles 0.5 and 99.5 of the values under the labels of all sites.
 """
@@ -37,8 +38,18 @@ SIGNIFICANT = 2
 """Digits of a planned spacing: 0.4983 mm is 0.5 mm."""
 FOREGROUND = (0.5, 99.5)
 """nnU-Net's percentiles of CT values under labels."""
-AXES = ("right", "front", "up")
+PLANES = ("sagittal", "coronal", "axial")
+"""What slices across each canonical axis are called."""
 
+
+_BY_HAND = {
+    "normalise": "percentile",
+    "size": 128,
+    "slice_axis": 2,
+    "spacing_mm": None,
+    "window": (-160.0, 240.0),
+}
+"""What a user may begin with where nothing can be planned."""
 
 T = TypeVar("T")
 
@@ -192,11 +203,12 @@ def plan(
     silent = [site for site, summary in summaries.items() if summary is None]
     told = {site: summary for site, summary in summaries.items() if summary is not None}
     if silent:
-        keys = " ".join(f"data.{key}=..." for key in sorted(data.auto))
+        keys = sorted(data.auto)
+        by_hand = " ".join(f"data.{key}={written(_BY_HAND[key])}" for key in keys)
         raise UserError(
-            f"{listed(silent)} cannot say what its images are like (its policy withholds the "
-            "summary, it has fewer slices than policy.min_count, or none that can be read), so "
-            f"{listed(sorted(data.auto))} cannot be chosen; set {keys} by hand."
+            f"nothing is known of the images of {listed(silent)} (the policy withholds the "
+            "summary, there are fewer slices than policy.min_count, or none that can be read), so "
+            f"{', '.join(keys)} cannot be chosen; set them by hand, such as {by_hand}."
         )
     decisions = []
     settled = data
@@ -219,25 +231,23 @@ def _slice_axis(told: Mapping[str, Summary], data: DataSettings) -> Decision:
     of_axis = {axis: [site for site in choice if choice[site] == axis] for axis in range(3)}
     chosen = [axis for axis in range(3) if of_axis[axis]]
     if len(chosen) > 1:
-        sides = "; ".join(
-            f"{listed(of_axis[axis])} {'run' if len(of_axis[axis]) > 1 else 'runs'} along "
-            f"{AXES[axis]} ({axis})"
-            for axis in chosen
-        )
+        sides = "; ".join(f"{PLANES[axis]} ({axis}) at {listed(of_axis[axis])}" for axis in chosen)
         raise UserError(
-            f"the sites' thickest slices run along different axes of the body: {sides}; a network "
+            f"the sites' thick slices lie in different planes of the body: {sides}; a network "
             f"would see other planes at other sites, so set data.slice_axis={chosen[-1]} for all."
         )
     if not chosen:
+        if all(min(summary.shape) == 1 for summary in told.values()):
+            return Decision("slice_axis", 2, "the images are single slices")
         return Decision(
             "slice_axis", 2, "no site says that its slices run along another axis: axial ones"
         )
     followers = [site for site in told if site not in choice]
-    more = f"; {listed(followers)}, nearly isotropic, follow" if followers else ""
+    more = f"; none are thick at {listed(followers)}, cut alike" if followers else ""
     return Decision(
         "slice_axis",
         chosen[0],
-        f"slices of {listed(of_axis[chosen[0]])} run along {AXES[chosen[0]]}{more}",
+        f"thick slices are {PLANES[chosen[0]]} at {listed(of_axis[chosen[0]])}{more}",
     )
 
 
@@ -248,11 +258,11 @@ def _normalise(told: Mapping[str, Summary], data: DataSettings) -> Decision:
     if ct:
         others = [s for s, summary in told.items() if summary.modalities != {"CT": summary.images}]
         why = (
-            f"{listed(ct)} {'have' if len(ct) > 1 else 'has'} CT, but not every image of "
-            f"{listed(others)} says it is: each image by itself"
+            f"there is CT at {listed(ct)}, and at {listed(others)} images that are not known to be "
+            "CT: each image by itself"
         )
     else:
-        why = "no image says it is CT: each image by itself"
+        why = "no image is known to be CT: each image by itself"
     return Decision("normalise", "percentile", why)
 
 
@@ -293,17 +303,16 @@ def _spacing_mm(told: Mapping[str, Summary], data: DataSettings) -> Decision:
         )
     median = _rounded(float(np.median(known)))
     largest = MOST if "size" in data.auto else data.size
-    needed = 2 * _reach(told, replace(data, spacing_mm=median)) * MARGIN
+    needed = 2 * _half(told, replace(data, spacing_mm=median))
     if needed / median <= largest:
-        span = f"{known[0]:.3g} to {known[-1]:.3g} mm" if len(known) > 1 else f"{known[0]:.3g} mm"
+        span = " to ".join(dict.fromkeys(f"{mm:.3g}" for mm in (known[0], known[-1]))) + " mm"
         return Decision("spacing_mm", median, f"the median of the sites' pixels, {span}")
     coarse = _rounded(needed / largest, up=True)
-    what = "the labels" if _labelled(told) else "the image"
     return Decision(
         "spacing_mm",
         coarse,
-        f"the sites' pixels measure {median:g} mm; at that {what}, {needed / MARGIN:.3g} mm wide, "
-        f"would not fit {largest} pixels",
+        f"the sites' pixels measure {median:g} mm, of which the {needed:.3g} mm to be seen would "
+        f"need {math.ceil(needed / median)}; the grid has at most {largest}",
     )
 
 
@@ -314,25 +323,32 @@ def _rounded(value: float, *, up: bool = False) -> float:
     return round(value, digits)
 
 
+def _half(told: Mapping[str, Summary], data: DataSettings) -> float:
+    """How far from the centre the grid is to reach: over the labels with some to spare, but not
+    past the images, or else over the whole image; mm where images are resampled, else own pixels.
+    """
+    reach, edge = _reach(told, data), _edge(told, data)
+    return max(reach, min(reach * MARGIN, edge)) if reach else edge
+
+
 def _reach(told: Mapping[str, Summary], data: DataSettings) -> float:
-    """How far from the centre the grid must reach: over the labels, or else the whole image; mm
-    where the images are resampled, else own pixels."""
+    """How far from the centre labels reach, in the units of :func:`_half`; 0 without any."""
     axis = _axis(data)
     # What nobody knows the size of is not resampled: a pixel stays one.
     scale = data.default_spacing_mm or data.spacing_mm or 1.0
-    if _labelled(told):
-        if data.spacing_mm is None:
-            return max(s.reach_own[axis] for s in told.values())
-        return max(max(s.reach_mm[axis], s.reach_px[axis] * scale) for s in told.values())
+    if data.spacing_mm is None:
+        return max(s.reach_own[axis] for s in told.values())
+    return max(max(s.reach_mm[axis], s.reach_px[axis] * scale) for s in told.values())
+
+
+def _edge(told: Mapping[str, Summary], data: DataSettings) -> float:
+    """How far from the centre the sites' median images reach, in the units of :func:`_half`."""
+    scale = data.default_spacing_mm or data.spacing_mm or 1.0
     halves = []
     for summary in told.values():
         spacing = (1.0,) * 3 if data.spacing_mm is None else summary.spacing_mm or (scale,) * 3
-        halves += [summary.shape[k] * spacing[k] / 2 for k in range(3) if k != axis]
-    return max(halves) / MARGIN
-
-
-def _labelled(told: Mapping[str, Summary]) -> bool:
-    return any(any(summary.reach_own) for summary in told.values())
+        halves += [summary.shape[k] * spacing[k] / 2 for k in range(3) if k != _axis(data)]
+    return max(halves)
 
 
 def _axis(data: DataSettings) -> int:
@@ -341,9 +357,10 @@ def _axis(data: DataSettings) -> int:
 
 def _size(told: Mapping[str, Summary], data: DataSettings) -> Decision:
     # Without a spacing every image keeps its own pixels.
-    needed = 2 * _reach(told, data) * MARGIN / (data.spacing_mm or 1.0)
-    size = max(LEAST, STEP * math.ceil(needed / STEP - 1e-9))
-    what = "every label with a quarter to spare" if _labelled(told) else "the whole image"
+    reach, half = _reach(told, data), _half(told, data)
+    size = max(LEAST, STEP * math.ceil(2 * half / (data.spacing_mm or 1.0) / STEP - 1e-9))
+    spare = "with a quarter to spare" if half >= reach * MARGIN else "up to the images' edge"
+    what = f"every label {spare}" if reach else "the whole image"
     if size <= MOST:
         return Decision("size", size, f"covers {what}")
     return Decision(

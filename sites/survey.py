@@ -26,11 +26,11 @@ from fedshift.sites.legend import Legend
 from fedshift.sites.likeness import perceptual_hash
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.orientation import BandSums, band_sums
-from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
+from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import ImageSource, SiteSpec
 
-MOST_VALUES = MOST_STRUCTURES + 2
-"""With background and ignored pixels; a label file with more cannot be used."""
+MOST_VALUES = 4096
+"""As many of a label file's values are kept: a value may be an object."""
 MOST_BANDS = 32
 """Label files with more values are not measured against turned copies of their images."""
 _THREADS = 2

@@ -246,10 +246,10 @@ def test_an_image_cut_along_another_axis_than_its_site_is_found(planter: Planter
     planter.write("B0", *scan(10), affine=np.diag([1.0, 1.0, 1.1, 1.0]))
     for name in ("A0", "B0"):
         planter.rows[name]["spacing_mm"] = ""
-    found = only(planter.check(slice_axis=2), "A0.nii.gz", "has its slices along front")
+    found = only(planter.check(slice_axis=2), "A0.nii.gz", "has coronal slices")
     assert found.severity == "warning"
     planned = planter.check(slice_axis=2, planned={"slice_axis": "they agree"})
-    assert only(planned, "A0.nii.gz", "cut along up").severity == "error"
+    assert only(planned, "A0.nii.gz", "the federation's are axial").severity == "error"
     assert not [f for f in planned if "B0" in f.file]
 
 

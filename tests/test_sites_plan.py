@@ -48,7 +48,7 @@ def test_sites_that_agree_decide_the_axis_and_isotropic_ones_follow() -> None:
     data, decisions = plan({"A": sagittal, "B": free}, DataSettings.from_config(AUTO))
     assert data.slice_axis == 0
     (why,) = [one.why for one in decisions if one.key == "slice_axis"]
-    assert "A run along right" in why and "B, nearly isotropic, follow" in why
+    assert why == "thick slices are sagittal at A; none are thick at B, cut alike"
     # The axis is decided first: spacing and size are those of sagittal slices.
     assert data.spacing_mm == 0.75
     assert settled({"A": free}).slice_axis == 2
@@ -59,7 +59,7 @@ def test_sites_that_disagree_about_the_axis_are_asked() -> None:
     with pytest.raises(UserError) as error:
         settled(told)
     text = str(error.value)
-    assert "A, B, C and 1 more run along up (2)" in text and "E runs along right (0)" in text
+    assert "sagittal (0) at E; axial (2) at A, B, C and 1 more" in text
     assert "set data.slice_axis=" in text
     assert settled(told, slice_axis=0).slice_axis == 0
 
@@ -87,9 +87,10 @@ def test_many_images_of_one_site_do_not_outvote_the_others() -> None:
 
 def test_the_spacing_is_coarser_where_labels_do_not_fit() -> None:
     # 2 x 300 mm x 1.25 = 750 mm on at most 384 pixels: 1.953 mm, rounded up.
-    data = settled({"A": telling(reach_mm=(300.0, 300.0, 300.0))})
+    wide = telling(reach_mm=(300.0, 300.0, 300.0), shape=(800, 800, 20))
+    data = settled({"A": wide})
     assert (data.spacing_mm, data.size) == (2.0, 384)
-    data = settled({"A": telling(reach_mm=(300.0, 300.0, 300.0))}, size=128)
+    data = settled({"A": wide}, size=128)
     assert (data.spacing_mm, data.size) == (5.9, 128)
 
 
@@ -101,6 +102,21 @@ def test_the_size_covers_the_labels_in_steps_of_16() -> None:
     none = telling(reach_mm=(0.0,) * 3, reach_own=(0.0,) * 3)
     assert settled({"A": none}).size == 256  # The whole matrix.
     assert settled({"A": replace(none, shape=(300, 100, 20))}).size == 304
+
+
+def test_the_grid_ends_where_the_images_end() -> None:
+    def planned(**given: Any) -> tuple[int, str]:
+        data, decisions = plan({"A": telling(**given)}, DataSettings.from_config(AUTO))
+        (size,) = [one for one in decisions if one.key == "size"]
+        return data.size, size.why
+
+    assert planned() == (112, "covers every label with a quarter to spare")
+    # Labels up to 45 mm from the centre of images 96 mm wide: 112.5 mm would show nothing more.
+    wide = dict.fromkeys(("reach_mm", "reach_own"), (45.0,) * 3)
+    edge = "covers every label up to the images' edge"
+    assert planned(shape=(96, 80, 20), **wide) == (96, edge)
+    # An image larger than the median has labels further out: they are covered.
+    assert planned(shape=(80, 80, 20), **wide) == (96, edge)
 
 
 def test_a_size_that_would_be_too_large_says_so() -> None:
@@ -130,7 +146,7 @@ def test_unknown_spacing_is_not_resampled_unless_it_is_given() -> None:
     data = settled({"A": unknown()}, default_spacing_mm=0.5)
     assert (data.spacing_mm, data.size) == (0.5, 208)
     # One site knows, the other does not: every image keeps its own pixels.
-    data = settled({"A": unknown(), "B": telling(reach_own=(120.0,) * 3)})
+    data = settled({"A": unknown(shape=(400, 400, 1)), "B": telling(reach_own=(120.0,) * 3)})
     assert (data.spacing_mm, data.size) == (None, 304)  # 2 x 120 x 1.25 = 300
 
 
@@ -147,9 +163,13 @@ def test_a_site_that_withholds_is_named_with_the_keys_to_set() -> None:
     with pytest.raises(UserError) as error:
         settled(told, normalise="percentile")
     text = str(error.value)
-    assert "B, C, D and 1 more cannot say" in text
-    for key in ("size", "spacing_mm", "slice_axis"):
-        assert f"data.{key}=..." in text
+    assert "the images of B, C, D and 1 more" in text
+    by_hand = ["data.size=128", "data.slice_axis=2", "data.spacing_mm=null"]
+    assert f"such as {' '.join(by_hand)}." in text
+    # What it says can be done.
+    given = {pair.split(".")[1].split("=")[0]: pair.split("=")[1] for pair in by_hand}
+    hand = {"size": int(given["size"]), "slice_axis": int(given["slice_axis"]), "spacing_mm": None}
+    assert settled(told, normalise="percentile", **hand).size == 128
     assert "data.normalise" not in text
     # With everything by hand nobody is asked.
     assert settled(told, spacing_mm=1.0, size=64, slice_axis=2, normalise="none").size == 64
