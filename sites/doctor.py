@@ -163,17 +163,14 @@ def _check_site(
         if found.facts.values is not None:
             findings += _check_label(image, mapping, data)
     if not opened:
-        codes = dict.fromkeys(f.code for f in findings if f.site == site.name)
-        n = len(site.images)
+        first = next(finding for finding in findings if finding.site == site.name)
         findings.append(
-            Finding(
-                "error",
-                "site-empty",
-                site.name,
-                "",
-                f"{f'none of its {n} images' if n > 1 else 'its only image'} can be used "
-                f"({listed(codes)})",
-                "mend what is told of them, or leave the site out",
+            replace(
+                first,
+                severity="error",
+                code="site-empty",
+                problem=f"{first.problem}, and the site has no usable image out of "
+                f"{len(site.images)}",
             )
         )
     return opened

@@ -107,7 +107,9 @@ def check_screen(outcome: Any) -> None:
 
 def options(table: Path, out: Path) -> tuple[str, ...]:
     return (
-        "federation=manifest", f"data.manifest={table}", "data.size=16", "data.spacing_mm=1",
+        # The same subjects stand at every site.
+        "federation=manifest", f"data.manifest={table}", "data.accept=all",
+        "data.size=16", "data.spacing_mm=1",
         "method.depth=2", "method.width=2", "rounds=1", "local_steps=1", "engine.devices=cpu",
         "engine.workers=1", f"out={out}",
     )  # fmt: skip
@@ -156,7 +158,7 @@ def test_every_command_prints_such_names(
     if arguments[0] in ("advise", "evaluate"):
         outcome = command(*arguments, str(finished))
     else:
-        outcome = command(*arguments, *options(table, finished)[:5])
+        outcome = command(*arguments, *options(table, finished)[:6])
     check_screen(outcome)
     assert outcome.code in ((0, 2) if arguments[-1] == "check" else (0,)), outcome.err
     if arguments[0] != "advise":
