@@ -282,7 +282,10 @@ def test_a_plan_that_cannot_be_made_cannot_be_accepted(
         assert f"data.{name}=" in checked.out
     for name in ("simulate", "sites plan"):
         outcome = command(*name.split(), *asked, *([f"out={tmp_path}/o"] * (name == "simulate")))
-        assert outcome.code == 2 and "set data.normalise=... data.size=..." in outcome.err
+        assert (
+            outcome.code == 2
+            and "by hand, such as data.normalise=percentile data.size=" in outcome.err
+        )
     by_hand = ("data.spacing_mm=0.5", "data.size=32", "data.slice_axis=2", "data.normalise=none")
     assert command("sites", "check", *asked, *by_hand).code == 0
 
