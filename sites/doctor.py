@@ -163,14 +163,21 @@ def _check_site(
         if found.facts.values is not None:
             findings += _check_label(image, mapping, data)
     if not opened:
-        first = next(finding for finding in findings if finding.site == site.name)
+        faults = [finding for finding in findings if finding.site == site.name]
+        codes = dict.fromkeys(fault.code for fault in faults)
+        n = len(site.images)
+        first = faults[0]
+        # What is an error itself is told at length.
+        named = f": {first.file} {first.problem}" if first.severity == "warning" else ""
         findings.append(
-            replace(
-                first,
-                severity="error",
-                code="site-empty",
-                problem=f"{first.problem}, and the site has no usable image out of "
-                f"{len(site.images)}",
+            Finding(
+                "error",
+                "site-empty",
+                site.name,
+                "",
+                f"{f'none of its {n} images' if n > 1 else 'its only image'} can be used "
+                f"({listed(codes)}){named}",
+                "mend what is told of them, or leave the site out of data.sites",
             )
         )
     return opened
