@@ -7,9 +7,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from fedshift.client.methods.base import Scene
 from fedshift.client.model import shared_model
 from fedshift.protocol.tables import CROSS_SITE_COLUMNS
 from fedshift.server.report import build, summary
-from fedshift.server.report.figures import is_dark, shade
+from fedshift.server.report.figures import is_dark, shade, shift_drop
 from fedshift.server.report.run import format_bytes, read_run
 from fedshift.server.tables import write_cross_site, write_shift
 from fedshift.sites.geometry import Grid
@@ -883,3 +885,14 @@ def test_an_upper_bound_that_is_none_in_this_run_is_called_so() -> None:
 
     assert pooled(0.65).endswith("reaches 0.650, in this run less than federated.")
     assert pooled(0.75).endswith("reaches 0.750.")
+
+
+@pytest.mark.parametrize(
+    ("rho", "told"), [(math.nan, "2 pairs"), (0.5, "ρ = 0.50, p = 0.250, 2 pairs")]
+)
+def test_what_does_not_correlate_is_not_titled_nan(rho: float, told: str) -> None:
+    found = SimpleNamespace(metric="intensity_js", rho=rho, p_value=rho / 2, n_pairs=2)
+    pairs = [SimpleNamespace(home=home, shift=0.1, drop=0.2) for home in "ab"]
+    run = SimpleNamespace(correlations=[found], pairs=lambda metric: pairs)
+    (axes,) = shift_drop(cast("Any", run)).axes
+    assert axes.get_title().splitlines()[1] == told

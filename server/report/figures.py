@@ -365,10 +365,9 @@ def shift_drop(run: Run) -> Figure:
     color_of = {home: PALETTE[index] if few else PALETTE[0] for index, home in enumerate(homes)}
     for axes, found in zip(grid, run.correlations, strict=False):
         points = pairs[found.metric]
-        axes.set_title(
-            f"{shift_label(found.metric)}\n"
-            f"ρ = {found.rho:.2f}, p = {found.p_value:.3f}, {found.n_pairs} pairs"
-        )
+        # Of two pairs, or of equal ones, there is no correlation.
+        told = f"ρ = {found.rho:.2f}, p = {found.p_value:.3f}, " if found.rho == found.rho else ""
+        axes.set_title(f"{shift_label(found.metric)}\n{told}{found.n_pairs} pairs")
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.scatter(
             [point.shift for point in points],
