@@ -39,7 +39,14 @@ class ScriptedSites(LocalSites):
     """A federation of them."""
 
     def worker(self, name: str, device: torch.device) -> SiteWorker:
-        return Scripted(name, None, policy=self.policy, folder=self.folder / name, device=device)  # type: ignore[arg-type]
+        return Scripted(
+            name,
+            None,  # type: ignore[arg-type]
+            look=tuple,
+            policy=self.policy,
+            folder=self.folder / name,
+            device=device,
+        )
 
 
 def scripted_sites(tiny: tuple[str, ...], folder: Path, *names: str) -> ScriptedSites:

@@ -249,7 +249,8 @@ def test_a_cell_is_what_simulate_would_run_without_references(
 
 def timed(cell: Cell, seconds: float) -> None:
     cell.folder.mkdir(parents=True)
-    (cell.folder / "rounds.jsonl").write_text(json.dumps({"seconds": seconds}) + "\n")
+    line = {"round": 1, "sites": {}, "failed": {}, "rejected": {}, "seconds": seconds}
+    (cell.folder / "rounds.jsonl").write_text(json.dumps(line) + "\n")
 
 
 def test_entrants_take_turns_then_the_longest_come_first(
@@ -511,7 +512,7 @@ def test_a_cell_is_untrained_when_no_update_counted(
     tmp_path: Path, second: dict[str, Any], reason: str | None
 ) -> None:
     skipped = {"failed": {}, "rejected": {}, "sites": {}, "skipped": "0 usable updates"}
-    told = [skipped, {**skipped, **second}]
+    told = [{"round": 1, **skipped}, {"round": 2, **skipped, **second}]
     (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
     expected = reason and f"no site trained in any round: {reason}"
     assert untrained(tmp_path) == expected

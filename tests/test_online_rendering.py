@@ -477,9 +477,10 @@ def test_stale_gradient_moves_the_judge_as_real_images_would(
     gradient = flat(found)
     Descent(real, lr=1e-3).step(loss)
     one, two = (flat(j.parameters()) for j in (stale, real))
-    # Where the gradient is near zero its sign, and so Adam's first step, is left to rounding.
+    # Where the gradient is near zero its sign, and so Adam's first step, is left to rounding. Some
+    # of the judge's units may be dead, more or fewer of them on another processor.
     sure = gradient.abs() > 1e-4
-    assert sure.float().mean() > 0.5
+    assert sure.sum() > 0.5 * (gradient != 0).sum() > 0.1 * len(gradient)
     torch.testing.assert_close(one[sure], two[sure], rtol=0, atol=1e-5)
 
 

@@ -255,7 +255,10 @@ def test_missing_labels_are_called_missing_not_empty(write: Write, tmp_path: Pat
         data = DataSettings.from_config({"manifest": str(write())})
         return load_federation({"kind": "manifest"}, data, 0).structures
 
-    with pytest.raises(UserError, match=r"of 4 label files 4 do not exist; the first: .*a0_m\.png"):
+    for row in ROWS:
+        Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / row[0])
+    missing = r"of 4 label files and their images 4 do not exist; the first: .*a0_m\.png"
+    with pytest.raises(UserError, match=missing):
         structures()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a0_m.png")
     with pytest.raises(UserError, match="3 do not exist, and the others hold no value above 0"):
