@@ -234,13 +234,22 @@ def sites_adopt(
     label: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which of several raters or kinds of labels.")
     ] = None,
+    links: Annotated[
+        bool,
+        typer.Option(
+            "--links",
+            help="DICOM: where several series lie in one folder, make folders of links to their "
+            "files beside the table.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the table.")] = False,
 ) -> None:
     """Write a manifest of a folder: BIDS, nnU-Net, DICOM, published sets, images and labels."""
     from fedshift.cli.sites import adopt_folder
 
     said = {"site": site, "subject": subject, "pattern": pattern}
-    adopt_folder(folder, out, layout, {**said, "sequence": sequence, "label": label}, force)
+    said |= {"sequence": sequence, "label": label}
+    adopt_folder(folder, out, layout, said, links=links, force=force)
 
 
 @sites_app.command("plan")

@@ -98,7 +98,13 @@ def check_sites(overrides: Sequence[str]) -> None:
 
 
 def adopt_folder(
-    folder: Path, out: Path, layout: str, said: Mapping[str, str | None], force: bool
+    folder: Path,
+    out: Path,
+    layout: str,
+    said: Mapping[str, str | None],
+    *,
+    links: bool = False,
+    force: bool,
 ) -> None:
     """Write a manifest of ``folder``; print where each column came from and what was left out."""
     from fedshift.sites import adopt
@@ -106,7 +112,8 @@ def adopt_folder(
     out = out.expanduser()
     adopt.check_out(out, force=force)
     key_path, key = adopt.key_for(out)
-    options = adopt.Options.of(**said, key=key)
+    beside = out.parent.resolve() / f"{out.stem}_series" if links else None
+    options = adopt.Options.of(**said, key=key, links=beside)
     found = adopt.adopt(folder, layout, options)
     adopt.write(found, out, options, force=force)
     rows, console = found.rows, PlainConsole()

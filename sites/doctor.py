@@ -350,13 +350,22 @@ def _check_planes(images: Sequence[_Image], data: DataSettings) -> list[Finding]
     for image in images:
         facts = image.facts
         if facts.oriented and facts.clear and facts.axis != data.slice_axis:
+            alone = facts.shape[facts.axis] == 1  # never cut across
+            problem = (
+                "the network would see another plane of the body"
+                if alone
+                else "cut as those are, it is cut across its own slices, and is coarse in one "
+                "direction of the network's picture"
+            )
             findings.append(
                 image.finding(
                     severity,
                     "slice-axis",
                     f"has {PLANES[facts.axis]} slices, and the federation's are "
-                    f"{PLANES[data.slice_axis]}: the network would see another plane of the body",
-                    "leave it out, or set data.slice_axis by hand if that is meant",
+                    f"{PLANES[data.slice_axis]}: {problem}",
+                    "leave it out, or set data.slice_axis by hand if that is meant"
+                    if severity == "error"
+                    else "leave it out if that is not meant",
                 )
             )
         elif not facts.oriented and facts.shape[2] > 1 and data.slice_axis != facts.axis:

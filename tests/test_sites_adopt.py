@@ -74,11 +74,12 @@ class Adopter:
         self.root = folder / "set"
         self.root.mkdir()
         self.out = folder / "MANIFEST.tsv"
+        self.links: Path | None = None
         self.found = adopt.Adopted("none")
 
     def __call__(self, layout: str = "auto", **said: str | None) -> list[dict[str, str]]:
         _, key = adopt.key_for(self.out)
-        options = adopt.Options.of(**said, key=key)
+        options = adopt.Options.of(**said, key=key, links=self.links)
         self.found = adopt.adopt(self.root, layout, options)
         adopt.write(self.found, self.out, options, force=True)
         with self.out.open(encoding="utf-8", newline="") as file:
@@ -757,7 +758,7 @@ def test_the_command_prints_what_it_took_and_never_replaces_a_table(
         touch(adopter.root / f"images/p{k}.png", adopter.root / f"labels/p{k}.png")
     touch(adopter.root / "images/[/odd]9.png")
     said = {"site": "Ulm [/old]", "subject": r"(?:p|\])\d"}
-    adopt_folder(adopter.root, adopter.out, "auto", said, False)
+    adopt_folder(adopter.root, adopter.out, "auto", said, force=False)
     printed = capsys.readouterr().out
     assert "6 images, 5 with a label (pairs by name)" in printed
     assert "without a label: 1 (" in printed and "[/odd]9.png" in printed
@@ -767,12 +768,12 @@ def test_the_command_prints_what_it_took_and_never_replaces_a_table(
     assert not adopter.out.with_suffix(".key").exists()  # no pseudonyms, no key
     before = adopter.out.read_bytes()
     with pytest.raises(UserError, match="is there already"):
-        adopt_folder(adopter.root, adopter.out, "auto", said, False)
+        adopt_folder(adopter.root, adopter.out, "auto", said, force=False)
     assert adopter.out.read_bytes() == before
-    adopt_folder(adopter.root, adopter.out, "auto", {**said, "site": "new"}, True)
+    adopt_folder(adopter.root, adopter.out, "auto", {**said, "site": "new"}, force=True)
     assert b"new" in adopter.out.read_bytes()
     with pytest.raises(UserError, match=r"must be a \.tsv"):
-        adopt_folder(adopter.root, adopter.out.with_suffix(".txt"), "auto", said, False)
+        adopt_folder(adopter.root, adopter.out.with_suffix(".txt"), "auto", said, force=False)
 
 
 def test_the_printed_commands_work_for_odd_names_of_tables(
@@ -785,7 +786,7 @@ def test_the_printed_commands_work_for_odd_names_of_tables(
     for folder in ("two words", "a,b", "it's [3]", "plain"):
         out = tmp_path / folder / "T.tsv"
         out.parent.mkdir()
-        adopt_folder(adopter.root, out, "auto", {"site": "x", "subject": "p1"}, False)
+        adopt_folder(adopter.root, out, "auto", {"site": "x", "subject": "p1"}, force=False)
         (line,) = (one for one in capsys.readouterr().out.splitlines() if "sites check" in one)
         assert load(shlex.split(line)[3:])["data"]["manifest"] == str(out)
 
@@ -849,6 +850,74 @@ def scanned(folder: Path, patient: str, kernel: str) -> tuple[str, str, list[Fil
     return series, frame, slices
 
 
+def outlined(path: Path, series: str, frame: str) -> None:
+    """An RTSTRUCT with one ROI, 7 Lung: rows 3 to 8, columns 2 to 5 of two slices."""
+    contours = [
+        item(
+            ContourGeometricType="CLOSED_PLANAR",
+            NumberOfContourPoints=4,
+            ContourData=[1.5, 2.5, z, 5.5, 2.5, z, 5.5, 8.5, z, 1.5, 8.5, z],
+        )
+        for z in (3, 6)
+    ]
+    named = [item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=series)])]
+    dicom(
+        path,
+        str(generate_uid()),
+        SOPClassUID=RTStructureSetStorage,
+        Modality="RTSTRUCT",
+        FrameOfReferenceUID=frame,
+        ReferencedFrameOfReferenceSequence=[
+            item(FrameOfReferenceUID=frame, RTReferencedStudySequence=named)
+        ],
+        StructureSetROISequence=[
+            item(ROINumber=7, ROIName="Lung", ReferencedFrameOfReferenceUID=frame)
+        ],
+        ROIContourSequence=[item(ReferencedROINumber=7, ContourSequence=contours)],
+    )
+
+
+def test_series_that_share_a_folder_are_adopted_by_links(adopter: Adopter) -> None:
+    """All of an archive in the folder that was named: each series has its own slices and label."""
+    pixels = {}
+    for k in range(3):
+        series, frame, slices = scanned(adopter.root / "aside", "x" * (k + 1), "B30f")
+        for z, slice_ in enumerate(slices):
+            # The archive numbers its files across the series.
+            (adopter.root / f"aside/{z}.dcm").rename(adopter.root / f"IM{3 * z + k:04d}")
+            pixels[k, z] = slice_.PixelData
+        outlined(adopter.root / f"RS{k}.dcm", series, frame)
+    (adopter.root / "aside").rmdir()
+    assert "--links" in adopter.refused()
+    adopter.links = links = adopter.root / "MANIFEST_series"  # in the folder itself, as the table
+    adopter.out = adopter.root / "MANIFEST.tsv"
+    for _ in range(2):  # a second call passes over the links of the first
+        rows = adopter(pattern="(?P<session>IM000[0-2])")
+        assert [row["session"] for row in rows] == ["IM0000", "IM0001", "IM0002"]
+        assert len(list(links.iterdir())) == 3
+        assert set().union(*adopter.left_out().values()) <= {"MANIFEST.key"}
+    for k, row in enumerate(rows):
+        files = sorted((adopter.out.parent / row["path"]).iterdir())
+        assert [pydicom.dcmread(f).PixelData for f in files] == [pixels[k, z] for z in range(4)]
+        assert all(file.is_symlink() and not file.readlink().is_absolute() for file in files)
+    (site,) = adopter.opened().values()
+    assert len(site["subjects"]) == 3 and site["drawn"] == {6 * 4 * 2}
+
+
+def test_links_are_for_dicom_and_are_refused_where_none_can_be_made(adopter: Adopter) -> None:
+    for name in ("1.2.3", "1.2.4"):
+        for k in range(2):
+            dicom(adopter.root / f"{name} {k}", name, Modality="CT", Rows=4, InstitutionName="Ulm")
+    touch(adopter.root.parent / "file")
+    adopter.links = adopter.root.parent / "file/links"
+    assert "no links can be made" in adopter.refused(subject="^[^ ]+")
+    for file in adopter.root.iterdir():
+        file.unlink()
+    touch(adopter.root / "images/p1.png", adopter.root / "labels/p1.png")
+    said = adopter.refused(site="x", subject="p1")
+    assert said.startswith("--links is for DICOM series")
+
+
 def test_an_adopted_tree_of_dicom_opens_with_its_structures_and_segmentations(
     adopter: Adopter,
 ) -> None:
@@ -857,29 +926,7 @@ def test_an_adopted_tree_of_dicom_opens_with_its_structures_and_segmentations(
 
     for k in range(3):
         series, frame, _ = scanned(adopter.root / f"rt{k}/ct", f"rt {k}", "B30f")
-        contours = [
-            item(
-                ContourGeometricType="CLOSED_PLANAR",
-                NumberOfContourPoints=4,
-                ContourData=[1.5, 2.5, z, 5.5, 2.5, z, 5.5, 8.5, z, 1.5, 8.5, z],
-            )
-            for z in (3, 6)
-        ]
-        named = [item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=series)])]
-        dicom(
-            adopter.root / f"rt{k}/drawn.dcm",
-            str(generate_uid()),
-            SOPClassUID=RTStructureSetStorage,
-            Modality="RTSTRUCT",
-            FrameOfReferenceUID=frame,
-            ReferencedFrameOfReferenceSequence=[
-                item(FrameOfReferenceUID=frame, RTReferencedStudySequence=named)
-            ],
-            StructureSetROISequence=[
-                item(ROINumber=7, ROIName="Lung", ReferencedFrameOfReferenceUID=frame)
-            ],
-            ROIContourSequence=[item(ReferencedROINumber=7, ContourSequence=contours)],
-        )
+        outlined(adopter.root / f"rt{k}/drawn.dcm", series, frame)
     for k in range(3):
         _, _, slices = scanned(adopter.root / f"seg{k}/ct", f"segmented {k}", "B60f")
         drawn = np.zeros((4, 12, 12), np.uint8)

@@ -251,6 +251,10 @@ def test_an_image_cut_along_another_axis_than_its_site_is_found(planter: Planter
     planned = planter.check(slice_axis=2, planned={"slice_axis": "they agree"})
     assert only(planned, "A0.nii.gz", "the federation's are axial").severity == "error"
     assert not [f for f in planned if "B0" in f.file]
+    assert "cut across its own slices" in found.problem and "by hand" not in found.way_out
+    # A single slice is never cut across: it does show another plane.
+    planter.write("A0", image[:, :1], label[:, :1], affine=np.diag([1.0, 4.0, 1.0, 1.0]))
+    only(planter.check(slice_axis=2), "A0.nii.gz", "would see another plane of the body")
 
 
 def test_values_that_are_no_hounsfield_units_are_found(planter: Planter) -> None:

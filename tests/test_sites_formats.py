@@ -288,6 +288,14 @@ def test_a_detached_data_file_is_listed_and_missed(tmp_path: Path) -> None:
         assert file_list(tmp_path / name) == [tmp_path / name]
 
 
+@pytest.mark.parametrize("named", ["LIST\nx1.raw\nx2.raw", "LIST 2\nx1.raw", "x%03d.raw 1 2 1"])
+def test_a_volume_in_several_files_is_said_to_be_one(tmp_path: Path, named: str) -> None:
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 2\nencoding: raw\nendian: little\n"
+    (tmp_path / "x.nhdr").write_text(f"{head}data file: {named}\n")
+    with pytest.raises(UserError, match=r"x\.nhdr keeps its data in several files"):
+        load(tmp_path / "x.nhdr")
+
+
 def test_an_orientation_that_metaimage_does_not_give_is_unknown(tmp_path: Path) -> None:
     array = itk_image(np.eye(3))[1]
     path = meta(tmp_path / "x.mha", array.tobytes("F"), TransformMatrix="")

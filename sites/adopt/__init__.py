@@ -86,6 +86,8 @@ def adopt(folder: Path, layout: str, options: Options) -> Adopted:
             f"{folder} ({len(tree.files)} files) does not look like {sought}; there are "
             f"{', '.join(names)}, or write the table by hand."
         )
+    if options.links and fitting[0].name != dicom.LAYOUT.name:
+        raise UserError(f"--links is for DICOM series, and {folder} is {fitting[0].title}.")
     found = fitting[0].adopt(tree, options)
     for reason, left in tree.left_out.items():
         found.left_out[reason] += left

@@ -83,9 +83,11 @@ def detect(tree: Tree) -> bool:
     return any(is_dicom(tree.root / file) for file in _candidates(tree))
 
 
-def _series(tree: Tree, found: Adopted) -> dict[str, Series]:
+def _series(tree: Tree, options: Options, found: Adopted) -> dict[str, Series]:
     series: dict[str, Series] = {}
     for file in _candidates(tree):
+        if options.links and (tree.root / file).is_relative_to(options.links):
+            continue  # made by an earlier call; the files lie elsewhere
         if not is_dicom(tree.root / file):
             found.left_out["files that are no DICOM"].append(str(file))
             continue
@@ -117,7 +119,7 @@ def adopt(tree: Tree, options: Options) -> Adopted:
     labels: list[Series] = []
     taken: dict[str, Series] = {}
     aside: set[Path] = set()
-    for name, series in _series(tree, found).items():
+    for name, series in _series(tree, options, found).items():
         modality = series.text("Modality")
         if modality in DRAWN:
             labels += [Series(_again(tree, series, file), [file]) for file in series.files]
@@ -132,7 +134,7 @@ def adopt(tree: Tree, options: Options) -> Adopted:
             continue
         aside |= set(series.files)
     for name, series in taken.items():
-        path = _path(tree, series, aside, found)
+        path = _path(tree, series, aside, options, found)
         if path is not None:
             images[name] = path, series
     drawn = _drawn(tree, images, labels, options, found)
@@ -140,7 +142,9 @@ def adopt(tree: Tree, options: Options) -> Adopted:
     sessions = _sessions(images)
     for name, (path, series) in images.items():
         if series.sequence not in chosen:
-            found.left_out["series of other sequences"].append(str(path.relative_to(tree.root)))
+            # A folder of links to it is not made.
+            shown = series.files[0] if path in found.links else path.relative_to(tree.root)
+            found.left_out["series of other sequences"].append(str(shown))
             continue
         label, values = drawn.get(name, (None, ""))
         patient = series.patient
@@ -156,6 +160,7 @@ def adopt(tree: Tree, options: Options) -> Adopted:
                 vendor=series.text("Manufacturer"),
                 scanner=series.text("ManufacturerModelName"),
                 label_values=values,
+                lies_at=tree.root / series.files[0] if path in found.links else None,
                 extra={
                     "sequence": series.sequence,
                     "modality": series.text("Modality"),
@@ -164,7 +169,14 @@ def adopt(tree: Tree, options: Options) -> Adopted:
                 },
             )
         )
-    found.rows.sort(key=lambda row: row.image)
+    taken_paths = {row.image for row in found.rows}
+    found.links = {path: files for path, files in found.links.items() if path in taken_paths}
+    if found.links:
+        found.notes.append(
+            f"{len(found.links)} series whose files lie among others have folders of links in "
+            f"{options.links}; keep those beside the table."
+        )
+    found.rows.sort(key=lambda row: row.lies_at or row.image)
     found.origin = {
         "site": "InstitutionName",
         "subject": "PatientID, as a pseudonym",
@@ -190,10 +202,13 @@ def _again(tree: Tree, series: Series, file: Path) -> Any:
     return series.header if file == series.files[0] else _header(tree.root / file)
 
 
-def _path(tree: Tree, series: Series, aside: set[Path], found: Adopted) -> Path | None:
-    """What the table names: the file, or the folder that holds this series.
+def _path(
+    tree: Tree, series: Series, aside: set[Path], options: Options, found: Adopted
+) -> Path | None:
+    """What the table names: the file, the folder that holds this series, or one of links to it.
 
-    ``aside`` are files that reading a folder passes over, because they are no images.
+    ``aside`` are files that reading a folder passes over, because they are no images. The tree's
+    own folder is never named: the table may come to lie in it.
     """
     first = series.files[0]
     if len(series.files) == 1:
@@ -202,8 +217,15 @@ def _path(tree: Tree, series: Series, aside: set[Path], found: Adopted) -> Path 
     inside = {file.relative_to(tree.root) for file in file_list(tree.root / folder)}
     if folder.parts and inside - aside == set(series.files):
         return tree.root / folder
+    if options.links:
+        # By a digest: a second call finds the same folder, and it says nothing of the patient.
+        name = hashlib.sha256(series.text("SeriesInstanceUID").encode()).hexdigest()[:16]
+        path = options.links / name
+        found.links[path] = [tree.root / file for file in series.files]
+        return path
     found.left_out[
-        "series whose files lie among others (give each series a folder of its own)"
+        "series whose files lie among others or in no folder below the one named (give each a "
+        "folder of its own, or have folders of links made with --links)"
     ].append(f"{series.sequence} in {folder} ({len(series.files)} files)")
     return None
 
@@ -260,7 +282,7 @@ def _drawn(
         ]
         if len(left) > 1:
             raise UserError(
-                f"{images[name][0]} has {len(left)} labels of one kind: "
+                f"{tree.root / images[name][1].files[0]} has {len(left)} labels of one kind: "
                 f"{three([str(path) for path, _ in left])}; keep the one that counts."
             )
         if left:

@@ -22,7 +22,8 @@ class Options:
     ``site`` names every image's site. ``subject`` (its first group, or all it matches) and
     ``pattern`` (its named groups, of :data:`GROUPS`) are searched in an image's path relative to
     the folder. ``sequence`` and ``label`` choose among several images or labels of one scan.
-    ``key`` makes pseudonyms of patients' numbers.
+    ``key`` makes pseudonyms of patients' numbers. In ``links``, where given, DICOM series whose
+    files lie among others get folders of links to them.
     """
 
     site: str = ""
@@ -31,6 +32,7 @@ class Options:
     sequence: str = ""
     label: str = ""
     key: bytes = b""
+    links: Path | None = None
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class Options:
         sequence: str | None = None,
         label: str | None = None,
         key: bytes = b"",
+        links: Path | None = None,
     ) -> Options:
         """Check the texts of the command line; raise ``UserError`` for one that cannot be meant."""
         by_pattern = _expression("--pattern", pattern)
@@ -60,6 +63,7 @@ class Options:
             (sequence or "").strip(),
             (label or "").strip(),
             key,
+            links,
         )
 
 
@@ -77,6 +81,8 @@ class Row:
     """A row to be: the cells that the files themselves fill, empty where they say nothing.
 
     ``extra`` holds further columns, such as ``sequence``, ``modality``, ``field_T`` and ``kernel``.
+    ``lies_at`` is where the files lie, if ``image`` is a folder of links to them: patterns are
+    searched there.
     """
 
     image: Path
@@ -89,6 +95,7 @@ class Row:
     spacing_mm: str = ""
     label_values: str = ""
     extra: dict[str, str] = field(default_factory=dict)
+    lies_at: Path | None = None
 
 
 @dataclass
@@ -97,7 +104,8 @@ class Adopted:
 
     ``guesses`` and ``left_out`` map a reason, in words, to the names it holds for.
     ``whole`` says that the layout looked into every file, so that none is left to be named.
-    ``pseudonyms`` are those made with :attr:`Options.key`.
+    ``pseudonyms`` are those made with :attr:`Options.key`. ``links`` are folders to be made, each
+    with links to the files of one series.
     """
 
     layout: str
@@ -108,6 +116,7 @@ class Adopted:
     notes: list[str] = field(default_factory=list)
     whole: bool = False
     pseudonyms: set[str] = field(default_factory=set)
+    links: dict[Path, list[Path]] = field(default_factory=dict)
 
     @property
     def keyed(self) -> bool:

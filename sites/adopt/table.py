@@ -129,19 +129,20 @@ def _volumes(path: Path) -> int:
 def _apply(found: Adopted, tree: Tree, option: str, pattern: re.Pattern[str]) -> None:
     missed = []
     for row in found.rows:
-        match = pattern.search(tree.shown(row.image))
+        name = tree.shown(row.lies_at or row.image)
+        match = pattern.search(name)
         if match is None:
-            missed.append(tree.shown(row.image))
+            missed.append(name)
             continue
         said = (
             {"subject": match[1] if pattern.groups else match[0]}
             if option == "--subject"
-            else {name: match[name] for name in GROUPS if name in pattern.groupindex}
+            else {group: match[group] for group in GROUPS if group in pattern.groupindex}
         )
-        for name, value in said.items():
+        for column, value in said.items():
             if value and value.strip():
-                setattr(row, name, value.strip())
-                found.origin[name] = option
+                setattr(row, column, value.strip())
+                found.origin[column] = option
     if missed:
         raise UserError(
             f"{option} {pattern.pattern!r} matches nothing in {len(missed)} of "
@@ -156,7 +157,7 @@ def _insist(found: Adopted, tree: Tree) -> None:
         "site": "--site NAME for all, or --pattern REGEX with a group (?P<site>...)",
     }
     bare = {
-        name: [tree.shown(row.image) for row in found.rows if not getattr(row, name)]
+        name: [tree.shown(row.lies_at or row.image) for row in found.rows if not getattr(row, name)]
         for name in ways
     }
     asked = [name for name in ways if bare[name]]
@@ -202,6 +203,8 @@ def write(found: Adopted, out: Path, options: Options, *, force: bool = False) -
         handle = os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(options.key.hex() + "\n")
+    for links, files in found.links.items():
+        _link(links, files)
     folder = out.parent.resolve()
     extras = dict.fromkeys(name for row in found.rows for name in row.extra)
     filled = [
@@ -217,6 +220,23 @@ def write(found: Adopted, out: Path, options: Options, *, force: bool = False) -
     partial = out.with_name(f"{out.name}.part")
     partial.write_text(text.getvalue(), encoding="utf-8")
     partial.replace(out)
+
+
+def _link(folder: Path, files: Iterable[Path]) -> None:
+    """Make ``folder``, with relative links to ``files`` and to nothing that it linked to before."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            if old.is_symlink():
+                old.unlink()
+        for number, file in enumerate(files):
+            # Files of two folders may have one name.
+            (folder / f"{number:05d}_{file.name}").symlink_to(os.path.relpath(file, folder))
+    except OSError as error:
+        raise UserError(
+            f"no links can be made in {folder} ({error.strerror}); put the files of each series "
+            "into a folder of its own."
+        ) from None
 
 
 def check_out(out: Path, *, force: bool) -> None:

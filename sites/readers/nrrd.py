@@ -21,6 +21,8 @@ _SPACES = {
     **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1, 1)),
 }
 """Signs that take each named space to ours (right, front, up)."""
+_SEVERAL = re.compile(r"LIST(\s+\d+)?|.*%.*(\s+-?\d+){3,4}")
+"""Several files for the data: a list that ends the header, or a pattern and its numbers."""
 _SPATIAL = ("domain", "space", "none", "???")
 NO_SPACE = Remark(
     "space-unknown",
@@ -31,8 +33,14 @@ NO_SPACE = Remark(
 
 def data_file(path: Path, start: bytes) -> Path | None:
     """Where a detached header, whose first bytes are ``start``, says that its data lie."""
-    match = re.search(rb"(?im)^data ?file:[ \t]*(.+?)[ \t\r]*$", _cut(start)[0])
-    return path.parent / match[1].decode("utf-8", "replace") if match else None
+    name = _data_name(_cut(start)[0])
+    return path.parent / name if name and not _SEVERAL.fullmatch(name) else None
+
+
+def _data_name(head: bytes) -> str:
+    """What a header names for its data; empty where they follow it."""
+    match = re.search(rb"(?im)^data ?file:[ \t]*(.+?)[ \t\r]*$", head)
+    return match[1].decode("utf-8", "replace") if match else ""
 
 
 def _cut(data: bytes) -> tuple[bytes, int]:
@@ -46,17 +54,18 @@ def read_nrrd(path: Path, contents: Contents) -> Volume:
 
     data = contents[0][1]
     head, offset = _cut(data)
+    if _SEVERAL.fullmatch(name := _data_name(head)):
+        raise FileFault(
+            "several-files",
+            path,
+            f"keeps its data in several files ({name[:40]})",
+            "save it as one .nrrd file",
+        )
     try:
         header = nrrd.read_header(head.decode("utf-8", "replace").splitlines())
-        named = [header.pop(name) for name in ("data file", "datafile") if name in header]
-        if named and len(contents) < 2:
-            raise FileFault(
-                "several-files",
-                path,
-                f"keeps its data in several files ({str(named[0])[:40]})",
-                "save it as one .nrrd file",
-            )
-        body = contents[1][1] if named else data[offset:]
+        for key in ("data file", "datafile"):
+            header.pop(key, None)
+        body = contents[1][1] if name else data[offset:]
         array = nrrd.read_data(header, io.BytesIO(body))
     except (
         nrrd.NRRDError,
