@@ -877,6 +877,47 @@ def outlined(path: Path, series: str, frame: str) -> None:
     )
 
 
+def test_participants_are_found_without_their_prefix_and_missing_ones_are_told(
+    adopter: Adopter,
+) -> None:
+    """A site of participants.tsv must not give way to another source in silence."""
+    bids(adopter.root)
+    text(adopter.root / "T2w.json", {"InstitutionName": "Elsewhere"})
+    table = adopter.root / "participants.tsv"
+    text(table, table.read_text().replace("sub-", ""))
+    rows = adopter(sequence="T2w")
+    assert {row["subject"]: row["site"] for row in rows} == {"sub-01": "Ulm", "sub-02": "Graz"}
+    assert adopter.found.origin["site"] == "participants.tsv"
+    assert not adopter.found.notes
+    text(table, "participant_id\tsite\n01\tUlm\n")
+    rows = adopter(sequence="T2w")
+    assert {row["subject"]: row["site"] for row in rows} == {"sub-01": "Ulm", "sub-02": "Elsewhere"}
+    (note,) = adopter.found.notes
+    assert "lacks 1 of 2 subjects (sub-02)" in note
+    said = adopter.found.origin["site"]
+    assert said == "participants.tsv or InstitutionName in the sidecars"
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("image.nii.gz", "mask.nii.gz"),
+        ("img.nii.gz", "segmentation.nii.gz"),
+        ("images/image.nii.gz", "labels/image.nii.gz"),
+        ("images/image.nii.gz", "masks/mask.nii.gz"),
+    ],
+)
+def test_a_folder_may_be_all_that_an_image_and_its_label_share(
+    adopter: Adopter, image: str, label: str
+) -> None:
+    for person in ("p1", "p2"):
+        touch(adopter.root / person / image, adopter.root / person / label)
+    rows = adopter(site="x", subject="p.")
+    assert [(row["subject"], row["path"][4:], row["label_path"][4:]) for row in rows] == [
+        (person, f"{person}/{image}", f"{person}/{label}") for person in ("p1", "p2")
+    ]
+
+
 def test_series_that_share_a_folder_are_adopted_by_links(adopter: Adopter) -> None:
     """All of an archive in the folder that was named: each series has its own slices and label."""
     pixels = {}

@@ -15,7 +15,16 @@ from typing import Any
 
 from fedshift import UserError
 from fedshift.sites.adopt.files import IMAGES, Tree, ending, read_json, read_table, stem
-from fedshift.sites.adopt.found import Adopted, Layout, Options, Row, choose, one_of, values_text
+from fedshift.sites.adopt.found import (
+    Adopted,
+    Layout,
+    Options,
+    Row,
+    choose,
+    one_of,
+    three,
+    values_text,
+)
 
 MASKS = ("dseg", "mask", "seg", "lesion", "label")
 """Suffixes of label files; ``seg``, ``lesion`` and ``label`` also as a last entity (seg-manual)."""
@@ -129,9 +138,23 @@ def adopt(tree: Tree, options: Options) -> Adopted:
             },
         )
         found.rows.append(row)
-    by_table = any(one_of(person, SITES) for person in people.values())
+    subjects = {row.subject for row in found.rows}
+    strangers = sorted(subjects - set(people))
+    if people and strangers:
+        found.notes.append(
+            f"participants.tsv lacks {len(strangers)} of {len(subjects)} subjects "
+            f"({three(strangers)}); what it says of the others is not known of them."
+        )
+    told = {bool(one_of(people.get(subject, {}), SITES)) for subject in subjects}
     found.origin = {
-        "site": "participants.tsv" if by_table else "InstitutionName in the sidecars",
+        "site": " or ".join(
+            source
+            for by_table, source in (
+                (True, "participants.tsv"),
+                (False, "InstitutionName in the sidecars"),
+            )
+            if by_table in told
+        ),
         "subject": "sub- in the names",
         "session": "ses- in the names",
         "vendor": "Manufacturer in the sidecars, or participants.tsv",
@@ -245,7 +268,8 @@ def _participants(tree: Tree) -> dict[str, dict[str, str]]:
     if path not in tree.known:
         return {}
     rows = read_table(tree.root / path)
-    return {one_of(row, ("participant_id",)): row for row in rows}
+    # Tables often leave out the sub- that the standard asks for.
+    return {f"sub-{one_of(row, ('participant_id',)).removeprefix('sub-')}": row for row in rows}
 
 
 def _sidecars(tree: Tree, end: str) -> dict[Path, list[tuple[Path, Name]]]:

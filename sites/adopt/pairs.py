@@ -1,4 +1,5 @@
-"""Images and labels that share a name: ``images/ labels/``, or ``x.png`` and ``x_mask.png``."""
+"""Images and labels that share a name: ``images/ labels/``, ``x.png`` and ``x_mask.png``, or a
+folder's only ``image.nii.gz`` and ``mask.nii.gz``."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ OF_LABELS = (
     *("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg"),
     *("annotations", "annotation", "gt", "ground_truth", "groundtruth", "labelstr", "labelsts"),
 )
+# The name before may be missing: the folder is then what an image and its label share.
 _LABEL = re.compile(
-    r"(.+?)[-_. ](masks?|segmentation|segs?|gt|labels?|annotation|groundtruth)", re.I
+    r"(?:(.+?)[-_. ])?(masks?|segmentation|segs?|gt|labels?|annotation|groundtruth)", re.I
 )
-_IMAGE = re.compile(r"(.+?)[-_. ](image|img|im)", re.I)
+_IMAGE = re.compile(r"(?:(.+?)[-_. ])?(image|img|im)", re.I)
 _LAST = re.compile(r"(.+)[-_. ]([^-_. ]+)")
 
 Key = tuple[tuple[str, ...], str]
@@ -34,13 +36,13 @@ def _key(file: Path) -> tuple[Key, str]:
     name = stem(file)
     match = _LABEL.fullmatch(name)
     kind = kinds[-1] if kinds else match[2].lower() if match else ""
-    match = match if kind else _IMAGE.fullmatch(name)
+    match = match or _IMAGE.fullmatch(name) if kind else _IMAGE.fullmatch(name)
     where = tuple(
         part
         for part, low in zip(file.parts[:-1], folders, strict=True)
         if low not in OF_LABELS and low not in OF_IMAGES
     )
-    return (where, match[1] if match else name), kind
+    return (where, match[1] or "" if match else name), kind
 
 
 class Pairs:
