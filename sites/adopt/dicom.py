@@ -224,8 +224,8 @@ def _path(
         found.links[path] = [tree.root / file for file in series.files]
         return path
     found.left_out[
-        "series whose files lie among others or in no folder below the one named (give each a "
-        "folder of its own, or have folders of links made with --links)"
+        "series whose files lie among others, in several folders or in none below the one named "
+        "(give each a folder of its own, or have folders of links made with --links)"
     ].append(f"{series.sequence} in {folder} ({len(series.files)} files)")
     return None
 
