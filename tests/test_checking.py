@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -21,7 +22,10 @@ from fedshift import UserError
 from fedshift.cli.checking import examine, for_report, settle
 from fedshift.cli.config import load
 from fedshift.cli.grid import Grid, prepare
+from fedshift.cli.runs import task_settings
 from fedshift.cli.simulate import run
+from fedshift.client.memory import step_cost
+from fedshift.client.model import Model
 from fedshift.server.lock import alone_in
 from fedshift.sites import Finding
 from fedshift.sites.findings import CODES, grouped
@@ -403,3 +407,15 @@ def test_sites_plan_prints_what_a_run_would_set(
     by_hand = command("sites", "plan", *options(table, "data.size=48"))
     assert "by hand: data.size=48" in by_hand.out and "data.size=48: " not in by_hand.out
     assert command("sites", "plan").out.startswith("A phantom is drawn on the network's grid")
+
+
+def test_the_memory_of_a_step_does_not_hide_behind_what_was_read_before() -> None:
+    config = load([])
+    task = task_settings(config, ("label 1",))
+    held = np.ones(60_000_000)  # 480 MB, as a volume in the survey
+    del held
+    # The weights, their gradients and Adam's moments, of 32 bits each, are a part of it.
+    nets = Model(config["method"], task, torch.device("cpu"), seed=0).nets
+    count = sum(p.numel() for net in nets.values() for p in net.parameters())
+    cost = step_cost(config["method"], task, 1, 64)
+    assert 4 * 4 * count / 1e6 < cost.megabytes < 2000 and cost.seconds > 0
