@@ -119,7 +119,12 @@ def _read(
             modality=cell["modality"].upper(),
         )
         if cell["label_values"] and source.label_path:
-            label_values[source.label_path] = tidy(cell["label_values"])
+            meaning = tidy(cell["label_values"])
+            if label_values.setdefault(source.label_path, meaning) != meaning:
+                raise UserError(
+                    f"{where}: {cell['label_path']} has the label_values {meaning!r}, and in an "
+                    f"earlier row {label_values[source.label_path]!r}; write one of them in both."
+                )
         images.setdefault(site, []).append(source)
     if not images:
         reason = (

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
+_HYPHENS = str.maketrans("\u2010\u2011", "--")
 
 
 def spelling(text: str) -> str:
-    """``text`` composed (Unicode NFC), its no-break and other spaces plain, its ends stripped.
+    """``text`` composed (Unicode NFC), its spaces and hyphens plain, its ends stripped.
 
     Two texts of one spelling look the same on paper, so they are the same.
     """
-    composed = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    composed = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).translate(_HYPHENS)
     return "".join(" " if mark.isspace() else mark for mark in composed).strip()
 
 

@@ -151,6 +151,20 @@ def test_names_that_look_alike_are_one(write: Write) -> None:
     assert load_federation({"kind": "manifest"}, data, 0).sites[0].name == composed
 
 
+def test_hyphens_that_look_alike_are_one(write: Write) -> None:
+    written = ("St-Mary", "St\N{HYPHEN}Mary", "St\N{NON-BREAKING HYPHEN}Ma\N{SOFT HYPHEN}ry")
+    images = read(write(rows=[(f"{k}.png", "", name, f"0{k}") for k, name in enumerate(written)]))
+    assert list(images) == ["St-Mary"] and len(images["St-Mary"]) == 3
+
+
+def test_one_label_file_has_one_meaning(write: Write) -> None:
+    rows = [(f"{k}.png", "mask.png", "A", "p", "", text) for k, text in enumerate(("1=x", "1=y"))]
+    with pytest.raises(UserError, match=r"line 3: mask.png has the label_values '1=y', .* '1=x'"):
+        read(write(rows=rows, header=(*HEADER, "label_values")))
+    same = [(*row[:5], "1=x") for row in rows]
+    assert len(read(write(rows=same, header=(*HEADER, "label_values")))["A"]) == 2
+
+
 def test_a_name_with_two_spaces_can_be_asked_for_with_one(write: Write) -> None:
     path = write(rows=[(f"{k}.png", "", "St  Mary", f"0{k}") for k in range(2)])
     images = read(path)
