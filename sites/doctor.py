@@ -33,7 +33,7 @@ from fedshift.sites.plan import PLANES
 from fedshift.sites.settings import IGNORE, MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
 from fedshift.sites.survey import HOUNSFIELD_LOW, Facts, in_mm, survey
-from fedshift.sites.types import SPLITS, Federation, ImageSource, SiteSpec
+from fedshift.sites.types import IGNORED, SPLITS, Federation, ImageSource, SiteSpec
 
 SUBJECT_FLOOR, SITE_FLOOR = 0.5, 0.15
 """The smallest effect (see :mod:`.orientation`) that counts for a subject and for a whole site."""
@@ -53,6 +53,12 @@ class _Image:
     values: tuple[tuple[int, ...], ...] = ()
     """The label values of each structure in this file."""
     legend: Legend | None = None
+
+    @property
+    def ignores(self) -> bool:
+        """Whether its label holds pixels that are not to count."""
+        classes = self.legend.classes(self.facts.names) if self.legend is not None else {}
+        return any(classes.get(value) == IGNORED for value in self.facts.values or ())
 
     def finding(self, severity: Severity, code: str, problem: str, way_out: str) -> Finding:
         source = self.source
@@ -327,7 +333,11 @@ def _check_orientation(site: str, images: Sequence[_Image]) -> list[Finding]:
 
 def _misplaced(found: Sequence[tuple[_Image, BandSums]], floor: float) -> Finding | None:
     placement = reduce(BandSums.__add__, [sums for _, sums in found]).suspect(floor)
-    return _placed([image for image, _ in found], placement, "error") if placement else None
+    if placement is None:
+        return None
+    # What is ignored around a structure counts as its surroundings, and may look as it does.
+    ignored = any(image.ignores for image, _ in found)
+    return _placed([image for image, _ in found], placement, "warning" if ignored else "error")
 
 
 def _placed(images: Sequence[_Image], placement: Placement, severity: Severity) -> Finding:
@@ -466,7 +476,7 @@ def _check_values(images: Sequence[_Image], data: DataSettings) -> list[Finding]
         and not image.facts.names
         and image.facts.n_values <= MOST_STRUCTURES + 1
     ]
-    for rule in (_smoothed, _differ_by_site, _one_value_each, _lonely):
+    for rule in (_smoothed, _differ_by_site, _one_value_each, _lonely, _far_apart):
         if findings := rule(unnamed):
             return findings
     return []
@@ -478,10 +488,12 @@ def _held(image: _Image) -> frozenset[int]:
 
 
 def _ask(values: Iterable[int]) -> str:
-    told = ", ".join(map(str, sorted(values)[:4]))
+    every = sorted(values)
+    told = ", ".join(map(str, every[:4])) + (", ..." if len(every) > 4 else "")
     return (
         f"say what they mean: data.labels={{NAME: [{told}]}} where they are one structure, a name "
-        "each where they are several, with background: VALUE for what is none"
+        "each where they are several, with background: VALUE for what is none and ignore: VALUE "
+        "for what is not to count"
     )
 
 
@@ -551,6 +563,20 @@ def _lonely(images: Sequence[_Image]) -> list[Finding]:
     ]
 
 
+def _far_apart(images: Sequence[_Image]) -> list[Finding]:
+    """Values that number no structures, as of masks with few tones of grey at their edges."""
+    used = frozenset().union(*(_held(image) for image in images))
+    if len(used) < 2 or max(used) <= max(MOST_NAMED, 2 * len(used)):
+        return []
+    widest = max(images, key=lambda image: len(_held(image)))
+    problem = (
+        f"holds {listed(map(str, sorted(_held(widest))))}; values so far apart are the grey edge "
+        "of a smoothed mask, or a mark for what is to be ignored, as often as structures, and "
+        "nothing says what they mean"
+    )
+    return [widest.of_label("error", "label-values", problem, _ask(used))]
+
+
 def _check_structures(
     images: Sequence[_Image], structures: Sequence[str], data: DataSettings
 ) -> list[Finding]:
@@ -572,7 +598,8 @@ def _check_structures(
             "",
             "",
             f"no label file holds the structure {name!r}",
-            "take it out of data.labels, or mend its values",
+            f"take it out of {'data.labels' if data.labels else 'label_values, or of the files'}, "
+            "or mend its values",
         )
         for name in structures
         if volumes and not any(name in own for own in shown.values())
@@ -743,7 +770,7 @@ def _said_by_row(data: DataSettings) -> set[str]:
 
 
 def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[Finding]:
-    """One person at two sites, one picture in two rows."""
+    """One person at two sites, one picture in two rows, one label for two people."""
     findings = []
     home: dict[str, str] = {}
     for site in federation.sites:
@@ -775,6 +802,24 @@ def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[
                     f"shows pixel for pixel what {twin.source.path} shows (site {twin.site}, "
                     f"subject {twin.source.subject})",
                     "keep one of the two rows",
+                )
+            )
+    owner: dict[str, _Image] = {}
+    for image in images:
+        # One blank mask may serve all healthy people.
+        if not image.facts.has_labels:
+            continue
+        other_image = owner.setdefault(image.source.label_path, image)
+        alike = other_image.facts.pixels == image.facts.pixels  # Told above.
+        if _whose(other_image) != _whose(image) and not alike:
+            findings.append(
+                image.of_label(
+                    "error",
+                    "label-twice",
+                    f"is the label of {image.source.path} (subject {image.source.subject}) and of "
+                    f"{other_image.source.path} (subject {other_image.source.subject}, site "
+                    f"{other_image.site})",
+                    "mend label_path in one of the two rows",
                 )
             )
     by_site: dict[str, list[_Image]] = defaultdict(list)

@@ -61,7 +61,9 @@ CODES = {
     "label-outside": "a part of the label lies outside its image",
     "label-shape": "the label's shape is not its image's",
     "label-turned": "the label fits its image far better when it is turned or flipped",
-    "label-values": "nothing says what the values of the label files mean, and they differ",
+    "label-twice": "one label file is listed for two subjects",
+    "label-values": "nothing says what the values of the label files mean, and they can mean two "
+    "things",
     "label-without-place": "the label says nothing of its place and is taken to lie as its image",
     "localizers": "localizers beside the series were left out",
     "lossy-label": "the label's compression keeps values only nearly",

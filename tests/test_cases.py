@@ -174,6 +174,44 @@ def test_masks_of_1_and_of_255_are_asked_about(tmp_path: Path) -> None:
             np.testing.assert_array_equal(case.reference[0] == 1, disc(column=12 + k))
 
 
+@pytest.mark.parametrize("tones", [(254, 255), (64, 128, 191, 255), (1, 255)])
+def test_tones_that_all_sites_share_are_no_structures_in_silence(
+    tmp_path: Path, tones: tuple[int, ...]
+) -> None:
+    """The edges of a mask that was drawn smaller, or a rim to be ignored, at every site alike."""
+    hospital = Hospital(tmp_path, "path label_path site subject spacing_mm")
+    for name in "abc":
+        for k in SUBJECTS:
+            mask = np.zeros(SHAPE, np.uint8)
+            for inwards, tone in enumerate(tones):
+                mask[disc(column=12 + k, radius=8.0 - inwards)] = tone
+            image = texture(10 * ord(name) + k, SHAPE) + 60 * (mask > 0)
+            hospital.png(f"{name}{k}", image, mask, "1")
+    (finding,) = hospital.checked().stopping
+    assert finding.code == "label-values" and finding.file.endswith("_mask.png")
+    assert f"data.labels={{NAME: [{', '.join(map(str, tones))}]}}" in finding.way_out
+    meant = {"lesion": tones[-1], "ignore": list(tones[:-1])}
+    settled = hospital.checked(f"data.labels={meant}".replace("'", ""))
+    assert not settled.stopping
+    for site in opened(settled).values():
+        for case, k in zip(cases(site), SUBJECTS, strict=True):
+            inner = disc(column=12 + k, radius=8.0 - len(tones) + 1)
+            np.testing.assert_array_equal(case.reference[0] == 1, inner)
+
+
+def test_values_that_number_structures_are_not_asked_about(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path, "path label_path site subject spacing_mm")
+    for site in "abc":
+        for k in SUBJECTS:
+            mask = np.zeros(SHAPE, np.uint8)
+            for value, radius in ((1, 8.0), (2, 6.0), (4, 4.0)):
+                mask[disc(column=12 + k, radius=radius)] = value
+            image = texture(10 * ord(site) + k, SHAPE) + 20 * mask
+            hospital.png(f"{site}{k}", image, mask, "1")
+    found = hospital.checked()
+    assert not found.stopping and found.federation.structures == ("label 1", "label 2", "label 4")
+
+
 @pytest.mark.parametrize(
     ("written", "mm"), [("1,5", 1.5), ("0,75x0,75", 0.75), ("0,5", 0.5), ("1.5", 1.5)]
 )

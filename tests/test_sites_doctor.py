@@ -107,6 +107,21 @@ def test_a_turned_label_is_found_for_a_subject_and_for_a_site(planter: Planter, 
     assert turn in finding.problem and "2 more" in finding.problem
 
 
+def test_a_structure_in_pixels_to_ignore_stops_no_run(planter: Planter) -> None:
+    """Its rim looks as it does, so its outline has no contrast; a bright spot elsewhere has."""
+    for name in planter.rows:
+        rng = np.random.default_rng(100 * ord(name[0]) + int(name[1]))
+        label = np.zeros((32, 32, 4), np.uint8)
+        label[3:17, 6:22] = 3
+        label[7:13, 10:18] = 1
+        image = rng.normal(20, 2, label.shape) + 12 * (label > 0) + 12 * (label == 1)[::-1]
+        planter.write(name, image.astype(np.float32), label)
+    for meaning, severity in (("background", "error"), ("ignore", "warning")):
+        found = planter.check(labels={"outer": 1, meaning: 3})
+        turned = {finding.severity for finding in found if finding.code == "label-turned"}
+        assert turned == {severity}
+
+
 def test_one_turned_image_among_many_of_its_subject_is_found(planter: Planter) -> None:
     for k in range(3, 12):
         name = f"A{k}"
@@ -227,6 +242,25 @@ def test_duplicate_subjects_and_images_are_found(planter: Planter) -> None:
     planter.write("C2", image, label)
     planter.rows["C2"]["subject"] = "C1"
     assert only(planter.check(), "C2.nii.gz", "pixel for pixel").severity == "warning"
+
+
+def test_one_label_in_the_rows_of_two_subjects_is_found(planter: Planter) -> None:
+    planter.rows["A1"]["label_path"] = planter.rows["A0"]["label_path"]
+    (finding,) = planter.check()
+    assert (finding.severity, finding.code, finding.site) == ("error", "label-twice", "A")
+    assert finding.file.endswith("A0_mask.nii.gz")
+    assert "A1.nii.gz (subject A1)" in finding.problem and "(subject A0," in finding.problem
+    # Two images of one subject may have one label, and all healthy people one blank mask.
+    planter.rows["A1"]["subject"] = "A0"
+    assert planter.check() == []
+    planter.rows["A1"]["subject"] = "A1"
+    for name in ("A0", "B0"):
+        image, label = scan(ord(name[0]))
+        planter.write(name, image, np.zeros_like(label))
+    for name in ("A1", "A2"):
+        planter.rows[name]["label_path"] = planter.rows["A0"]["label_path"]
+    found = planter.check(empty_masks="negative")
+    assert "label-twice" not in {finding.code for finding in found}
 
 
 def test_labels_that_the_grid_cuts_off_are_found(planter: Planter) -> None:
