@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -930,6 +931,17 @@ def test_series_that_share_a_folder_are_adopted_by_links(adopter: Adopter) -> No
         outlined(adopter.root / f"RS{k}.dcm", series, frame)
     (adopter.root / "aside").rmdir()
     assert "--links" in adopter.refused()
+    # A label goes unused with its series, and not unsaid.
+    scanned(adopter.root / "other", "x", "B30f")
+    for file in (adopter.root / "other").iterdir():
+        data = pydicom.dcmread(file)
+        data.SeriesDescription = "Other"
+        data.save_as(file)
+    adopter.links = adopter.root.parent / "links"
+    adopter(sequence="Other")
+    left = adopter.left_out()["labels of series that are not here or not taken"]
+    assert left == ["RS0.dcm", "RS1.dcm", "RS2.dcm"]
+    shutil.rmtree(adopter.root / "other")
     adopter.links = links = adopter.root / "MANIFEST_series"  # in the folder itself, as the table
     adopter.out = adopter.root / "MANIFEST.tsv"
     for _ in range(2):  # a second call passes over the links of the first

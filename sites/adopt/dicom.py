@@ -145,15 +145,18 @@ def adopt(tree: Tree, options: Options) -> Adopted:
             # A folder of links to it is not made.
             shown = series.files[0] if path in found.links else path.relative_to(tree.root)
             found.left_out["series of other sequences"].append(str(shown))
+            if name in drawn:
+                label = str(drawn[name][0].relative_to(tree.root))
+                found.left_out["labels of series that are not here or not taken"].append(label)
             continue
-        label, values = drawn.get(name, (None, ""))
+        drawing, values = drawn.get(name, (None, ""))
         patient = series.patient
         subject = pseudonym(options.key, patient) if patient else ""
         found.pseudonyms.add(subject)
         found.rows.append(
             Row(
                 path,
-                label,
+                drawing,
                 subject=subject,
                 session=sessions[name] if patient else "",
                 site=series.text("InstitutionName"),
