@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedshift import UserError
 from fedshift.protocol.settings import suggest
+from fedshift.sites.settings import AUTO
 
 Config = dict[str, Any]
 
@@ -50,6 +51,45 @@ def load(overrides: Sequence[str]) -> Config:
     if config["data"]["planned"]:
         raise UserError("data.planned is written by a run, never by hand; leave it out")
     return {str(key): value for key, value in config.items()}
+
+
+def shipped(config: Config) -> Config:
+    """What this fedshift sets where nobody says otherwise, in the groups that ``config`` chose."""
+    chosen = {group: str(config[group].get("name")) for group in _groups() & config.keys()}
+    return load([f"{group}={name}" for group, name in chosen.items() if name in choices(group)])
+
+
+def as_made(config: Config, earlier: Config) -> Config:
+    """``config`` for going on with what another fedshift made with the config ``earlier``: the
+    run's own values where nobody says otherwise, as defaults may have changed; what it planned
+    stays to be planned."""
+    kept = _as_made(config, earlier, shipped(config))
+    planned = {"planned", *earlier["data"].get("planned", {})}
+    data = {
+        key: config["data"][key] if key in planned else kept["data"][key] for key in kept["data"]
+    }
+    return {**kept, "data": data, **{key: config[key] for key in ("engine", "out", "resume")}}
+
+
+def _as_made(now: Any, then: Any, default: Any) -> Any:
+    if not all(isinstance(node, dict) for node in (now, then, default)):
+        return then if now == default else now
+    shared = now.keys() & then.keys() & default.keys()
+    return {k: _as_made(v, then[k], default[k]) if k in shared else v for k, v in now.items()}
+
+
+def completed(earlier: Config, config: Config) -> Config:
+    """The config ``earlier`` of another fedshift as that of a run like ``config``: with defaults
+    for the keys that were not known then, and with what was chosen image by image as planned."""
+    filled: Config = _filled(earlier, shipped(config))
+    open_then = {key for key, value in earlier["data"].items() if value == AUTO}
+    return {**filled, "data": filled["data"] | {key: config["data"][key] for key in open_then}}
+
+
+def _filled(node: Any, default: Any) -> Any:
+    if not isinstance(node, dict) or not isinstance(default, dict):
+        return node
+    return default | {key: _filled(value, default.get(key)) for key, value in node.items()}
 
 
 def _groups() -> set[str]:

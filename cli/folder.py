@@ -9,7 +9,7 @@ from typing import Any
 
 from fedshift import UserError, strategies
 from fedshift.cli import provenance
-from fedshift.cli.config import Config
+from fedshift.cli.config import Config, completed
 from fedshift.cli.runs import read_config
 from fedshift.client import methods
 from fedshift.protocol.storage import write_yaml
@@ -54,10 +54,12 @@ def open_folder(out: Path, config: Config, say: Callable[[str], None]) -> int:
             f"{out} already holds a run; add resume=true to go on with it or choose another out=DIR"
         )
     earlier = read_config(stored)
+    others = provenance.differing(out)
+    if others:
+        earlier = completed(earlier, config)
     longer = _is_longer(out, earlier, config)
     finished = (out / "cross_site.csv").exists() and not longer
     forced = config["resume"] == "force"
-    others = provenance.differing(out)
     if others and not forced and not finished:
         raise UserError(
             f"{out} holds a run that may not go on to the same numbers here: {others}; add "

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli import examples
+from fedshift.cli import examples, provenance
 from fedshift.cli.checking import for_report, settle
-from fedshift.cli.config import Config, load
+from fedshift.cli.config import Config, as_made, load
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import run_engine
 from fedshift.cli.folder import open_folder
@@ -63,6 +63,8 @@ def run(
     if not checked:
         stored = out / "config.yaml"
         earlier = read_config(stored) if config["resume"] and stored.exists() else None
+        if earlier is not None and provenance.differing(out):
+            config = as_made(config, earlier)
         config = settle(config, console, earlier)
     if config["protocol"] == "together":
         run_folder(out, config, console, watch=watch, drawn=drawn)

@@ -36,15 +36,16 @@ class SiteCard:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> SiteCard:
-        """Undo :meth:`to_json`."""
+        """Undo :meth:`to_json`, also of an older fedshift, whose labels told of all structures."""
+        of_all = dict.fromkeys(fields["structures"], fields["splits"]["train"]["labelled"])
         return cls(
             name=fields["name"],
             role=fields["role"],
             vendors=tuple(fields["vendors"]),
             structures=tuple(fields["structures"]),
             labelled=tuple(fields["labelled"]),
-            teaches=fields["teaches"],
-            complete=fields["complete"],
+            teaches=fields.get("teaches", of_all),
+            complete=fields.get("complete", True),
             splits=fields["splits"],
             spacing_mm=tuple(tuple(spacing) for spacing in fields["spacing_mm"]),
             size=tuple(fields["size"]),

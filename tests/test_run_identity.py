@@ -15,6 +15,8 @@ import pytest
 
 import fedshift
 from fedshift.cli import provenance
+from fedshift.protocol.storage import read_yaml, write_yaml
+from fedshift.server import checkpoint
 
 Command = Callable[..., Any]
 
@@ -189,3 +191,50 @@ def test_a_comparison_keeps_finished_cells_and_names_what_it_cannot_go_on_with(
     assert "1 cell failed" in told
     assert "remove its folder" in told
     assert (cells[0] / "cases.csv").stat() == before
+
+
+def as_of_an_older_fedshift(run: Path) -> None:
+    """As before there were ``run.json``, plans, partial labels and pairs to choose."""
+    (run / "run.json").unlink()
+    config = read_yaml(run / "config.yaml")
+    for key in ("planned", "window", "accept", "empty_masks", "annotates"):
+        del config["data"][key]
+    del config["shift"], config["policy"]["hash_key"]
+    config["policy"]["release"].remove("data summary")
+    config["data"]["size"] = 128
+    write_yaml(run / "config.yaml", config)
+    for path in (run / "checkpoints").glob("round_*.json"):
+        described = json.loads(path.read_text()) | {"run": checkpoint.fingerprint(config)}
+        path.write_text(json.dumps(described))
+    cards = json.loads((run / "checkpoints" / "sites.json").read_text())
+    for card in cards:
+        del card["teaches"], card["complete"]
+    (run / "checkpoints" / "sites.json").write_text(json.dumps(cards))
+
+
+def test_a_run_of_before_the_newer_settings_goes_on_and_is_scored(
+    command: Command, tiny: tuple[str, ...], half_done: Path, reference: Path
+) -> None:
+    as_of_an_older_fedshift(half_done)
+    stopped = command("simulate", *tiny, f"out={half_done}", "resume=true")
+    assert stopped.code == 2
+    assert "there is no run.json" in stopped.err
+    assert "resume=force" in stopped.err
+    other = command("simulate", *tiny, f"out={half_done}", "resume=force", "local_steps=3")
+    assert other.code == 2
+    assert "another config (local_steps)" in other.err
+    assert command("simulate", *tiny, f"out={half_done}", "resume=force").code == 0
+    assert (half_done / "cases.csv").read_bytes() == (reference / "cases.csv").read_bytes()
+
+
+def test_a_finished_run_of_before_the_newer_settings_is_scored_again(
+    command: Command, tiny: tuple[str, ...], finished: Path, reference: Path
+) -> None:
+    as_of_an_older_fedshift(finished)
+    outcome = command("evaluate", str(finished), "--name", "again")
+    assert outcome.code == 0, outcome.err
+    again = (finished / "evaluations" / "again" / "cross_site.csv").read_bytes()
+    assert again == (reference / "cross_site.csv").read_bytes()
+    outcome = command("simulate", *tiny, f"out={finished}", "resume=true")
+    assert outcome.code == 0, outcome.err
+    assert "stands as it was made: there is no run.json" in " ".join(outcome.out.split())
