@@ -17,7 +17,7 @@ from fedshift.cli.runs import StoredRun, open_federation, stored_run
 from fedshift.cli.settings import EngineSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
-from fedshift.protocol.storage import write_yaml
+from fedshift.protocol.storage import folder_name, write_yaml
 from fedshift.server import report, tables
 from fedshift.server.cross_site import score
 from fedshift.server.rounds import Sites, find
@@ -32,11 +32,15 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
     Raises :class:`UserError` when the run is not finished or shares no structure with the data.
     """
     console = PlainConsole()
+    if name is not None and name != folder_name(name):
+        raise UserError(
+            f"--name {name!r} is no name of one folder; use letters, digits, dots and dashes"
+        )
     with stored_run(run) as stored:
         seed = stored.config["seed"]
         federation, data, config = _data(stored, overrides, manifest, console)
         engine = EngineSettings.from_config(stored.config)
-        folder = run / "evaluations" / (name or federation.name)
+        folder = run / "evaluations" / (federation.name if name is None else name)
         with tempfile.TemporaryDirectory() as scratch:
             sites = LocalSites(
                 federation=federation,

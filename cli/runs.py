@@ -37,8 +37,8 @@ class StoredRun:
 
 
 _NEEDED = {
-    "federation": {"kind"},
-    "data": {"cache"},
+    "federation": {"kind", "name"},
+    "data": {"cache", "split"},
     "task": {"name"},
     "method": {"name"},
     "strategy": {"name"},
@@ -58,12 +58,16 @@ def read_config(path: Path) -> Config:
                 f"{path} is not the whole configuration of a run ({group} is missing or cut "
                 "short); name the folder of a run, or restore that file from a copy"
             )
-    for key in ("seed", "rounds", "protocol", "validate_every", "budget"):
+    for key in ("seed", "rounds", "protocol", "validate_every", "budget", "baselines"):
         if key not in config:
             raise UserError(
                 f"{path} is not the whole configuration of a run ({key} is missing); name the "
                 "folder of a run, or restore that file from a copy"
             )
+    try:
+        RunSettings.from_config(config)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}; restore it from a copy") from error
     return config
 
 

@@ -172,6 +172,9 @@ def test_evaluating_the_runs_own_data_gives_its_test_rows(
     command: Command, finished: Path, contents: Callable[..., dict[str, Any]]
 ) -> None:
     before = contents(finished)
+    outside = command("evaluate", str(finished), "--name", "../../again")
+    assert outside.code == 2
+    assert "no name of one folder" in outside.err
     outcome = command("evaluate", str(finished), "--name", "again")
     assert outcome.code == 0, outcome.err
     folder = finished / "evaluations" / "again"
