@@ -329,7 +329,7 @@ class MethodCard:
             fields["participation"],
             tuple(fields["stages"]),
             fields["segmenting"],
-            fields["complete_labels"],
+            fields.get("complete_labels", False),  # An older run had complete ones.
         )
 
 

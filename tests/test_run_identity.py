@@ -206,6 +206,9 @@ def as_of_an_older_fedshift(run: Path) -> None:
     for path in (run / "checkpoints").glob("round_*.json"):
         described = json.loads(path.read_text()) | {"run": checkpoint.fingerprint(config)}
         path.write_text(json.dumps(described))
+    method = json.loads((run / "checkpoints" / "method.json").read_text())
+    del method["complete_labels"]
+    (run / "checkpoints" / "method.json").write_text(json.dumps(method))
     cards = json.loads((run / "checkpoints" / "sites.json").read_text())
     for card in cards:
         del card["teaches"], card["complete"]
