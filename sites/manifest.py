@@ -277,8 +277,8 @@ def _lengths(text: str, where: str) -> list[str]:
     """Cut a spacing into its numbers, written with decimal points."""
     if "," not in text:
         return _MARK.split(text)
-    if "." in text:
-        # Points are the decimals here, so the commas are not.
+    if "." in text and not re.fullmatch(r"[1-9]\d{0,2}(\.\d{3})+,\d+", text):
+        # Points are the decimals here, so the commas are not; but 1.000,5 may be a thousand.
         return re.split(r"\s*,\s*", text)
     listed = re.split(r", +", text)
     if len(listed) > 1:
@@ -289,7 +289,11 @@ def _lengths(text: str, where: str) -> list[str]:
     else:
         parts = _MARK.split(text)
         # Two equal whole numbers, 1,1, are as likely two lengths.
-        plain = not re.fullmatch(r"(\d+),\1", text) and all(part.count(",") < 2 for part in parts)
+        plain = (
+            "." not in text
+            and not re.fullmatch(r"(\d+),\1", text)
+            and all(part.count(",") < 2 for part in parts)
+        )
     if not plain:
         raise UserError(
             f"{where}: the commas of the spacing {text!r} can be decimal or stand between lengths; "

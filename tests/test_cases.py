@@ -10,13 +10,13 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from test_sites_dicom import UPRIGHT, along, enhanced, placed, stored
 
 from fedshift import UserError
 from fedshift.cli.checking import Checked, examine
 from fedshift.cli.config import load
 from fedshift.sites import open_site
 from fedshift.sites.types import SiteData
-from fedshift.tests.test_sites_dicom import UPRIGHT, along, enhanced, placed, stored
 
 SHAPE = (32, 28)
 SUBJECTS = range(4)

@@ -130,7 +130,7 @@ def test_every_code_has_a_meaning_and_every_meaning_a_code() -> None:
 
 
 def test_the_documents_list_the_codes_with_their_meanings() -> None:
-    text = (Path(fedshift.__file__).parent / "docs" / "sites.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs" / "sites.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", text, re.M))
     assert {code: rows.get(code) for code in CODES} == CODES
 

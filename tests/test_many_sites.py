@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from test_report import Page, shown, write_run
 
 from fedshift.protocol import statistics as names
 from fedshift.server import shift, tables
@@ -22,7 +23,6 @@ from fedshift.server.pairs import FEW_SITES, NEAREST, RINGS, choose
 from fedshift.server.report import build, figures
 from fedshift.server.report.run import read_run
 from fedshift.server.tables import rank_correlation
-from fedshift.tests.test_report import Page, shown, write_run
 
 
 def sent_by(count: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:

@@ -11,13 +11,13 @@ import nrrd
 import numpy as np
 import pytest
 from pydicom.uid import generate_uid
+from test_sites_dicom_labels import Scan, box, hand_made_seg, rtstruct, upright
 
 from fedshift import UserError
 from fedshift.server.tables import read_cross_site
 from fedshift.sites import DataSettings, Finding, check, load_federation, open_site
 from fedshift.sites.findings import CODES
 from fedshift.sites.types import Federation, SiteData
-from fedshift.tests.test_sites_dicom_labels import Scan, box, hand_made_seg, rtstruct, upright
 
 SIZE, SLICES = 24, 2
 AFFINE = np.diag([1.0, 1.0, 4.0, 1.0])
