@@ -32,7 +32,7 @@ from fedshift.sites.orientation import NAMES, BandSums, Placement, odd_ones_out
 from fedshift.sites.plan import PLANES
 from fedshift.sites.settings import IGNORE, MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
-from fedshift.sites.survey import HOUNSFIELD_LOW, Facts, in_mm, survey
+from fedshift.sites.survey import HOUNSFIELD_LOW, OTHER, Facts, in_mm, survey
 from fedshift.sites.types import IGNORED, SPLITS, Federation, ImageSource, SiteSpec
 
 SUBJECT_FLOOR, SITE_FLOOR = 0.5, 0.15
@@ -95,6 +95,7 @@ def check(
     findings += _check_planes(images, data)
     findings += _check_spacings(images, data)
     findings += _check_hounsfield(images, data)
+    findings += _check_modalities(images)
     unsaid = _check_values(images, data)
     findings += unsaid
     if not unsaid:  # Else the structures are not known yet.
@@ -441,6 +442,24 @@ def _check_spacings(images: Sequence[_Image], data: DataSettings) -> list[Findin
             for image in unknown
         ]
     return findings
+
+
+def _check_modalities(images: Sequence[_Image]) -> Iterable[Finding]:
+    """Sites that hold more than one known modality."""
+    held: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        held[image.site] |= {image.facts.modality} - {"", OTHER}
+    for site, modalities in held.items():
+        if len(modalities) > 1:
+            yield Finding(
+                "warning",
+                "modalities-mixed",
+                site,
+                "",
+                f"its images are {listed(sorted(modalities))}, and one network takes all for the "
+                "same kind of image",
+                "keep the rows of one, or make them sites with data.site_column",
+            )
 
 
 def _check_hounsfield(images: Sequence[_Image], data: DataSettings) -> Iterable[Finding]:

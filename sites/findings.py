@@ -73,6 +73,7 @@ CODES = {
     "name-twice": "a label file gives one name to two structures",
     "names-alike": "labels have names that are nearly alike and count as different",
     "names-differ": "label files give one value names that differ",
+    "modalities-mixed": "the site's images are of several modalities",
     "near-duplicate": "two images look alike",
     "needs-highdicom": "a DICOM segmentation needs highdicom, which is not installed",
     "no-contours": "it holds no closed contour",

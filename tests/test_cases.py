@@ -298,3 +298,22 @@ def test_objects_counted_one_by_one_are_one_structure_if_asked(tmp_path: Path) -
                 assert set(np.unique(case.reference)) == {0, 1}
     short = hospital.checked("data.labels={nucleus: 1-20}")
     assert codes(short) == ["too-many-values"]
+
+
+def test_modalities_are_named_and_not_held_against_each_other(tmp_path: Path) -> None:
+    """PET is coarse by nature; words name a modality."""
+    hospital = Hospital(tmp_path)
+    hospital.lines[0] += "\tmodality"
+    words = {"MR": "T2*-weighted MRI", "CT": "CT SOFT (HU)", "PT": "FDG-PET, on the grid of the CT"}
+    for site in "ab":
+        for k, code in enumerate(words if site == "a" else ["MR"] * 3):
+            mask = np.stack([disc()] * 4, -1)
+            low = -500 if code == "CT" else 0
+            image = (texture(10 * ord(site) + k, mask.shape) + 60 * mask + low).astype(np.float32)
+            mm = 6.0 if code == "PT" else 1.0
+            affine = np.diag([mm, mm, 9, 1])
+            hospital.nifti(f"{site}{k}", image, mask.astype(np.uint8), affine)
+            hospital.lines[-1] += f"\t{words[code]}"
+    (finding,) = hospital.checked("data.labels={x: 1}").findings
+    assert (finding.code, finding.severity, finding.site) == ("modalities-mixed", "warning", "a")
+    assert "CT, MR and PT" in finding.problem
