@@ -829,18 +829,20 @@ def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[
         if not image.facts.has_labels:
             continue
         other_image = owner.setdefault(image.source.label_path, image)
-        alike = other_image.facts.pixels == image.facts.pixels  # Told above.
-        if _whose(other_image) != _whose(image) and not alike:
-            findings.append(
-                image.of_label(
-                    "error",
-                    "label-twice",
-                    f"is the label of {image.source.path} (subject {image.source.subject}) and of "
-                    f"{other_image.source.path} (subject {other_image.source.subject}, site "
-                    f"{other_image.site})",
-                    "mend label_path in one of the two rows",
-                )
+        same = other_image.facts.pixels == image.facts.pixels  # Told above.
+        if _whose(other_image) != _whose(image) and not same:
+            problem = (
+                f"is the label of {image.source.path} (subject {image.source.subject}) and of "
+                f"{other_image.source.path} (subject {other_image.source.subject}, site "
+                f"{other_image.site})"
             )
+            if _alike(image.facts, other_image.facts):  # As one scan reconstructed twice.
+                problem += ", which look alike: one person may train one site and test another"
+                way_out = "nothing is needed if one scan is meant to be at both, else keep one row"
+                findings.append(image.of_label("warning", "label-twice", problem, way_out))
+                continue
+            way_out = "mend label_path in one of the two rows"
+            findings.append(image.of_label("error", "label-twice", problem, way_out))
     by_site: dict[str, list[_Image]] = defaultdict(list)
     for image in images:
         by_site[image.site].append(image)
@@ -859,6 +861,13 @@ def _check_duplicates(federation: Federation, images: Sequence[_Image]) -> list[
 
 def _whose(image: _Image) -> tuple[str, str]:
     return image.site, image.source.subject
+
+
+def _alike(one: Facts, other: Facts) -> bool:
+    """Whether two pictures look alike, whatever is equal in them."""
+    if not (one.picture and other.picture):
+        return False
+    return (int(one.picture, 16) ^ int(other.picture, 16)).bit_count() <= NEAR
 
 
 def _look_alikes(images: Sequence[_Image]) -> Iterable[tuple[_Image, _Image]]:

@@ -250,6 +250,16 @@ def test_one_label_in_the_rows_of_two_subjects_is_found(planter: Planter) -> Non
     assert (finding.severity, finding.code, finding.site) == ("error", "label-twice", "A")
     assert finding.file.endswith("A0_mask.nii.gz")
     assert "A1.nii.gz (subject A1)" in finding.problem and "(subject A0," in finding.problem
+    # One scan reconstructed twice shows the same, though not pixel for pixel.
+    image, label = scan(0)
+    first = planter.rows["A0"]["label_path"]
+    planter.write("A1", image * 1.5 + 7, label)
+    planter.rows["A1"]["label_path"] = first
+    found = [finding for finding in planter.check() if finding.code == "label-twice"]
+    assert [finding.severity for finding in found] == ["warning"]
+    assert "look alike" in found[0].problem
+    planter.write("A1", *scan(1))
+    planter.rows["A1"]["label_path"] = first
     # Two images of one subject may have one label, and all healthy people one blank mask.
     planter.rows["A1"]["subject"] = "A0"
     assert planter.check() == []
