@@ -22,7 +22,7 @@ from PIL import Image
 
 from fedshift.cli.checking import examine
 from fedshift.cli.config import load
-from fedshift.cli.runs import open_federation
+from fedshift.cli.federation import open_federation
 from fedshift.sites import open_site
 
 TURNS = 3

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedshift import UserError
 from fedshift.cli.config import Config
-from fedshift.cli.runs import open_federation
+from fedshift.cli.federation import open_federation
 from fedshift.client import planning
 from fedshift.client.policy import Policy
 from fedshift.protocol.words import count

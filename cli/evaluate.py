@@ -12,8 +12,9 @@ from fedshift.cli.checking import settle
 from fedshift.cli.config import Config, load
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import inline_grid
+from fedshift.cli.federation import open_federation
 from fedshift.cli.progress import Screen
-from fedshift.cli.runs import StoredRun, open_federation, stored_run
+from fedshift.cli.runs import StoredRun, stored_run
 from fedshift.cli.settings import EngineSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites

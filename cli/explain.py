@@ -12,7 +12,7 @@ from rich.text import Text
 from fedshift import UserError, strategies
 from fedshift.cli.config import choices, load
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.runs import open_federation, task_settings
+from fedshift.cli.federation import open_federation, task_settings
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
 from fedshift.protocol.words import count, some

@@ -18,7 +18,8 @@ from rich.console import Console
 from fedshift import UserError
 from fedshift.cli.checking import settle
 from fedshift.cli.config import Config, choices, load
-from fedshift.cli.runs import build_plan, open_federation
+from fedshift.cli.federation import open_federation
+from fedshift.cli.runs import build_plan
 from fedshift.cli.settings import EngineSettings, RunSettings, as_folder
 from fedshift.cli.simulate import folds
 from fedshift.client import methods

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedshift import UserError, strategies
 from fedshift.cli import provenance
 from fedshift.cli.config import Config
-from fedshift.cli.settings import EngineSettings, RunSettings, TaskSettings
+from fedshift.cli.federation import task_settings
+from fedshift.cli.settings import EngineSettings, RunSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.cards import SiteCard
@@ -21,7 +21,7 @@ from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
 from fedshift.server.rounds import Budget, RunPlan, meet, prepare, read_cards, read_rounds
-from fedshift.sites import DataSettings, load_federation
+from fedshift.sites import DataSettings
 from fedshift.sites.types import Federation, SiteSpec
 from fedshift.strategies.clock import Clock
 
@@ -69,23 +69,6 @@ def read_config(path: Path) -> Config:
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}; restore it from a copy") from error
     return config
-
-
-def open_federation(config: Config) -> tuple[Federation, DataSettings]:
-    """List the sites that ``config`` describes, those left out of this fold as unseen ones."""
-    data = DataSettings.from_config(config["data"])
-    federation = load_federation(config["federation"], data, config["seed"])
-    sites = tuple(
-        replace(site, role="unseen") if site.name in config.get("left_out", ()) else site
-        for site in federation.sites
-    )
-    return replace(federation, sites=sites), data
-
-
-def task_settings(config: Config, structures: tuple[str, ...]) -> dict[str, Any]:
-    """What a method is told of the task: the config node, and the federation's structures."""
-    task = TaskSettings.from_config(config)
-    return {"tolerance_mm": task.tolerance_mm, "structures": list(structures)}
 
 
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:

@@ -17,9 +17,10 @@ from fedshift.cli.checking import for_report, settle
 from fedshift.cli.config import Config, as_made, load
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.engine import run_engine
+from fedshift.cli.federation import open_federation
 from fedshift.cli.folder import open_folder
 from fedshift.cli.progress import Screen, Watch
-from fedshift.cli.runs import build_plan, open_federation, read_config
+from fedshift.cli.runs import build_plan, read_config
 from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy

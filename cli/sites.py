@@ -14,8 +14,7 @@ from fedshift import UserError
 from fedshift.cli.checking import UNPLANNED, Checked, examine, settle, tell_findings
 from fedshift.cli.config import load
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.runs import open_federation, task_settings
-from fedshift.client.memory import step_cost
+from fedshift.cli.federation import open_federation, task_settings
 from fedshift.protocol.words import count
 from fedshift.sites import fingerprint, open_site
 from fedshift.sites.plan import PLANES, written
@@ -163,6 +162,8 @@ def _hydra(text: str) -> str:
 
 def plan_sites(overrides: Sequence[str]) -> None:
     """Print what a run would set where ``data`` says auto, why, and what a training step costs."""
+    from fedshift.client.memory import step_cost  # torch, which the other commands here do without
+
     config = load(overrides)
     found = examine(config)
     console = PlainConsole()

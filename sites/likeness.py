@@ -42,6 +42,11 @@ def perceptual_hash(picture: np.ndarray) -> str:
     return np.packbits(brighter).tobytes().hex()
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether two hashes of :func:`perceptual_hash` are of one picture."""
+    return bool(one and other) and (int(one, 16) ^ int(other, 16)).bit_count() <= NEAR
+
+
 def keyed(picture: str, secret: bytes) -> tuple[str, ...]:
     """What may leave a site of a hash: its four quarters as keyed digests; none of an empty one."""
     size = len(picture) // QUARTERS

@@ -21,8 +21,8 @@ import fedshift
 from fedshift import UserError
 from fedshift.cli.checking import examine, for_report, settle
 from fedshift.cli.config import load
+from fedshift.cli.federation import task_settings
 from fedshift.cli.grid import Grid, prepare
-from fedshift.cli.runs import task_settings
 from fedshift.cli.simulate import run
 from fedshift.client.memory import step_cost
 from fedshift.client.model import Model

@@ -39,6 +39,11 @@ def test_help_imports_nothing_heavy() -> None:
         assert name in done.stdout
 
 
+def test_looking_at_sites_does_not_wait_for_torch() -> None:
+    code = "import sys, fedshift.cli.sites; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_every_package_is_installed() -> None:
     root = Path(__file__).parent.parent
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

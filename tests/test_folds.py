@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli.config import load
-from fedshift.cli.runs import open_federation
+from fedshift.cli.federation import open_federation
 from fedshift.cli.simulate import folds, run
 from fedshift.server import report
 from fedshift.server.tables import read_cases, read_cross_site

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli.config import Config, load
-from fedshift.cli.runs import open_federation, read_config
+from fedshift.cli.federation import open_federation
+from fedshift.cli.runs import read_config
 from fedshift.cli.simulate import run_folder
 from fedshift.protocol.words import count
 from fedshift.server import checkpoint

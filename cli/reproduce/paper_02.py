@@ -15,8 +15,9 @@ from typing import cast
 import numpy as np
 import torch
 
+from fedshift.cli.federation import open_federation
 from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
-from fedshift.cli.runs import open_federation, stored_run
+from fedshift.cli.runs import stored_run
 from fedshift.client.methods.base import Budget, Networks, Scene
 from fedshift.client.methods.online_rendering import OnlineRendering, Reals
 from fedshift.client.metrics import dice

@@ -1,0 +1,78 @@
+"""The doctor: what is wrong with a federation's images, which file, and the way out.
+
+``fedshift sites check`` prints what it finds, and every command that trains or scores asks it
+first: an error stops the command unless ``data.accept`` names its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fedshift.sites.doctor.acquisition import check_hounsfield, check_modalities, check_spacings
+from fedshift.sites.doctor.duplicates import check_duplicates, check_likeness
+from fedshift.sites.doctor.files import check_labelled, check_site, check_splits
+from fedshift.sites.doctor.image import Image
+from fedshift.sites.doctor.names import check_label_values, check_names
+from fedshift.sites.doctor.placement import check_orientation, check_planes
+from fedshift.sites.doctor.structures import check_structures
+from fedshift.sites.doctor.values import check_values
+from fedshift.sites.findings import Finding
+from fedshift.sites.manifest import read_manifest
+from fedshift.sites.settings import DataSettings
+from fedshift.sites.types import Federation
+
+__all__ = ["check"]
+
+
+def check(
+    federation: Federation,
+    data: DataSettings,
+    seed: int,
+    hashes: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> list[Finding]:
+    """Report what is wrong with a manifest's federation, errors first; each file is read once.
+
+    Phantoms are right by construction and are passed over. Of a grid that is not planned yet nobody
+    knows what it cuts off. ``seed`` is the run's: whether every split gets labels depends on it.
+    ``hashes`` are what sites let go of their pictures for the search for duplicates across sites
+    (:func:`fedshift.sites.likeness.keyed`), an entry an image.
+    """
+    findings: list[Finding] = []
+    images: list[Image] = []
+    for site in federation.sites:
+        files = tuple(image for image in site.images if image.phantom is None)
+        if not files:
+            continue
+        opened = check_site(replace(site, images=files), federation, data, findings)
+        images += opened
+        findings += check_splits(site, opened, data, seed)
+        findings += check_orientation(site.name, opened)
+    findings += check_planes(images, data)
+    findings += check_spacings(images, data)
+    findings += check_hounsfield(images, data)
+    findings += check_modalities(images)
+    unsaid = check_values(images, data)
+    findings += unsaid
+    if not unsaid:  # Else the structures are not known yet.
+        findings += check_structures(images, federation.structures, data)
+    findings += check_label_values(federation, data)
+    findings += check_names(images, federation.structures, data)
+    findings += check_labelled(federation, images, data)
+    findings += check_duplicates(federation, images)
+    findings += check_likeness(federation, hashes or {})
+    if data.site_pattern is not None and data.manifest is not None:
+        unmatched = read_manifest(data).unmatched
+        if unmatched:
+            findings.append(
+                Finding(
+                    "warning",
+                    "rows-unmatched",
+                    "",
+                    data.manifest,
+                    f"has {unmatched} rows that match no site",
+                    "widen data.site_pattern, or leave them out on purpose",
+                )
+            )
+    # What a whole site lacks follows from its files, which come first.
+    return sorted(findings, key=lambda f: (f.severity, f.site, not f.file, f.row, f.file))

@@ -1,0 +1,180 @@
+"""What is wrong with a site's files one by one, and with what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fedshift.sites.doctor.image import Image, axis_of, half_of, looked_at
+from fedshift.sites.findings import Finding, listed
+from fedshift.sites.labels import LabelMapError, called, is_negative, no_structure
+from fedshift.sites.opening import legends
+from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
+from fedshift.sites.splits import Item, split_site
+from fedshift.sites.survey import survey
+from fedshift.sites.types import SPLITS, Federation, SiteSpec
+
+
+def check_site(
+    site: SiteSpec, federation: Federation, data: DataSettings, findings: list[Finding]
+) -> list[Image]:
+    """What the survey found in the site's files one by one; returns the usable ones."""
+    try:
+        meanings = legends(site, federation.structures, data)
+    except LabelMapError as error:
+        problem, _, way_out = str(error).rstrip(".").rpartition("; ")
+        findings.append(Finding("error", "label-map", site.name, "", problem, way_out))
+        return []
+    opened = []
+    for source, found, legend in zip(site.images, survey(site, data), meanings, strict=True):
+        findings += [
+            Finding(
+                trouble.severity,
+                trouble.code,
+                site.name,
+                source.label_path if trouble.on == "label" else source.path,
+                trouble.problem,
+                trouble.way_out,
+                source.row,
+            )
+            for trouble in found.troubles
+        ]
+        if found.facts is None or found.left_out:
+            continue
+        if source.annotates is not None and not source.annotates:
+            fault = no_structure(source, found.facts.names)
+            findings.append(
+                Finding(
+                    "error",
+                    fault.code,
+                    site.name,
+                    source.label_path,
+                    fault.problem,
+                    fault.way_out,
+                    source.row,
+                )
+            )
+            continue
+        mapping = legend.classes(found.facts.names) if legend is not None else {}
+        classes = range(1, len(federation.structures) + 1)
+        values = tuple(tuple(v for v, c in mapping.items() if c == k) for k in classes)
+        image = Image(site.name, source, found.facts, values, legend)
+        opened.append(image)
+        if found.facts.values is not None:
+            findings += _check_label(image, mapping, data)
+    if not opened:
+        faults = [finding for finding in findings if finding.site == site.name]
+        codes = dict.fromkeys(fault.code for fault in faults)
+        n = len(site.images)
+        first = faults[0]
+        # What is an error itself is told at length.
+        named = f": {first.file} {first.problem}" if first.severity == "warning" else ""
+        findings.append(
+            Finding(
+                "error",
+                "site-empty",
+                site.name,
+                "",
+                f"{f'none of its {n} images' if n > 1 else 'its only image'} can be used "
+                f"({listed(codes)}){named}",
+                "mend what is told of them, or leave the site out of data.sites",
+            )
+        )
+    return opened
+
+
+def _check_label(image: Image, mapping: Mapping[int, int], data: DataSettings) -> Iterable[Finding]:
+    facts = image.facts
+    if not facts.has_labels and is_negative(image.source, data):
+        return
+    if not facts.has_labels:
+        yield image.of_label(
+            "warning",
+            "empty-mask",
+            "is an empty mask, and counts as unlabelled",
+            "draw it, empty its cell label_path, or say that it was looked at and nothing is there "
+            "(data.empty_masks=negative, or negative in the column empty)",
+        )
+        return
+    outside = [value for value in facts.values or () if value not in mapping]
+    if outside and facts.n_values > MOST_STRUCTURES + 1:
+        yield image.of_label(
+            "error",
+            "too-many-values",
+            f"holds {facts.n_values} values",
+            f"at most {MOST_STRUCTURES} structures fit; give each of its values to one in "
+            "data.labels ('data.labels={NAME: 1-65535}' where every value is one object)",
+        )
+        return
+    if outside:
+        told = ", ".join(called(value, facts.names) for value in outside[:3])
+        told += ", ..." if len(outside) > 3 else ""
+        yield image.of_label(
+            "error",
+            "value-outside",
+            f"holds the value{'s' if len(outside) > 1 else ''} {told}, which "
+            f"{'are' if len(outside) > 1 else 'is'} in no structure",
+            "give it to one, or to background, in data.labels",
+        )
+    if "size" in data.auto or "spacing_mm" in data.auto:
+        return
+    cropped = facts.reach[axis_of(image, data)].outside(half_of(image, data))
+    if cropped > 0.01:
+        yield image.of_label(
+            "warning",
+            "cropped",
+            f"has {cropped:.0%} of its labelled pixels outside the network's grid",
+            "raise data.size or data.spacing_mm",
+        )
+
+
+def check_labelled(
+    federation: Federation, images: Sequence[Image], data: DataSettings
+) -> Iterable[Finding]:
+    """Whether there is anything to learn from."""
+    training = {site.name for site in federation.sites if site.role == "train"}
+    own = [image for image in images if image.site in training]
+    if own and not any(looked_at(image, data).any() for image in own):
+        yield Finding(
+            "error",
+            "no-labels",
+            "",
+            "",
+            "no site can train: none of their images has a label",
+            "fill the column label_path with masks (boxes, points and labels of whole images are "
+            "not read)",
+        )
+
+
+def check_splits(
+    site: SiteSpec, images: Sequence[Image], data: DataSettings, seed: int
+) -> list[Finding]:
+    items = [Item(image.source.subject, looked_at(image, data)) for image in images]
+    if not items:
+        return []
+    parts, _ = split_site(
+        items,
+        role=site.role,
+        fractions=data.split,
+        gap=data.split_gap,
+        seed=seed,
+        site=site.name,
+    )
+    labelled = {
+        split: sum(
+            int(items[p.index].labelled[p.start : p.stop].sum()) for p in parts if p.split == split
+        )
+        for split in SPLITS
+    }
+    empty = [split for split in SPLITS if not labelled[split] and data.split[split] > 0]
+    if site.role == "unseen" or not any(labelled.values()) or not empty:
+        return []
+    return [
+        Finding(
+            "warning",
+            "empty-split",
+            site.name,
+            "",
+            f"no labelled slice falls to {' and '.join(empty)}",
+            "add labelled subjects, or change data.split or data.split_gap",
+        )
+    ]
