@@ -66,14 +66,19 @@ def drawn(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 def resampled(
-    label: np.ndarray, label_affine: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]
+    label: np.ndarray,
+    label_affine: np.ndarray,
+    affine: np.ndarray,
+    shape: tuple[int, ...],
+    beyond: str = "nearest",
 ) -> np.ndarray:
-    """The oracle: the label's nearest voxel at the place in space of every image voxel."""
+    """The oracle: the label's voxel nearest to every image voxel's place in space; past its edge
+    ``beyond`` says what, ``grid-constant`` for 0."""
     index = np.indices(shape).reshape(3, -1)
     world = affine[:3, :3] @ index + affine[:3, 3:]
     inverse = np.linalg.inv(label_affine)
     coordinates = inverse[:3, :3] @ world + inverse[:3, 3:]
-    return ndimage.map_coordinates(label, coordinates, order=0, mode="nearest").reshape(shape)
+    return ndimage.map_coordinates(label, coordinates, order=0, mode=beyond, cval=0).reshape(shape)
 
 
 def in_place(decoded: prepare.Decoded, expected: np.ndarray) -> bool:
@@ -221,18 +226,6 @@ def test_a_label_of_another_shape_is_refused_with_both() -> None:
     assert caught.value.code == "label-shape"
 
 
-def padded(
-    label: np.ndarray, label_affine: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    """The oracle: the label's voxel nearest to every image voxel's place in space, 0 beyond."""
-    index = np.indices(shape).reshape(3, -1)
-    world = affine[:3, :3] @ index + affine[:3, 3:]
-    inverse = np.linalg.inv(label_affine)
-    coordinates = inverse[:3, :3] @ world + inverse[:3, 3:]
-    near = ndimage.map_coordinates(label, coordinates, order=0, mode="grid-constant", cval=0)
-    return near.reshape(shape)
-
-
 def slicer(label: np.ndarray, affine: np.ndarray, path: Path) -> bytes:
     """A segmentation as 3D Slicer saves it, in left-posterior-superior."""
     lps = np.diag([-1, -1, 1, 1]) @ affine
@@ -261,7 +254,7 @@ def test_a_label_cut_to_what_is_drawn_lies_where_its_header_says(tmp_path: Path)
         moved_to = affine.copy()
         moved_to[:3, 3] += affine[:3, :3] @ first
         moved, label_affine = stored(part, moved_to, order, signs)
-        expected = padded(moved, label_affine, own, image.shape)
+        expected = resampled(moved, label_affine, own, image.shape, "grid-constant")
         assert np.count_nonzero(expected) == np.count_nonzero(part)
         if k % 2:
             label, name = slicer(moved, label_affine, tmp_path / "l.seg.nrrd"), "l.seg.nrrd"
@@ -287,7 +280,7 @@ def test_a_part_that_lies_beside_the_image_or_off_its_grid_is_refused(tmp_path: 
 
     assert in_place(
         decode(image, nifti(part, sform=at(1, 1, 1.05))),
-        padded(part, at(1, 1, 1), affine, SHAPE),
+        resampled(part, at(1, 1, 1), affine, SHAPE, "grid-constant"),
     )
     for wrong in (
         at(3, 1, 1),  # half of it beside the image
@@ -306,7 +299,7 @@ def test_a_part_that_lies_beside_the_image_or_off_its_grid_is_refused(tmp_path: 
         decode(image, nifti(part, sform=affine))
     label = slicer(part, affine, tmp_path / "l.seg.nrrd")
     decoded = decode(image, label, label_name="l.seg.nrrd")
-    assert in_place(decoded, padded(part, affine, affine, SHAPE))
+    assert in_place(decoded, resampled(part, affine, affine, SHAPE, "grid-constant"))
     # Without a place of its own it could lie anywhere.
     with pytest.raises(FileFault, match="has the shape"):
         decode(image, nifti(part))
