@@ -14,10 +14,10 @@ from fedshift.cli.console import PlainConsole
 from fedshift.cli.graded import advised
 from fedshift.cli.grid import GRID, read_grid
 from fedshift.cli.reproduce.command import seed_list
-from fedshift.server.advice.check import Checked, check
 from fedshift.server.advice.families import options
 from fedshift.server.advice.rules import VERBS, Advice
 from fedshift.server.advice.rules import advise as judge
+from fedshift.server.comparison.advice import Checked, check
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.report.run import read_run
 

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from fedshift.cli.config import load
 from fedshift.cli.simulate import run_folder
-from fedshift.server.advice.rules import Advice, Family, advise
+from fedshift.server.advice.rules import Advice, advise
 from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run
+from fedshift.strategies.base import Family
 
 COMMON = (
     "federation.shift=0",

@@ -30,7 +30,6 @@ from fedshift.server import checkpoint, report, tables, tracking
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
 from fedshift.sites.types import Federation
-from fedshift.strategies.pooled import Pooled
 
 
 def simulate(overrides: Sequence[str]) -> None:
@@ -95,7 +94,7 @@ def run_folder(
         policy=policy,
         folder=plan.checkpoints / "sites",
         seed=settings.seed,
-        pooled=any(isinstance(strategy, Pooled) for strategy in plan.strategies),
+        pooled=any(strategy.pools for strategy in plan.strategies),
         amp=engine.amp,
     )
     if (out / "cross_site.csv").exists():

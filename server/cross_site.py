@@ -31,7 +31,6 @@ from fedshift.server.pairs import Choice, Chosen, choose
 from fedshift.server.progress import Progress
 from fedshift.server.rounds import Arm, RunPlan, Sites, Training
 from fedshift.strategies.aggregate import WeightedMean
-from fedshift.strategies.local import Local
 
 Row = dict[str, Any]
 
@@ -104,7 +103,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
             raise missing
         return {**unpack_arrays(arm.model), **kept}
 
-    if isinstance(strategy, Local):
+    if not strategy.exchanges:
         for name in names:
             taught = frozenset(key for key, count in sites.cards[name].teaches.items() if count)
             yield ModelRef(strategy.model, name, partial(own, name), structures=taught)

@@ -40,8 +40,6 @@ from fedshift.server.pairs import Choice
 from fedshift.server.progress import Progress
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.clock import Clock, Timing
-from fedshift.strategies.local import Local
-from fedshift.strategies.pooled import Pooled
 
 
 @dataclass(frozen=True)
@@ -365,9 +363,9 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     for strategy in plan.strategies:
         names = sites.labelled if method.participation == "labelled" else sites.trainable
         steps = plan.local_steps
-        if isinstance(strategy, Pooled):
+        if strategy.pools:
             names, steps = [POOLED], steps * len(names)
-        elif isinstance(strategy, Local):
+        elif not strategy.exchanges:
             names = sites.labelled
         strategy.begin(
             {name: sites.nodes[name] for name in names},
@@ -448,7 +446,7 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
             "the target sites in data.unlabelled_sites"
         )
     for strategy in plan.strategies:
-        if isinstance(strategy, Local):
+        if not strategy.exchanges:
             raise UserError(
                 f"method={name} trains between sites, which {strategy.model} training keeps apart; "
                 + (

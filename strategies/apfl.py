@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedshift.protocol.settings import setting
+from fedshift.strategies.base import Family
 from fedshift.strategies.personal import Personal
 
 
@@ -36,6 +37,7 @@ class APFL(Personal):
     """FedAvg, and at every site a mixture of the shared model and one of its own."""
 
     paper: ClassVar[str] = "Deng et al. 2020"
+    family: ClassVar[Family | None] = "personalise"
     work: ClassVar[float] = 2.0
 
     alpha: float = setting(0.5, at_least=0, at_most=1)

@@ -46,6 +46,10 @@ from fedshift.strategies.adam import adam_step
 from fedshift.strategies.aggregate import DomainMeans, Unpacked, Update
 from fedshift.strategies.clock import Clock, Timing
 
+Family = Literal["nothing", "harmonise", "personalise", "robust"]
+"""What to do about a federation: nothing (plain FedAvg), make up for images that differ, let
+models differ, or hold against faulty sites."""
+
 
 @dataclass
 class RoundOutcome:
@@ -75,7 +79,9 @@ class Strategy(FlowerStrategy):
     model: ClassVar[str] = "federated"
     """The arm's name: what sites keep state under and what ``rounds.jsonl`` calls it."""
     exchanges: ClassVar[bool] = True
-    """Whether what a site publishes reaches the others."""
+    """Whether sites learn from each other: if not, each trains a model alone."""
+    pools: ClassVar[bool] = False
+    """Whether one simulated site trains, on the data of all."""
     personal: ClassVar[bool] = False
     """Whether sites end with a model of their own beside the shared one."""
     answered: ClassVar[bool] = False
@@ -85,6 +91,16 @@ class Strategy(FlowerStrategy):
     that have one can be combined with it."""
     clocked: ClassVar[bool] = False
     """Whether it follows the simulated clock, so that it cannot do without one."""
+
+    # What the advice goes by.
+    family: ClassVar[Family | None] = None
+    """What it does about a shift between sites or a fault of one; None for what answers another
+    question: optimisers, client drift, fairness, rhythm."""
+    plain: ClassVar[bool] = False
+    """Whether it is among the plainest of its family, which are tried first."""
+    site_bound: ClassVar[bool] = False
+    """Whether what makes up for a shift stays at the sites, so that it is of no use to a site that
+    never trains."""
 
     # What ``fedshift strategies`` and ``fedshift explain`` say of it.
     paper: ClassVar[str] = ""

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedshift.strategies.base import Family
 from fedshift.strategies.krum import scores
 from fedshift.strategies.robust import Tolerant, in_order
 
@@ -30,6 +31,7 @@ class Bulyan(Tolerant):
     """Krum's selection, then a mean around the median of each number."""
 
     paper: ClassVar[str] = "El Mhamdi et al. 2018"
+    family: ClassVar[Family | None] = "robust"
     combines: ClassVar[str] = "Krum's choice averaged around its median"
     compares: ClassVar[bool] = True
     per_faulty: ClassVar[int] = 4

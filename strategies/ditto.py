@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedshift.protocol.settings import setting
+from fedshift.strategies.base import Family
 from fedshift.strategies.personal import Personal
 
 
@@ -26,6 +27,8 @@ class Ditto(Personal):
     """FedAvg, and at every site a model of its own that is held near the shared one."""
 
     paper: ClassVar[str] = "Li T. et al. 2021"
+    family: ClassVar[Family | None] = "personalise"
+    plain: ClassVar[bool] = True
     work: ClassVar[float] = 2.0
 
     lam: float = setting(0.1, at_least=0)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 
 
 class FedAvg(Strategy):
     """The mean of the sites' weights, weighted by their examples: what the base does."""
 
     paper: ClassVar[str] = "McMahan et al. 2017"
+    family: ClassVar[Family | None] = "nothing"

@@ -15,13 +15,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fedshift.protocol.messages import TensorInfo
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 
 
 class FedBN(Strategy):
     """FedAvg of everything but the normalising layers."""
 
     paper: ClassVar[str] = "Li X. et al. 2021"
+    family: ClassVar[Family | None] = "harmonise"
+    plain: ClassVar[bool] = True
+    site_bound: ClassVar[bool] = True
     travels: ClassVar[str] = "all other layers"
     stays: ClassVar[str] = "normalising layers"
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 
 
 @dataclass(eq=False)
@@ -42,6 +42,7 @@ class FedDG(Strategy):
     """FedAvg of sites whose steps must hold in each other's low-frequency appearance."""
 
     paper: ClassVar[str] = "Liu Q. et al. 2021"
+    family: ClassVar[Family | None] = "harmonise"
     travels: ClassVar[str] = "the model, amplitudes"
     stays: ClassVar[str] = "its amplitudes"
     segmenting: ClassVar[bool] = True

@@ -32,6 +32,7 @@ import numpy as np
 
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
+from fedshift.strategies.base import Family
 from fedshift.strategies.shares import SharedUpdates, Shares
 
 _OWN = "risk of the own model"
@@ -42,6 +43,7 @@ class FedDGGA(Shares):
     """Shares move to the sites whose own model loses most when it is averaged."""
 
     paper: ClassVar[str] = "Zhang R. et al. 2023"
+    family: ClassVar[Family | None] = "harmonise"
     combines: ClassVar[str] = "averaged by shares that rise with a site's generalisation gap"
     told: ClassVar[tuple[str, ...]] = ("risk_received", "risk_trained")
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from fedshift import UserError
 from fedshift.protocol.messages import TensorInfo
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 from fedshift.strategies.personal import averaged
 
 
@@ -30,6 +30,7 @@ class FedPer(Strategy):
     """FedAvg of all layers but those that are the site's own."""
 
     paper: ClassVar[str] = "Arivazhagan et al. 2019"
+    family: ClassVar[Family | None] = "personalise"
     travels: ClassVar[str] = "all other layers"
     stays: ClassVar[str] = "the last layers"
 

@@ -26,6 +26,7 @@ from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Grid, Message
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.protocol.settings import setting
 from fedshift.strategies.aggregate import Update
+from fedshift.strategies.base import Family
 from fedshift.strategies.personal import Personal
 
 _HAS = "tuned/"
@@ -36,6 +37,8 @@ class FineTuning(Personal):
     """FedAvg, then training at every site alone."""
 
     paper: ClassVar[str] = "Wang K. et al. 2019"
+    family: ClassVar[Family | None] = "personalise"
+    plain: ClassVar[bool] = True
     combines: ClassVar[str] = "averaged (trained alone in the last rounds)"
     travels: ClassVar[str] = "the model, but in the last rounds"
 

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedshift.protocol.settings import setting
+from fedshift.strategies.base import Family
 from fedshift.strategies.robust import Robust
 
 
@@ -28,6 +29,7 @@ class GeometricMedian(Robust):
     """The point with the smallest mean distance from the updates."""
 
     paper: ClassVar[str] = "Pillutla et al. 2022"
+    family: ClassVar[Family | None] = "robust"
     combines: ClassVar[str] = "geometric median"
     compares: ClassVar[bool] = True
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 
 
 @dataclass(eq=False)
@@ -35,6 +35,8 @@ class HarmoFL(Strategy):
     """FedAvg on images of one common amplitude spectrum, in search of flat minima."""
 
     paper: ClassVar[str] = "Jiang et al. 2022"
+    family: ClassVar[Family | None] = "harmonise"
+    plain: ClassVar[bool] = True
     work: ClassVar[float] = 2.0
     travels: ClassVar[str] = "the model, amplitudes"
     stays: ClassVar[str] = "its amplitudes"

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedshift.strategies.base import Family
 from fedshift.strategies.robust import Tolerant
 
 
@@ -31,6 +32,7 @@ class Krum(Tolerant):
     """The update that lies closest to its neighbours."""
 
     paper: ClassVar[str] = "Blanchard et al. 2017"
+    family: ClassVar[Family | None] = "robust"
     combines: ClassVar[str] = "one site's taken, closest to its neighbours"
     compares: ClassVar[bool] = True
     per_faulty: ClassVar[int] = 2

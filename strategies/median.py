@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from fedshift.strategies.base import Family
 from fedshift.strategies.robust import Robust, in_order
 
 
@@ -22,6 +23,8 @@ class Median(Robust):
     """The median of each number over the sites."""
 
     paper: ClassVar[str] = "Yin et al. 2018"
+    family: ClassVar[Family | None] = "robust"
+    plain: ClassVar[bool] = True
     combines: ClassVar[str] = "median of each number"
 
     weighting: Literal["uniform"] = "uniform"

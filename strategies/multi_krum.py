@@ -17,6 +17,7 @@ import numpy as np
 from fedshift import UserError
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
+from fedshift.strategies.base import Family
 from fedshift.strategies.krum import scores
 from fedshift.strategies.robust import Tolerant
 
@@ -26,6 +27,7 @@ class MultiKrum(Tolerant):
     """The mean of the updates that lie closest to their neighbours."""
 
     paper: ClassVar[str] = "Blanchard et al. 2017"
+    family: ClassVar[Family | None] = "robust"
     combines: ClassVar[str] = "averaged over the sites closest to their neighbours"
     compares: ClassVar[bool] = True
     per_faulty: ClassVar[int] = 2

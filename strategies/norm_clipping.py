@@ -22,7 +22,7 @@ import numpy as np
 
 from fedshift.protocol.settings import setting
 from fedshift.strategies.aggregate import Update
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 from fedshift.strategies.scaled import Scaled
 
 
@@ -31,6 +31,7 @@ class NormClipping(Strategy):
     """FedAvg of changes of bounded length."""
 
     paper: ClassVar[str] = "Sun et al. 2019"
+    family: ClassVar[Family | None] = "robust"
     combines: ClassVar[str] = "averaged, each site's change clipped"
 
     bound: float = setting(10.0, at_least=1e-9)

@@ -15,5 +15,6 @@ class Pooled(Local):
     """Local training at the site that holds all data."""
 
     model: ClassVar[str] = "pooled"
+    pools: ClassVar[bool] = True
     travels: ClassVar[str] = "all images (simulated)"
     stays: ClassVar[str] = "nothing"

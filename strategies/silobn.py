@@ -19,13 +19,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fedshift.protocol.messages import TensorInfo
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Family, Strategy
 
 
 class SiloBN(Strategy):
     """FedAvg of everything but the running statistics of normalising layers."""
 
     paper: ClassVar[str] = "Andreux et al. 2020"
+    family: ClassVar[Family | None] = "harmonise"
+    plain: ClassVar[bool] = True
+    site_bound: ClassVar[bool] = True
     travels: ClassVar[str] = "all but running statistics"
     stays: ClassVar[str] = "running statistics"
 

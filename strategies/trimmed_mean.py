@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedshift.strategies.base import Family
 from fedshift.strategies.robust import Tolerant, in_order
 
 
@@ -22,6 +23,8 @@ class TrimmedMean(Tolerant):
     """The mean of each number over the sites, without the extremes."""
 
     paper: ClassVar[str] = "Yin et al. 2018"
+    family: ClassVar[Family | None] = "robust"
+    plain: ClassVar[bool] = True
     combines: ClassVar[str] = "trimmed mean of each number"
     per_faulty: ClassVar[int] = 2
     beside: ClassVar[int] = 1

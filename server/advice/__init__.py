@@ -1,2 +1,1 @@
-"""What to try next in a federation, from what a run measured, and whether a comparison bears it
-out."""
+"""What to try next in a federation, from what a run measured."""

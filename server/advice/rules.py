@@ -23,8 +23,7 @@ from typing import Any, Literal
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.words import NAMED, count, some
 from fedshift.server.tables import site_values
-
-Family = Literal["nothing", "harmonise", "personalise", "robust"]
+from fedshift.strategies.base import Family
 
 VERBS: Mapping[Family, str] = {
     "harmonise": "harmonise",

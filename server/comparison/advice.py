@@ -9,11 +9,12 @@ from typing import Literal
 
 from fedshift import UserError
 from fedshift.server.advice.families import families_of
-from fedshift.server.advice.rules import VERBS, Advice, Evidence, Family, advise
+from fedshift.server.advice.rules import VERBS, Advice, Evidence, advise
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.comparison.ranking import Standing, rank
 from fedshift.server.comparison.read import Comparison, Entrant, read
 from fedshift.server.report.run import Run
+from fedshift.strategies.base import Family
 
 Result = Literal["beats", "ties", "loses", "too few"]
 _RESULTS: Mapping[str, Result] = {"better": "beats", "not shown": "ties", "worse": "loses"}
