@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from fedshift.cli.config import load
-from fedshift.client.methods.base import Budget
+from fedshift.client.contract.method import Budget
 from fedshift.client.model import Model
 from fedshift.sites import DataSettings, load_federation, open_site
 

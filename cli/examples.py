@@ -11,9 +11,9 @@ import torch
 
 from fedshift import derive_seed
 from fedshift.cli.runs import stored_run
+from fedshift.client.contract.method import Scene, of_method
 from fedshift.client.examples import draw_site
 from fedshift.client.illustrations import draw as draw_illustration
-from fedshift.client.methods.base import Scene, of_method
 from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.messages import Arrays, Instruction

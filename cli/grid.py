@@ -23,7 +23,7 @@ from fedshift.cli.runs import build_plan
 from fedshift.cli.settings import EngineSettings, RunSettings, as_folder
 from fedshift.cli.simulate import folds
 from fedshift.client import methods
-from fedshift.client.methods.base import Participation
+from fedshift.client.contract.method import Participation
 from fedshift.client.policy import Policy
 from fedshift.protocol.storage import folder_name
 from fedshift.server import checkpoint

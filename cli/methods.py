@@ -8,8 +8,8 @@ from importlib import import_module
 from rich.table import Table
 
 from fedshift.cli.console import PlainConsole
+from fedshift.client.contract.method import Method, Participation
 from fedshift.client.methods import METHODS
-from fedshift.client.methods.base import Method, Participation
 
 _SITES = {
     Participation.LABELLED: "with labels",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from fedshift.client.methods.base import Scene
+from fedshift.client.contract.method import Scene
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
 from fedshift.protocol.messages import Arrays

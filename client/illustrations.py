@@ -1,20 +1,18 @@
-"""Pictures of what a method does, drawn where the images are; they never leave the site.
-
-A method gives the arrays; this module draws them.
-"""
+"""Drawing what a method illustrates (:mod:`fedshift.client.contract.illustrations`), where the
+images are."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedshift.client.contract.illustrations import Curves, Illustration, ImageGrid, Scatter
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import short
 
@@ -49,50 +47,6 @@ _WIDTH, _PANEL = 1530, 256
 _CHARACTER, _LINE = 12, 20
 """A letter's width and a line's height in pixels, at 9 points."""
 _GAP = 8
-
-
-@dataclass(frozen=True)
-class ImageGrid:
-    """Images in rows and columns, all of one size.
-
-    ``images[row][column]`` is (H, W) float, or None for an empty place. A column whose index is in
-    ``signed`` shows differences, in two colours around zero; all others are grey, each row on one
-    common scale. ``name`` is a file's name: lower-case letters, digits and underscores.
-    """
-
-    name: str
-    title: str
-    caption: str
-    images: Sequence[Sequence[np.ndarray | None]]
-    columns: Sequence[str]
-    rows: Sequence[str]
-    signed: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Points in a plane, in named groups: ``groups`` maps a name to (N, 2)."""
-
-    name: str
-    title: str
-    caption: str
-    groups: Mapping[str, np.ndarray]
-    axes: tuple[str, str] = ("", "")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Values over ``x``: ``lines`` maps a name to (len(x),), nan where there is none."""
-
-    name: str
-    title: str
-    caption: str
-    x: np.ndarray
-    lines: Mapping[str, np.ndarray] = field(default_factory=dict)
-    axes: tuple[str, str] = ("", "")
-
-
-Illustration = ImageGrid | Scatter | Curves
 
 
 def draw(illustration: Illustration, path: Path) -> None:

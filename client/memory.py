@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedshift.client.methods.base import Budget
+from fedshift.client.contract.method import Budget
 from fedshift.client.model import Model
 from fedshift.sites.types import Case, Domain, SiteData
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedshift import derive_seed
 from fedshift.client import methods
-from fedshift.client.methods.base import Method, Networks, Scene, of_method
+from fedshift.client.contract.method import Method, Networks, Scene, of_method
 from fedshift.client.spectra import harmonised, mean_amplitude
 from fedshift.client.tasks import Segmentation
 from fedshift.protocol.messages import Arrays, TensorInfo

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedshift.client.methods.base import OF_RULES, StatisticsBank
+from fedshift.client.contract.method import OF_RULES, StatisticsBank
 from fedshift.sites.types import Case
 
 _BATCH = 32

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from fedshift import derive_seed
+from fedshift.client.contract.method import Budget, Networks
 from fedshift.client.displaced import displaced
 from fedshift.client.episodes import Episode
 from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import Budget, Networks
 from fedshift.client.sharpness import uphill
 from fedshift.sites.types import Case
 

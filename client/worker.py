@@ -19,8 +19,8 @@ import torch
 
 from fedshift import UserError, derive_seed
 from fedshift.client import planning, rules, summaries
+from fedshift.client.contract.method import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.ledger import Ledger
-from fedshift.client.methods.base import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.metrics import dice, score_case
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused

@@ -165,7 +165,7 @@ class TensorInfo:
 
     ``role`` is ``weight``, ``norm`` (scale and shift of a normalisation layer) or ``norm_buffer``
     (its running statistics and counters). ``sharing``, ``domains`` and ``adam`` are what the method
-    says of its sub-network (``fedshift.client.methods.base.Sharing``).
+    says of its sub-network (``fedshift.client.contract.method.Sharing``).
     """
 
     network: str

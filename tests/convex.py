@@ -18,7 +18,7 @@ from torch import nn
 
 from fedshift import derive_seed
 from fedshift.client import rules
-from fedshift.client.methods.base import Budget, FitReport
+from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.protocol import messages as protocol
 from fedshift.protocol.flower import ConfigRecord, Message

@@ -17,8 +17,8 @@ from torch import nn
 from fedshift import UserError
 from fedshift.cli.reproduce import paper_09
 from fedshift.client import methods
-from fedshift.client.illustrations import ImageGrid
-from fedshift.client.methods.base import AVERAGED, BROADCAST, KEPT, Budget, Networks, Scene
+from fedshift.client.contract.illustrations import ImageGrid
+from fedshift.client.contract.method import AVERAGED, BROADCAST, KEPT, Budget, Networks, Scene
 from fedshift.client.methods.drai import DRAI, JUDGES, PLAYERS
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import predict_probabilities

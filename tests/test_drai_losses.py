@@ -13,19 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedshift import UserError
-from fedshift.client import content_preserving, dual_inference
-from fedshift.client.dual_inference import MARGIN, Batch
-from fedshift.client.methods.drai import condition
-from fedshift.client.metrics.disentangling import cross_image_consistency
-from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.inference_nets import (
+from fedshift.client.methods.drai import condition, content_preserving, dual_inference
+from fedshift.client.methods.drai.disentangling import cross_image_consistency
+from fedshift.client.methods.drai.dual_inference import MARGIN, Batch
+from fedshift.client.methods.drai.networks import (
     CodePredictor,
     ConditionEncoder,
     ImageEncoder,
     ImageGenerator,
     PairDiscriminator,
 )
-from fedshift.client.networks.reversal import reverse_gradient
+from fedshift.client.methods.drai.reversal import reverse_gradient
+from fedshift.client.networks.gaussian import DiagonalGaussian
 from fedshift.protocol.frechet import frechet_distances, pool_moments
 
 STYLE, CONTENT, CONDITION = 3, 4, 5

@@ -16,8 +16,8 @@ from convex import CENTRE, CURVATURE, EXAMPLES, Convex, VectorModel
 from fedshift import UserError, derive_seed
 from fedshift.cli.simulate import simulate
 from fedshift.client import rules
+from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import Budget, FitReport
 from fedshift.client.model import Model
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.rules.contrast import contrastive_loss

@@ -14,7 +14,7 @@ import yaml
 from fedshift import UserError, derive_seed
 from fedshift.cli.config import load
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.methods.base import Budget, Scene
+from fedshift.client.contract.method import Budget, Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.metrics import dice
 from fedshift.client.tasks import Segmentation

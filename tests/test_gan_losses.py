@@ -18,8 +18,8 @@ from fedshift.client.gan import (
     real_loss,
     separation,
 )
-from fedshift.client.networks.patch_discriminator import PatchDiscriminator
-from fedshift.client.networks.translator import Translator
+from fedshift.client.methods.unet_gan.patch_discriminator import PatchDiscriminator
+from fedshift.client.methods.unet_gan.translator import Translator
 
 REAL = torch.tensor([[2.0], [-1.0]])
 FAKE = torch.tensor([[0.5], [-3.0]])

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from fedshift import derive_seed
 from fedshift.client import model as model_module
 from fedshift.client import rules
+from fedshift.client.contract.method import Budget, FitReport, Scene, of_method
 from fedshift.client.episodes import BAND, Episode, bands, boundary_loss
 from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import Budget, FitReport, Scene, of_method
 from fedshift.client.model import Model
 from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.rules.amplitude_exchange import DEVIATION, MEAN

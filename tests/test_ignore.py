@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedshift import UserError
-from fedshift.client.methods.base import Scene
+from fedshift.client.contract.method import Scene
 from fedshift.client.metrics import score_case
 from fedshift.client.model import Model
 from fedshift.client.policy import Policy

@@ -15,7 +15,8 @@ from PIL import Image
 
 from fedshift import derive_seed
 from fedshift.client import illustrations
-from fedshift.client.illustrations import Curves, ImageGrid, Scatter, draw
+from fedshift.client.contract.illustrations import Curves, ImageGrid, Scatter
+from fedshift.client.illustrations import draw
 from fedshift.client.methods.supervised import Supervised
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fedshift import UserError
 from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.methods.base import AVERAGED, Budget, Networks, Scene
+from fedshift.client.contract.method import AVERAGED, Budget, Networks, Scene
 from fedshift.client.methods.online_rendering import (
     Descent,
     OnlineRendering,
@@ -24,7 +24,7 @@ from fedshift.client.methods.online_rendering import (
     pool,
     rendering_loss,
 )
-from fedshift.client.networks.renderer import Judge, Renderer, Segmentor
+from fedshift.client.methods.online_rendering.networks import Judge, Renderer, Segmentor
 from fedshift.client.tasks import Segmentation
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.types import Case, Domain, SiteData

@@ -17,7 +17,7 @@ from torch import nn
 
 from fedshift import UserError
 from fedshift.cli.config import load
-from fedshift.client.methods.base import Budget, FitReport
+from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
 from fedshift.client.rules import build

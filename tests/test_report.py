@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.client import examples
-from fedshift.client.methods.base import Scene
+from fedshift.client.contract.method import Scene
 from fedshift.client.model import shared_model
 from fedshift.protocol.tables import CROSS_SITE_COLUMNS
 from fedshift.server.report import build, summary

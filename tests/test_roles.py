@@ -20,7 +20,7 @@ from torch import nn
 from fedshift import UserError
 from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.methods.base import (
+from fedshift.client.contract.method import (
     BROADCAST,
     FitReport,
     Method,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedshift.client.ssim import C1, C2, C3, SCALE_WEIGHTS, ms_ssim, ssim
+from fedshift.client.methods.unet_gan.ssim import C1, C2, C3, SCALE_WEIGHTS, ms_ssim, ssim
 
 
 def window_moments(a: np.ndarray, b: np.ndarray, window: int) -> list[tuple[float, ...]]:

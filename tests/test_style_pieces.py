@@ -13,11 +13,16 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from fedshift import UserError
-from fedshift.client.networks.extractor import fixed_extractor, vgg_extractor
+from fedshift.client.methods.style_transfer.extractor import fixed_extractor, vgg_extractor
+from fedshift.client.methods.style_transfer.networks import (
+    Encoder,
+    StyleEncoder,
+    UNetDecoder,
+    render,
+)
+from fedshift.client.methods.style_transfer.style import adain, channel_statistics, gram_matrix
+from fedshift.client.methods.style_transfer.style_bank import SiteStyle, code_of, style_of
 from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.style import adain, channel_statistics, gram_matrix
-from fedshift.client.networks.style_nets import Encoder, StyleEncoder, UNetDecoder, render
-from fedshift.client.style_bank import SiteStyle, code_of, style_of
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from fedshift import UserError
 from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.illustrations import ImageGrid, Scatter
-from fedshift.client.methods import style_transfer
-from fedshift.client.methods.base import (
+from fedshift.client.contract.illustrations import ImageGrid, Scatter
+from fedshift.client.contract.method import (
     AVERAGED,
     BROADCAST,
     KEPT,
@@ -27,12 +26,13 @@ from fedshift.client.methods.base import (
     Scene,
     StatisticsBank,
 )
+from fedshift.client.methods import style_transfer
 from fedshift.client.methods.style_transfer import StyleTransfer
+from fedshift.client.methods.style_transfer.extractor import fixed_extractor
+from fedshift.client.methods.style_transfer.style import gram_matrix
+from fedshift.client.methods.style_transfer.style_bank import SiteStyle
 from fedshift.client.methods.supervised import Supervised
-from fedshift.client.networks.extractor import fixed_extractor
 from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.style import gram_matrix
-from fedshift.client.style_bank import SiteStyle
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import predict_probabilities
 from fedshift.sites.types import Case, Domain, SiteData

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from fedshift import UserError
 from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
+from fedshift.client.contract.method import AVERAGED, KEPT, Budget, Networks, Scene
 from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import AVERAGED, KEPT, Budget, Networks, Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from fedshift import UserError
 from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.methods.base import Budget, FitReport, Networks, Scene
+from fedshift.client.contract.method import Budget, FitReport, Networks, Scene
 from fedshift.client.methods.unet_gan import BETAS, Side, Slices, UnetGAN
-from fedshift.client.ssim import ssim
+from fedshift.client.methods.unet_gan.ssim import ssim
 from fedshift.client.tasks import Segmentation
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.types import SiteData

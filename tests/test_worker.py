@@ -15,7 +15,7 @@ import torch
 from fedshift import UserError
 from fedshift.cli.config import load
 from fedshift.client import methods
-from fedshift.client.methods.base import Scene
+from fedshift.client.contract.method import Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy

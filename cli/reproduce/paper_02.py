@@ -18,7 +18,7 @@ import torch
 from fedshift.cli.federation import open_federation
 from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
 from fedshift.cli.runs import stored_run
-from fedshift.client.methods.base import Budget, Networks, Scene
+from fedshift.client.contract.method import Budget, Networks, Scene
 from fedshift.client.methods.online_rendering import OnlineRendering, Reals
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model

@@ -18,7 +18,7 @@ import torch
 from fedshift.cli.config import Config
 from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
 from fedshift.cli.runs import stored_run
-from fedshift.client.methods.base import Scene
+from fedshift.client.contract.method import Scene
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
 from fedshift.sites import DataSettings

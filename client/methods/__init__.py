@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from fedshift import UserError
-from fedshift.client.methods.base import Method
+from fedshift.client.contract.method import Method
 from fedshift.protocol.settings import from_mapping, suggest
 
 METHODS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.methods.base import Budget, FitReport, Method, Networks
+from fedshift.client.contract.method import Budget, FitReport, Method, Networks
 from fedshift.client.networks.lv_unet import LVUNet, Norm
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import Augment, LabelledSlices, train_segmentation

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedshift.client.methods.base import (
+from fedshift.client.contract.method import (
     AVERAGED,
     Budget,
     FitReport,

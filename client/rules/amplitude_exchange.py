@@ -7,8 +7,8 @@ import torch
 
 from fedshift import derive_seed
 from fedshift.client import spectra
+from fedshift.client.contract.method import OF_RULES, FitReport
 from fedshift.client.episodes import Episode
-from fedshift.client.methods.base import OF_RULES, FitReport
 from fedshift.client.rules.base import LocalRule, Train, Visit, published_beside
 
 MEAN = f"{OF_RULES}low_amplitude_mean"

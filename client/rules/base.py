@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from fedshift.client.methods.base import Budget, FitReport, StatisticsBank
+from fedshift.client.contract.method import Budget, FitReport, StatisticsBank
 from fedshift.client.model import Model
 from fedshift.protocol.messages import Arrays, Instruction
 from fedshift.sites.types import SiteData
@@ -129,7 +129,7 @@ def sum_of(terms: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def published_beside(report: FitReport, statistics: Arrays, summarised: int) -> FitReport:
     """``report`` with a rule's ``statistics`` of so many images beside the method's. Their names
-    begin with :data:`~fedshift.client.methods.base.OF_RULES`."""
+    begin with :data:`~fedshift.client.contract.method.OF_RULES`."""
     if report.statistics:
         summarised = min(summarised, report.summarised)
     report.statistics = {**report.statistics, **statistics}

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.methods.segmenting import representation
 from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.rules.base import LocalRule, Train, Visit

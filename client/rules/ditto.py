@@ -6,7 +6,7 @@ Personalization, ICML 2021, Eq. 2 and Algorithm 1:
 
 from __future__ import annotations
 
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import Train, Visit
 from fedshift.client.rules.own_model import OwnModel
 from fedshift.client.rules.proximal import Proximal

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.model import network_of
 from fedshift.client.rules.base import LocalRule, Train, Visit, parameters_of, scale_of
 

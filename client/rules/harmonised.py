@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from fedshift.client import spectra
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import LocalRule, Train, published_beside
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.model import network_of
 from fedshift.client.rules import risk
 from fedshift.client.rules.base import LocalRule, Train, Visit

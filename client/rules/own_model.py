@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import LocalRule, Train, Visit
 from fedshift.protocol.messages import Arrays
 

@@ -13,8 +13,8 @@ from statistics import fmean
 import torch
 
 from fedshift import derive_seed
+from fedshift.client.contract.method import FitReport, Scene
 from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import FitReport, Scene
 from fedshift.client.rules.base import LocalRule, Train, Visit
 from fedshift.client.training import PREDICT_BATCH, LabelledSlices
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedshift.client.methods.base import FitReport
+from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import LocalRule, Train, Visit
 
 

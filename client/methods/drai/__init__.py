@@ -10,11 +10,11 @@ docs/methods/drai.md has the federated form. In short: encoders, generator and c
 averaged; discriminators, whose inputs are the site's own images, stay; and sites publish the means
 and covariances of their codes, so that each can make its images look like another's.
 
-Corrected: CIFC's first hybrid (:mod:`fedshift.client.metrics.disentangling`).
+Corrected: CIFC's first hybrid (:mod:`fedshift.client.methods.drai.disentangling`).
 
 Left open by the paper, or not possible as printed, and chosen here:
 
-* layers and code sizes (:mod:`fedshift.client.networks.inference_nets`);
+* layers and code sizes (:mod:`fedshift.client.methods.drai.networks`);
 * the condition of a slice: for each structure, absent or one of ``size_bins`` sizes, one-hot, from
   its label, as the paper's five bins of nodule size. A size is the side of the square of the same
   area as a share of the image's side (:func:`condition`). A slice without label has no condition:
@@ -22,9 +22,9 @@ Left open by the paper, or not possible as printed, and chosen here:
   of Eq. 1;
 * a slice with the wrong condition (x-bar) is another slice of the batch whose condition differs;
 * V_self (Eq. 7) has no lower bound. The distance between the style codes counts up to
-  :data:`~fedshift.client.dual_inference.MARGIN`, that of two independent draws of the prior. The
-  loss is on the posteriors' means: draws from a posterior that ignores the image are that far
-  apart too;
+  :data:`~fedshift.client.methods.drai.dual_inference.MARGIN`, that of two independent draws of
+  the prior. The loss is on the posteriors' means: draws from a posterior that ignores the image are
+  that far apart too;
 * V_GRL (Eq. 3): the gradient is reversed into the code that predicts, as in Fig. 5b; the predicted
   code is held fixed. Through it the encoders could also raise the error by larger codes, which
   shares no less information;
@@ -48,11 +48,8 @@ import torch
 from torch import nn
 
 from fedshift import UserError, derive_seed
-from fedshift.client.content_preserving import Transform, change
-from fedshift.client.dual_inference import Batch, Constraint, judges_loss, play, players_losses
-from fedshift.client.gan import is_collapsed
-from fedshift.client.illustrations import Illustration, ImageGrid
-from fedshift.client.methods.base import (
+from fedshift.client.contract.illustrations import Illustration, ImageGrid
+from fedshift.client.contract.method import (
     AVERAGED,
     BROADCAST,
     KEPT,
@@ -64,16 +61,25 @@ from fedshift.client.methods.base import (
     Sharing,
     StatisticsBank,
 )
-from fedshift.client.methods.segmenting import Segmenting
-from fedshift.client.metrics.disentangling import Codes, cross_image_consistency
-from fedshift.client.networks.halving import check_halvings
-from fedshift.client.networks.inference_nets import (
+from fedshift.client.gan import is_collapsed
+from fedshift.client.methods.drai.content_preserving import Transform, change
+from fedshift.client.methods.drai.disentangling import Codes, cross_image_consistency
+from fedshift.client.methods.drai.dual_inference import (
+    Batch,
+    Constraint,
+    judges_loss,
+    play,
+    players_losses,
+)
+from fedshift.client.methods.drai.networks import (
     CodePredictor,
     ConditionEncoder,
     ImageEncoder,
     ImageGenerator,
     PairDiscriminator,
 )
+from fedshift.client.methods.segmenting import Segmenting
+from fedshift.client.networks.halving import check_halvings
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import (
     permuted,

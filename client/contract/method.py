@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedshift.client.illustrations import Illustration
+from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.tasks import Segmentation
 from fedshift.protocol.messages import Adam
 from fedshift.sites.types import SiteData

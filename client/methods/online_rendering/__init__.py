@@ -55,16 +55,8 @@ from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.gan import (
-    discriminator_loss,
-    fake_loss,
-    generator_loss,
-    is_collapsed,
-    real_loss,
-)
-from fedshift.client.illustrations import Curves, Illustration, ImageGrid
-from fedshift.client.losses import dice_ce
-from fedshift.client.methods.base import (
+from fedshift.client.contract.illustrations import Curves, Illustration, ImageGrid
+from fedshift.client.contract.method import (
     AVERAGED,
     Budget,
     FitReport,
@@ -74,10 +66,18 @@ from fedshift.client.methods.base import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.gan import (
+    discriminator_loss,
+    fake_loss,
+    generator_loss,
+    is_collapsed,
+    real_loss,
+)
+from fedshift.client.losses import dice_ce
+from fedshift.client.methods.online_rendering.networks import HALVINGS, Judge, Renderer, Segmentor
 from fedshift.client.metrics import dice
 from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.lv_unet import Norm
-from fedshift.client.networks.renderer import HALVINGS, Judge, Renderer, Segmentor
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities
 from fedshift.protocol.settings import setting

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedshift.client.gan import discriminator_loss, generator_loss
+from fedshift.client.methods.drai.reversal import reverse_gradient
 from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.reversal import reverse_gradient
 
 Constraint = Literal["information", "self", "code_cycle"]
 Losses = dict[str, torch.Tensor]

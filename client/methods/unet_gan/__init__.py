@@ -12,8 +12,8 @@ Per target, with x a source image and t a target image (Eq. 5):
     L_SSIM = E (1 - SSIM(x, x')) + E (1 - SSIM(t, t'))         exponents 0.1, 0.1 and 1 (Eq. 3)
 
 Corrected: L_GAN is printed with "1 - log D(G)" for log(1 - D(G)); SSIM's structure with a factor 2
-that makes it near 2 for equal images (see :mod:`fedshift.client.ssim`); the norms around mean
-squares are left out.
+that makes it near 2 for equal images (see :mod:`fedshift.client.methods.unet_gan.ssim`); the norms
+around mean squares are left out.
 
 The paper leaves open, and here is:
 
@@ -62,9 +62,8 @@ from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.gan import fake_loss, generator_loss, is_collapsed, real_loss
-from fedshift.client.illustrations import Illustration, ImageGrid
-from fedshift.client.methods.base import (
+from fedshift.client.contract.illustrations import Illustration, ImageGrid
+from fedshift.client.contract.method import (
     AVERAGED,
     BROADCAST,
     Budget,
@@ -75,11 +74,12 @@ from fedshift.client.methods.base import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.gan import fake_loss, generator_loss, is_collapsed, real_loss
 from fedshift.client.methods.segmenting import Segmenting
+from fedshift.client.methods.unet_gan.patch_discriminator import PatchDiscriminator
+from fedshift.client.methods.unet_gan.ssim import ssim
+from fedshift.client.methods.unet_gan.translator import Translator
 from fedshift.client.networks.lv_unet import LVUNet
-from fedshift.client.networks.patch_discriminator import PatchDiscriminator
-from fedshift.client.networks.translator import Translator
-from fedshift.client.ssim import ssim
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import predict_probabilities
 from fedshift.protocol.messages import Adam

@@ -43,8 +43,8 @@ import torch
 from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
-from fedshift.client.illustrations import Illustration, ImageGrid, Scatter
-from fedshift.client.methods.base import (
+from fedshift.client.contract.illustrations import Illustration, ImageGrid, Scatter
+from fedshift.client.contract.method import (
     AVERAGED,
     BROADCAST,
     KEPT,
@@ -57,17 +57,13 @@ from fedshift.client.methods.base import (
     StatisticsBank,
 )
 from fedshift.client.methods.segmenting import Segmenting
-from fedshift.client.networks.extractor import (
+from fedshift.client.methods.style_transfer.extractor import (
     FIXED_WIDTHS,
     Extractor,
     fixed_extractor,
     vgg_extractor,
 )
-from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.halving import check_halvings
-from fedshift.client.networks.lv_unet import LVUNet
-from fedshift.client.networks.style import gram_matrix
-from fedshift.client.networks.style_nets import (
+from fedshift.client.methods.style_transfer.networks import (
     Encoder,
     StyleEncoder,
     TranslatorNorm,
@@ -75,7 +71,11 @@ from fedshift.client.networks.style_nets import (
     render,
     widths,
 )
-from fedshift.client.style_bank import SiteStyle, code_of, style_of
+from fedshift.client.methods.style_transfer.style import gram_matrix
+from fedshift.client.methods.style_transfer.style_bank import SiteStyle, code_of, style_of
+from fedshift.client.networks.gaussian import DiagonalGaussian
+from fedshift.client.networks.halving import check_halvings
+from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import permuted, predict_probabilities
 from fedshift.protocol.settings import setting

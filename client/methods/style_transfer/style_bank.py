@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedshift.client.networks.style import channel_statistics
-from fedshift.client.networks.style_nets import Style
+from fedshift.client.methods.style_transfer.networks import Style
+from fedshift.client.methods.style_transfer.style import channel_statistics
 
 
 @dataclass(frozen=True)

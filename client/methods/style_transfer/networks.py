@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedshift.client.methods.style_transfer.style import adain
 from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.networks.style import adain
 
 TranslatorNorm = Literal["none", "batch"]
 Style = list[tuple[torch.Tensor, torch.Tensor]]

@@ -1,0 +1,1 @@
+"""What a method and a task are: all that whoever writes one must read."""
