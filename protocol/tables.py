@@ -38,6 +38,14 @@ def _cell(value: str | float) -> str:
     return text
 
 
+CASE_KEYS = ("model", "trained_on", "site", "vendor", "split", "subject", "case")
+"""How a row of ``cases.csv`` begins; the part of the label, the task's measures and ``failed``
+follow."""
+
+SUMMARY_KEYS = ("model", "trained_on", "site", "vendor")
+SUMMARY_COLUMNS = ("metric", "n", "n_failed", "mean", "std", "median", "ci_low", "ci_high")
+"""``cross_site.csv``: over the test split; between the two comes the part of the label."""
+
 CASE_COLUMNS = (
     "model",
     "trained_on",

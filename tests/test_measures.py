@@ -1,0 +1,86 @@
+"""A task's card: what it says of its measures, and that it survives the journey to the server."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from fedshift.protocol.measures import Measure, TaskCard
+
+ERROR = Measure("mre_mm", "mean radial error", "lower", "mm", low=0)
+RATE = Measure("sdr", "success rate", "higher", low=0, high=1)
+COUNT = Measure("found", "landmarks found")
+PRECISION = Measure("ap", "average precision", "higher", low=0, high=1, whole=True)
+SHARE = Measure("share", "share told", "higher", listed=False, sparse=True)
+CARD = TaskCard(
+    "landmarks",
+    "landmark detection",
+    "landmark",
+    ("left", "right"),
+    (ERROR, RATE, COUNT, PRECISION, SHARE),
+    "it is missing",
+)
+
+
+def test_a_card_survives_json_and_strict_json_at_that() -> None:
+    text = json.dumps(CARD.to_json(), allow_nan=False)
+    assert TaskCard.from_json(json.loads(text)) == CARD
+
+
+def test_the_direction_is_the_measures_own() -> None:
+    assert (ERROR.sign, RATE.sign) == (-1, 1)
+    with pytest.raises(ValueError, match="neither more nor less found is better"):
+        _ = COUNT.sign
+
+
+def test_a_ratio_is_bounded_by_0_and_1_and_has_a_better_end() -> None:
+    assert RATE.ratio
+    assert not ERROR.ratio
+    assert not replace(RATE, better="").ratio
+    assert not replace(RATE, low=-math.inf).ratio
+
+
+def test_headline_second_and_columns_follow_the_order_of_the_measures() -> None:
+    assert (CARD.headline, CARD.second) == (ERROR, RATE)
+    assert replace(CARD, measures=(ERROR,)).second is None
+    assert CARD.measure("found") is COUNT
+    assert CARD.per_case == (ERROR, RATE, COUNT, SHARE)
+    assert CARD.case_columns[6:] == ("case", "landmark", "mre_mm", "sdr", "found", "failed")
+    assert CARD.summary_columns[3:6] == ("vendor", "landmark", "metric")
+    assert replace(CARD, part="").summary_columns[3:5] == ("vendor", "metric")
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        ({"name": "mean error"}, "name"),
+        ({"better": "more"}, "better"),
+        ({"low": 1.0, "high": 0.0}, "low < high"),
+    ],
+)
+def test_a_measure_that_contradicts_itself_is_refused(broken: dict, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        replace(ERROR, **broken)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"measures": (ERROR, ERROR)},
+        {"measures": (replace(ERROR, name="site"),)},
+        {"measures": (replace(ERROR, name="mean"),)},
+        {"part": "case"},
+        {"part": "mre_mm"},
+    ],
+)
+def test_no_two_columns_of_a_table_have_one_name(broken: dict) -> None:
+    with pytest.raises(ValueError, match="one name"):
+        replace(CARD, **broken)
+
+
+def test_a_task_measures_something() -> None:
+    with pytest.raises(ValueError, match="measures nothing"):
+        replace(CARD, measures=())
