@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fedshift.cli.config import load
-from fedshift.cli.runs import build_plan
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.flower import Grid
+from fedshift.runs.config import load
+from fedshift.runs.stored import build_plan
 from fedshift.server.cross_site import Row, finished_models, score
 from fedshift.server.progress import Silent
 from fedshift.server.rounds import RunPlan, meet, prepare, train

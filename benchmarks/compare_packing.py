@@ -28,10 +28,10 @@ from pathlib import Path
 import psutil
 from common import print_table, verdict_at_least
 
-from fedshift.cli.cells import RunCell
-from fedshift.cli.compare import compare
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.flower import Message
+from fedshift.runs.cells import RunCell
+from fedshift.runs.compare import compare
 
 SMALL = (
     "seed=0",

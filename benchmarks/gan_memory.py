@@ -22,9 +22,9 @@ from common import print_table, verdict
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from fedshift.cli.config import load
 from fedshift.client.contract.method import Budget
 from fedshift.client.model import Model
+from fedshift.runs.config import load
 from fedshift.sites import DataSettings, load_federation, open_site
 
 TARGET = 2.0

@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 from common import open_all, print_table, simulation, verdict
 
-from fedshift.cli.engine import run_engine
-from fedshift.cli.settings import EngineSettings
+from fedshift.runs.engine import run_engine
+from fedshift.runs.settings import EngineSettings
 from fedshift.server.progress import Silent
 
 SIZES = (4, 64)

@@ -20,9 +20,9 @@ import numpy as np
 from common import median_ratio, print_table, verdict
 from PIL import Image
 
-from fedshift.cli.checking import examine
-from fedshift.cli.config import load
-from fedshift.cli.federation import open_federation
+from fedshift.runs.checking import examine
+from fedshift.runs.config import load
+from fedshift.runs.federation import open_federation
 from fedshift.sites import open_site
 
 TURNS = 3

@@ -45,9 +45,9 @@ def simulate(engine: str, out: Path, cache: Path) -> None:
     # Not at the top: worker processes import the main program, and that of `fedshift` is light.
     from common import simulation
 
-    from fedshift.cli.engine import run_engine
-    from fedshift.cli.settings import EngineSettings
     from fedshift.protocol.settings import from_mapping
+    from fedshift.runs.engine import run_engine
+    from fedshift.runs.settings import EngineSettings
     from fedshift.server.progress import Silent
 
     run = simulation(out, cache, SITES, *OPTIONS)

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fedshift import UserError, __version__
-from fedshift.cli.reproduce import PAPERS
+from fedshift.papers import NUMBERS, PAPERS
 from fedshift.protocol.words import visible
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def version(
 @app.command()
 def demo(overrides: Overrides = None) -> None:
     """Run a small federation of phantom vendors and write its report to ./demo."""
-    from fedshift.cli.simulate import simulate
+    from fedshift.runs.simulate import simulate
 
     ours = ["federation=cardiac_phantom", "rounds=5", "out=demo", "resume=true"]
     simulate([*ours, *(overrides or [])])
@@ -58,7 +58,7 @@ def demo(overrides: Overrides = None) -> None:
 @app.command()
 def simulate(overrides: Overrides = None) -> None:
     """Train and compare a federation on this machine; write a run folder with a report."""
-    from fedshift.cli.simulate import simulate as run
+    from fedshift.runs.simulate import simulate as run
 
     run(overrides or [])
 
@@ -66,7 +66,7 @@ def simulate(overrides: Overrides = None) -> None:
 @app.command()
 def compare(overrides: Overrides = None) -> None:
     """Run a grid of simulations, such as strategy=fedavg,fedbn seed=0,1,2, and rank them."""
-    from fedshift.cli.compare import compare as run
+    from fedshift.runs.compare import compare as run
 
     run(overrides or [])
 
@@ -83,7 +83,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a finished run's models again without training, also on other data."""
-    from fedshift.cli.evaluate import evaluate as score
+    from fedshift.runs.evaluate import evaluate as score
 
     score(run, overrides or [], manifest, name)
 
@@ -127,7 +127,7 @@ def advise(
         grade(out, seeds, workers)
 
 
-@app.command(epilog="\n\n".join(f"{number}  {title}" for number, title in PAPERS.items()))
+@app.command(epilog="\n\n".join(f"{number}  {PAPERS[name]}" for number, name in NUMBERS.items()))
 def reproduce(
     paper: Annotated[str, typer.Argument(metavar="PAPER", help="The paper's number, see below.")],
     seeds: Annotated[str, typer.Option(help="Seeds of the runs, joined by commas.")] = "0,1,2",
@@ -144,7 +144,7 @@ def reproduce(
     """Run a paper's comparison on phantoms; print its table beside ours and judge its claims."""
 
     from fedshift.cli.console import PlainConsole
-    from fedshift.cli.reproduce.command import reproduce as run
+    from fedshift.cli.reproduce import reproduce as run
 
     run(paper, seeds, preset, out, workers, PlainConsole())
 

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from fedshift import UserError
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.graded import advised
-from fedshift.cli.grid import GRID, read_grid
-from fedshift.cli.reproduce.command import seed_list
+from fedshift.cli.reproduce import seed_list
+from fedshift.runs.graded import advised
+from fedshift.runs.grid import GRID, read_grid
 from fedshift.server.advice.families import options
 from fedshift.server.advice.rules import VERBS, Advice
 from fedshift.server.advice.rules import advise as judge

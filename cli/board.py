@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedshift.cli.pool import Event
+from fedshift.runs.pool import Event
 from fedshift.server.comparison.cells import Cell
 
 _MOST_RUNNING = 8

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fedshift import UserError, strategies
-from fedshift.cli.config import choices, load
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.federation import open_federation, task_settings
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
 from fedshift.protocol.words import count, some
+from fedshift.runs.config import choices, load
+from fedshift.runs.federation import open_federation, task_settings
 from fedshift.sites.types import Federation
 from fedshift.strategies.base import Strategy
 

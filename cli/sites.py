@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 
 from fedshift import UserError
-from fedshift.cli.checking import UNPLANNED, Checked, examine, settle, tell_findings
-from fedshift.cli.config import load
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.federation import open_federation, task_settings
 from fedshift.protocol.words import count
+from fedshift.runs.checking import UNPLANNED, Checked, examine, settle, tell_findings
+from fedshift.runs.config import load
+from fedshift.runs.federation import open_federation, task_settings
 from fedshift.sites import fingerprint, open_site
 from fedshift.sites.plan import PLANES, written
 from fedshift.sites.settings import PLANNED

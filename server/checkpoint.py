@@ -25,7 +25,7 @@ _BANK = "bank::"
 _STATE = "state::"
 
 EXTENDS = ("rounds", "budget_limit")
-"""What may be raised when a run goes on; see ``cli/folder.py``."""
+"""What may be raised when a run goes on; see ``runs/folder.py``."""
 _ELSEWHERE = ("engine", "out", "resume", "tracking")
 
 

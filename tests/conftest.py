@@ -57,7 +57,7 @@ def tiny() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def simulate() -> Callable[..., Path]:
     """Run the small federation into a folder, with further overrides, in this process."""
-    from fedshift.cli.simulate import simulate as run
+    from fedshift.runs.simulate import simulate as run
 
     def call(out: Path, *overrides: str) -> Path:
         run([*TINY, f"out={out}", *overrides])
@@ -71,8 +71,8 @@ def simulate_undrawn() -> Callable[..., Path]:
     """The same without baselines, figures and page, which take longer than the training."""
     from rich.console import Console
 
-    from fedshift.cli.config import load
-    from fedshift.cli.simulate import run
+    from fedshift.runs.config import load
+    from fedshift.runs.simulate import run
     from fedshift.server.lock import alone_in
 
     def call(out: Path, *overrides: str) -> Path:

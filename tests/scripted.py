@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from fedshift.cli.config import load
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.flower import ConfigRecord, Message
 from fedshift.protocol.messages import CONFIG, Instruction, answer
+from fedshift.runs.config import load
 from fedshift.sites import DataSettings, load_federation
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from fedshift import UserError, strategies
-from fedshift.cli import graded
-from fedshift.cli.config import choices
 from fedshift.protocol.tables import CASE_COLUMNS
+from fedshift.runs import graded
+from fedshift.runs.config import choices
 from fedshift.server.advice import rules
 from fedshift.server.advice.families import families_of, options
 from fedshift.server.advice.rules import Advice, Evidence, advise

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedshift import UserError
-from fedshift.cli.runs import stored_run
+from fedshift.runs.stored import stored_run
 from fedshift.server.rounds import Budget
 from fedshift.server.tables import read_cross_site
 

@@ -13,8 +13,8 @@ from PIL import Image
 from test_sites_dicom import UPRIGHT, along, enhanced, placed, stored
 
 from fedshift import UserError
-from fedshift.cli.checking import Checked, examine
-from fedshift.cli.config import load
+from fedshift.runs.checking import Checked, examine
+from fedshift.runs.config import load
 from fedshift.sites import open_site
 from fedshift.sites.types import SiteData
 

@@ -19,13 +19,13 @@ from rich.console import Console
 
 import fedshift
 from fedshift import UserError
-from fedshift.cli.checking import examine, for_report, settle
-from fedshift.cli.config import load
-from fedshift.cli.federation import task_settings
-from fedshift.cli.grid import Grid, prepare
-from fedshift.cli.simulate import run
 from fedshift.client.memory import step_cost
 from fedshift.client.model import Model
+from fedshift.runs.checking import examine, for_report, settle
+from fedshift.runs.config import load
+from fedshift.runs.federation import task_settings
+from fedshift.runs.grid import Grid, prepare
+from fedshift.runs.simulate import run
 from fedshift.server.lock import alone_in
 from fedshift.sites import Finding
 from fedshift.sites.findings import CODES, grouped
@@ -95,7 +95,7 @@ def _codes() -> dict[str, set[str]]:
     place |= {"Finding": 1, "Trouble": 1, "finding": 1, "of_label": 1}
     root = Path(fedshift.__file__).parent
     found: dict[str, set[str]] = {}
-    for part in ("sites", "cli", "client"):
+    for part in ("sites", "runs", "client"):
         for path in (root / part).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             constants = {

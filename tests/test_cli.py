@@ -6,7 +6,6 @@ import csv
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,16 +43,21 @@ def test_looking_at_sites_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_package_is_installed() -> None:
+def test_a_new_folder_and_config_are_installed_without_an_edit(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
-    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    parts = ("cli", "client", "configs", "protocol", "server", "sites", "strategies")
-    found = {"fedshift"} | {
-        ".".join(("fedshift", *path.parent.relative_to(root).parts))
-        for part in parts
-        for path in (root / part).rglob("__init__.py")
-    }
-    assert set(listed) == found
+    code = tmp_path / "checkout"
+    skipped = shutil.ignore_patterns(".*", "build", "tests", "docs", "*.egg-info", "__pycache__")
+    shutil.copytree(root, code, ignore=skipped)
+    new = ("client/methods/new_method/__init__.py", "configs/method/new_method.yaml")
+    (code / "client/methods/new_method").mkdir()
+    for name in new:
+        (code / name).touch()
+    build = [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path / "built")]
+    subprocess.run(build, cwd=code, check=True, capture_output=True)
+    installed = tmp_path / "built" / "fedshift"
+    found = {path.relative_to(installed).as_posix() for path in installed.rglob("*.*")}
+    assert {*new, "py.typed", "server/report/page.css", "cli/__init__.py"} <= found
+    assert not {name.partition("/")[0] for name in found} & {"tests", "benchmarks", "docs"}
 
 
 def test_version_and_unknown_commands(command: Command) -> None:

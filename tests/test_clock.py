@@ -13,10 +13,10 @@ import pytest
 from convex import Convex
 
 from fedshift import UserError
-from fedshift.cli.config import load
 from fedshift.protocol.flower import ConfigRecord
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo, pack_arrays
 from fedshift.protocol.storage import read_tensors
+from fedshift.runs.config import load
 from fedshift.server.report.figures import draw_all
 from fedshift.server.report.run import read_run
 from fedshift.strategies.base import Strategy

@@ -21,14 +21,14 @@ from rich.console import Console
 
 from fedshift import UserError
 from fedshift.cli.board import Board
-from fedshift.cli.cells import untrained
-from fedshift.cli.compare import Schedule
-from fedshift.cli.config import load
-from fedshift.cli.grid import Grid, prepare, target_for
-from fedshift.cli.pool import Event, Pool, places
-from fedshift.cli.runs import read_config
-from fedshift.cli.simulate import run
 from fedshift.protocol.storage import folder_name
+from fedshift.runs.cells import untrained
+from fedshift.runs.compare import Schedule
+from fedshift.runs.config import load
+from fedshift.runs.grid import Grid, prepare, target_for
+from fedshift.runs.pool import Event, Pool, places
+from fedshift.runs.simulate import run
+from fedshift.runs.stored import read_config
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.comparison.tables import read_standings
 from fedshift.server.rounds import read_rounds
@@ -352,7 +352,7 @@ def test_leaving_the_pool_stops_what_runs() -> None:
 @pytest.fixture(scope="module")
 def compared(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two strategies over two seeds. Not to be written to."""
-    from fedshift.cli.compare import compare
+    from fedshift.runs.compare import compare
 
     out = tmp_path_factory.mktemp("compared") / "out"
     compare([*tiny, "strategy=local,fedavg", "seed=0,1", f"out={out}"])
@@ -406,7 +406,7 @@ def test_the_same_command_again_runs_nothing_and_gives_the_same_tables(
 def test_entrants_are_ranked_at_the_hour_asked_for(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """The same command with another hour runs nothing; at an hour before the first round is over
     nobody has a score."""
-    from fedshift.cli.compare import compare
+    from fedshift.runs.compare import compare
 
     grid = (*tiny, "strategy=local,fedavg", "clock=lan", f"out={tmp_path}")
     compare([*grid])
@@ -532,7 +532,7 @@ def test_a_grid_without_a_finished_cell_is_an_error(
 def test_sites_that_several_cells_share_are_prepared_once(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    from fedshift.cli.compare import _sites
+    from fedshift.runs.compare import _sites
 
     prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn", "seed=0,1"), QUIET)
     assert len(prepared) == 4

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fedshift import UserError
-from fedshift.cli.reproduce import paper_09
 from fedshift.client import methods
 from fedshift.client.contract.illustrations import ImageGrid
 from fedshift.client.contract.method import AVERAGED, BROADCAST, KEPT, Budget, Networks, Scene
 from fedshift.client.methods.drai import DRAI, JUDGES, PLAYERS
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import predict_probabilities
+from fedshift.papers import p09_drai
 from fedshift.sites.phantoms import draw
 from fedshift.sites.types import Case, Domain, SiteData
 
@@ -405,14 +405,14 @@ def test_bank_without_this_sites_or_with_a_withheld_entry_is_no_hindrance() -> N
 
 def test_reproduction_reads_the_mean_over_the_sites_of_the_last_round(tmp_path: Path) -> None:
     def line(first: float, second: float) -> str:
-        names = paper_09.METRICS.values()
+        names = p09_drai.METRICS.values()
         sites = {"a": dict.fromkeys(names, first), "b": dict.fromkeys(names, second)}
         return json.dumps({"sites": sites})
 
     (tmp_path / "rounds.jsonl").write_text(line(0, 0) + "\n" + line(1, 2) + "\n")
-    found = paper_09.last_metrics(tmp_path)
-    assert found == dict.fromkeys(paper_09.METRICS, 1.5)
-    held = [claim.holds({"DAI": found, "DRAI": found}) for claim in paper_09.PAPER.claims]
+    found = p09_drai.last_metrics(tmp_path)
+    assert found == dict.fromkeys(p09_drai.METRICS, 1.5)
+    held = [claim.holds({"DAI": found, "DRAI": found}) for claim in p09_drai.PAPER.claims]
     # Equal rows: nothing is lower, and nothing was paid for it.
     assert held == [False, False, False, False, True, True]
 

@@ -17,7 +17,6 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from scripted import scripted_sites
 
 from fedshift import UserError
-from fedshift.cli.config import load
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
@@ -31,6 +30,7 @@ from fedshift.protocol.messages import (
     request,
     unpack_arrays,
 )
+from fedshift.runs.config import load
 from fedshift.server.app import _tell_notes
 from fedshift.server.engines.devices import CONTEXT_BYTES, place, useful_workers
 from fedshift.server.engines.inline import InlineGrid

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import fedshift
-from fedshift.cli import folder
-from fedshift.cli.config import load
 from fedshift.protocol.messages import Action, Instruction, content_bytes, request
+from fedshift.runs import folder
+from fedshift.runs.config import load
 from fedshift.server.checkpoint import last_round
 
 Simulate = Callable[..., Path]
@@ -108,7 +108,7 @@ def test_killed_while_it_is_made_longer_it_is_so_by_the_same_command(
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"fedshift.cli.folder.{name}", kill)
+            patch.setattr(f"fedshift.runs.folder.{name}", kill)
             if name == "checkpoint.adopt":  # Another version's run.
                 (out / "run.json").unlink()
             with pytest.raises(Killed):

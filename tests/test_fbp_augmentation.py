@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from fedshift import UserError, derive_seed
-from fedshift.cli.config import load
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import Budget, Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.metrics import dice
 from fedshift.client.tasks import Segmentation
+from fedshift.runs.config import load
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.prepare import prepare_phantom
 from fedshift.sites.tomography import inside_circle, tomograph

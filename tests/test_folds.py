@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli.config import load
-from fedshift.cli.federation import open_federation
-from fedshift.cli.simulate import folds, run
+from fedshift.runs.config import load
+from fedshift.runs.federation import open_federation
+from fedshift.runs.simulate import folds, run
 from fedshift.server import report
 from fedshift.server.tables import read_cases, read_cross_site
 

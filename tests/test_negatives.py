@@ -205,9 +205,9 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
     """A model of site a, where every bright spot is a lesion, finds the benign ones of b."""
     from rich.console import Console
 
-    from fedshift.cli.config import load
-    from fedshift.cli.simulate import alone_in
-    from fedshift.cli.simulate import run as simulate
+    from fedshift.runs.config import load
+    from fedshift.runs.simulate import alone_in
+    from fedshift.runs.simulate import run as simulate
     from fedshift.server import report
 
     path, out = table("negative"), tmp_path / "run"

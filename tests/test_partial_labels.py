@@ -365,9 +365,9 @@ SMALL = ("method.depth=2", "method.width=8")
 def run(path: Path, out: Path, *overrides: str) -> Path:
     from rich.console import Console
 
-    from fedshift.cli.config import load as compose
-    from fedshift.cli.simulate import alone_in
-    from fedshift.cli.simulate import run as simulate
+    from fedshift.runs.config import load as compose
+    from fedshift.runs.simulate import alone_in
+    from fedshift.runs.simulate import run as simulate
 
     with alone_in(out):
         small = [] if "method=online_rendering" in overrides else SMALL

@@ -16,7 +16,6 @@ from convex import CENTRE, CURVATURE, EXAMPLES, Convex
 from torch import nn
 
 from fedshift import UserError
-from fedshift.cli.config import load
 from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
@@ -38,6 +37,7 @@ from fedshift.protocol.messages import (
     request,
 )
 from fedshift.protocol.storage import read_tensors
+from fedshift.runs.config import load
 from fedshift.sites import DataSettings, load_federation
 from fedshift.strategies.apfl import APFL
 from fedshift.strategies.base import Strategy

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli.reproduce import PAPERS
-from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
-from fedshift.cli.reproduce.result import Reproduction, markdown, number, render, spread, verdict
+from fedshift.papers import NUMBERS, PAPERS
+from fedshift.papers.bench import Bench, Claim, Paper, Table
+from fedshift.papers.result import Reproduction, markdown, number, render, spread, verdict
 
 Command = Callable[..., Any]
 
@@ -137,9 +137,10 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Paper], None]]:
     """Make a paper known under the number 99."""
 
     def register(fake: Paper) -> None:
-        module = ModuleType("fedshift.cli.reproduce.paper_99")
+        module = ModuleType("fedshift.papers.p99_fake")
         module.PAPER = fake  # type: ignore[attr-defined]
-        monkeypatch.setitem(PAPERS, "99", fake.title)
+        monkeypatch.setitem(PAPERS, "p99_fake", fake.title)
+        monkeypatch.setitem(NUMBERS, "99", "p99_fake")
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     yield register

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedshift.cli.reproduce import PAPERS
-from fedshift.cli.reproduce.command import reproduce
+from fedshift.cli.reproduce import reproduce
+from fedshift.papers import NUMBERS
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def mean(number: str, row: str, column: str) -> float:
     return statistics.fmean(result(number)["measured"][seed][row][column] for seed in SEEDS)
 
 
-@pytest.mark.parametrize("number", PAPERS)
+@pytest.mark.parametrize("number", NUMBERS)
 def test_every_arm_runs_and_is_measured(number: str) -> None:
     found = result(number)
     assert [run["name"] for run in found["runs"] if run["problems"]] == []

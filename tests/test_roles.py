@@ -102,9 +102,9 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def run_toy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Run the toy on two phantom vendors, the second without labels."""
-    from fedshift.cli.config import load
+    from fedshift.runs.config import load
 
-    command = importlib.import_module("fedshift.cli.simulate")
+    command = importlib.import_module("fedshift.runs.simulate")
 
     def call(out: Path, *overrides: str, **settings: Any) -> Path:
         def loaded(given: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import fedshift
-from fedshift.cli import provenance
 from fedshift.protocol.storage import read_yaml, write_yaml
+from fedshift.runs import provenance
 from fedshift.server import checkpoint
 
 Command = Callable[..., Any]
@@ -62,9 +62,9 @@ def test_the_hash_is_of_all_code_and_configs_and_of_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "package"
-    for part in ("cli", "configs/data", "server/report", "tests", "docs"):
+    for part in ("runs", "configs/data", "server/report", "tests", "docs"):
         (root / part).mkdir(parents=True)
-    files = ["__init__.py", "cli/a.py", "configs/data/b.yaml", "server/report/c.py"]
+    files = ["__init__.py", "runs/a.py", "configs/data/b.yaml", "server/report/c.py"]
     for name in (*files, "tests/d.py", "docs/e.md", "server/f.txt"):
         (root / name).write_text("x = 1\n")
     monkeypatch.setattr(fedshift, "__file__", str(root / "__init__.py"))
@@ -77,7 +77,7 @@ def test_the_hash_is_of_all_code_and_configs_and_of_nothing_else(
         (root / name).write_text("x = 2\n")
         assert provenance.code_hash.__wrapped__() != before
         (root / name).write_text("x = 1\n")
-    (root / "cli" / "a.py").rename(root / "cli" / "other.py")
+    (root / "runs" / "a.py").rename(root / "runs" / "other.py")
     assert provenance.code_hash.__wrapped__() != before
 
 

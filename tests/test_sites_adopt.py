@@ -780,8 +780,8 @@ def test_the_command_prints_what_it_took_and_never_replaces_a_table(
 def test_the_printed_commands_work_for_odd_names_of_tables(
     adopter: Adopter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedshift.cli.config import load
     from fedshift.cli.sites import adopt_folder
+    from fedshift.runs.config import load
 
     touch(adopter.root / "images/p1.png", adopter.root / "labels/p1.png")
     for folder in ("two words", "a,b", "it's [3]", "plain"):

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fedshift import UserError
-from fedshift.cli.config import load
 from fedshift.client import methods
 from fedshift.client.contract.method import Scene
 from fedshift.client.methods.supervised import Supervised
@@ -38,6 +37,7 @@ from fedshift.protocol.messages import (
     request,
     unpack_arrays,
 )
+from fedshift.runs.config import load
 from fedshift.server import shift
 from fedshift.sites import DataSettings, load_federation
 

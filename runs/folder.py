@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError, strategies
-from fedshift.cli import provenance
-from fedshift.cli.config import Config, completed
-from fedshift.cli.runs import read_config
 from fedshift.client import methods
 from fedshift.protocol.storage import write_yaml
+from fedshift.runs import provenance
+from fedshift.runs.config import Config, completed
+from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, tracking
 
 _BEGUN = {

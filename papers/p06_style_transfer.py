@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
+from fedshift.papers.bench import Bench, Claim, Paper, Table
 
 SOURCE, TARGET = "vendor_a", "vendor_d"
 SOURCES, TARGETS, TESTS = 2, 4, 4

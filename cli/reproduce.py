@@ -1,4 +1,4 @@
-"""The command itself: from a paper's number to its table, claims and files."""
+"""``fedshift reproduce``: from a paper's number to its table, claims and files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import get_args
 from rich.console import Console
 
 from fedshift import UserError, __version__
-from fedshift.cli.reproduce import PAPERS
-from fedshift.cli.reproduce.paper import Bench, Paper, Preset
-from fedshift.cli.reproduce.result import Reproduction, render, store
+from fedshift.papers import NUMBERS, PAPERS
+from fedshift.papers.bench import Bench, Paper, Preset
+from fedshift.papers.result import Reproduction, render, store
 from fedshift.protocol.settings import suggest
 from fedshift.server.lock import alone_in
 
@@ -50,10 +50,10 @@ def reproduce(
 
 def load_paper(number: str) -> Paper:
     """The paper's module; raises :class:`UserError` for a number that has none."""
-    if number not in PAPERS:
-        known = "; ".join(f"{known} ({title})" for known, title in PAPERS.items())
+    if number not in NUMBERS:
+        known = "; ".join(f"{known} ({PAPERS[name]})" for known, name in NUMBERS.items())
         raise UserError(f"paper {number} cannot be reproduced; choose one of {known}")
-    module = importlib.import_module(f"fedshift.cli.reproduce.paper_{number}")
+    module = importlib.import_module(f"fedshift.papers.{NUMBERS[number]}")
     paper = module.PAPER
     assert isinstance(paper, Paper)
     return paper

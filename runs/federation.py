@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fedshift.cli.config import Config
-from fedshift.cli.settings import TaskSettings
+from fedshift.runs.config import Config
+from fedshift.runs.settings import TaskSettings
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation
 

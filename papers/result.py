@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from fedshift.cli.reproduce.paper import Arm, Claim, Paper, Preset, Table
+from fedshift.papers.bench import Arm, Claim, Paper, Preset, Table
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from fedshift import derive_seed
-from fedshift.cli.runs import stored_run
 from fedshift.client.contract.method import Scene, of_method
 from fedshift.client.examples import draw_site
 from fedshift.client.illustrations import draw as draw_illustration
@@ -18,6 +17,7 @@ from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.messages import Arrays, Instruction
 from fedshift.protocol.storage import write_atomic
+from fedshift.runs.stored import stored_run
 from fedshift.server.cross_site import ModelRef, NoModel
 from fedshift.sites.types import SiteData
 

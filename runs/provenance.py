@@ -24,7 +24,7 @@ NAME = "run.json"
 FORMAT = 1
 """Of the run folder. A folder of a higher one is not touched."""
 
-_PARTS = ("cli", "client", "configs", "protocol", "server", "sites", "strategies")
+_PARTS = ("client", "configs", "protocol", "runs", "server", "sites", "strategies")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class Segment:
 def code_hash() -> str:
     """A hash of the package's Python files and configs, by path."""
     root = Path(fedshift.__file__).parent
-    files = [root / "__init__.py"]
+    files = [root / "__init__.py", *(root / "configs").rglob("*.yaml")]
     for part in _PARTS:
-        files += sorted(p for p in (root / part).rglob("*") if p.suffix in (".py", ".yaml"))
+        files += (root / part).rglob("*.py")  # No YAML: runs/ may also hold what runs wrote.
+    files.sort()
     return digest(*(x for p in files for x in (p.relative_to(root).as_posix(), p.read_bytes())))
 
 

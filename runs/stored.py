@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshift import UserError, strategies
-from fedshift.cli import provenance
-from fedshift.cli.config import Config
-from fedshift.cli.federation import task_settings
-from fedshift.cli.settings import EngineSettings, RunSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
 from fedshift.protocol.storage import read_yaml
+from fedshift.runs import provenance
+from fedshift.runs.config import Config
+from fedshift.runs.federation import task_settings
+from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid

@@ -1,7 +1,8 @@
 """What a reproduced paper is: the arms of its comparison, its own table, and its claims.
 
-A module ``paper_NN`` defines ``PAPER``. Its ``measure`` runs the arms on one seed through a
-:class:`Bench` and returns the paper's table as measured; each claim is then judged on that table.
+A module such as ``p01_unet_gan`` defines ``PAPER``. Its ``measure`` runs the arms on one seed
+through a :class:`Bench` and returns the paper's table as measured; each claim is then judged on
+that table.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, Literal
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli.config import Config, load
-from fedshift.cli.federation import open_federation
-from fedshift.cli.runs import read_config
-from fedshift.cli.simulate import run_folder
 from fedshift.protocol.words import count
+from fedshift.runs.config import Config, load
+from fedshift.runs.federation import open_federation
+from fedshift.runs.simulate import run_folder
+from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint
 from fedshift.server.report.run import read_run
 from fedshift.server.tables import read_cross_site

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
+from fedshift.papers.bench import Bench, Claim, Paper, Table
 
 SOURCE, WORSE, MILDER = "vendor_a", "vendor_c", "vendor_b"
 COLUMNS = {SOURCE: "source", WORSE: "worse target", MILDER: "milder target"}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedshift import UserError
-from fedshift.cli.config import Config
 from fedshift.protocol.settings import from_mapping, setting
+from fedshift.runs.config import Config
 
 _GROUPS = ("federation", "data", "task", "method", "strategy", "clock", "policy", "engine", "out")
 

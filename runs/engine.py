@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from fedshift.cli.settings import EngineSettings
 from fedshift.client.app import make_client_app
 from fedshift.client.memory import training_bytes
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.flower import Context, RecordDict
 from fedshift.protocol.messages import Instruction
+from fedshift.runs.settings import EngineSettings
 from fedshift.server.app import make_server_app
 from fedshift.server.engines import devices, ray
 from fedshift.server.engines.inline import InlineGrid

@@ -22,7 +22,7 @@ from fedshift.server.engines.devices import device_names
 from fedshift.server.lock import Locks
 
 # What a worker imports before its first task; an optimiser's first use would import the last.
-_PRELOADED = ["fedshift.cli.cells", "torch._dynamo"]
+_PRELOADED = ["fedshift.runs.cells", "torch._dynamo"]
 
 
 class Task(Protocol):

@@ -16,16 +16,16 @@ from hydra.errors import HydraException
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli.checking import settle
-from fedshift.cli.config import Config, choices, load
-from fedshift.cli.federation import open_federation
-from fedshift.cli.runs import build_plan
-from fedshift.cli.settings import EngineSettings, RunSettings, as_folder
-from fedshift.cli.simulate import folds
 from fedshift.client import methods
 from fedshift.client.contract.method import Participation
 from fedshift.client.policy import Policy
 from fedshift.protocol.storage import folder_name
+from fedshift.runs.checking import settle
+from fedshift.runs.config import Config, choices, load
+from fedshift.runs.federation import open_federation
+from fedshift.runs.settings import EngineSettings, RunSettings, as_folder
+from fedshift.runs.simulate import folds
+from fedshift.runs.stored import build_plan
 from fedshift.server import checkpoint
 from fedshift.server.comparison.cells import Cell
 from fedshift.sites import DataSettings

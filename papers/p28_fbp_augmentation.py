@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedshift.cli.config import Config
-from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
-from fedshift.cli.runs import stored_run
 from fedshift.client.contract.method import Scene
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
+from fedshift.papers.bench import Bench, Claim, Paper, Table
+from fedshift.runs.config import Config
+from fedshift.runs.stored import stored_run
 from fedshift.sites import DataSettings
 from fedshift.sites.prepare import Prepared, prepare_phantom
 from fedshift.sites.types import Domain, ImageSource

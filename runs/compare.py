@@ -12,17 +12,17 @@ from typing import Literal
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli import grid as grids
-from fedshift.cli import provenance
 from fedshift.cli.board import Board
-from fedshift.cli.cells import FAILURE, OpenSite, RunCell, rounds, untrained
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.grid import GRID, Grid, Prepared, read_grid
-from fedshift.cli.pool import Pool, places
-from fedshift.cli.runs import read_config
-from fedshift.cli.settings import EngineSettings
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
+from fedshift.runs import grid as grids
+from fedshift.runs import provenance
+from fedshift.runs.cells import FAILURE, OpenSite, RunCell, rounds, untrained
+from fedshift.runs.grid import GRID, Grid, Prepared, read_grid
+from fedshift.runs.pool import Pool, places
+from fedshift.runs.settings import EngineSettings
+from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, comparison
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.lock import alone_in

@@ -12,20 +12,20 @@ from typing import Any
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli import examples, provenance
-from fedshift.cli.checking import for_report, settle
-from fedshift.cli.config import Config, as_made, load
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.engine import run_engine
-from fedshift.cli.federation import open_federation
-from fedshift.cli.folder import open_folder
 from fedshift.cli.progress import Screen, Watch
-from fedshift.cli.runs import build_plan, read_config
-from fedshift.cli.settings import EngineSettings, RunSettings, output_folder
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
+from fedshift.runs import examples, provenance
+from fedshift.runs.checking import for_report, settle
+from fedshift.runs.config import Config, as_made, load
+from fedshift.runs.engine import run_engine
+from fedshift.runs.federation import open_federation
+from fedshift.runs.folder import open_folder
+from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
+from fedshift.runs.stored import build_plan, read_config
 from fedshift.server import checkpoint, report, tables, tracking
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
@@ -58,7 +58,7 @@ def run(
 
     ``watch`` opens a watcher for each run folder (None: a screen on ``console``). With ``drawn``
     the folder gets its figures and page. Unless it is ``checked``, the config's images are looked
-    at first (:func:`fedshift.cli.checking.settle`).
+    at first (:func:`fedshift.runs.checking.settle`).
     """
     if not checked:
         stored = out / "config.yaml"

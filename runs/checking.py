@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fedshift import UserError
-from fedshift.cli.config import Config
-from fedshift.cli.federation import open_federation
 from fedshift.client import planning
 from fedshift.client.policy import Policy
 from fedshift.protocol.words import count
+from fedshift.runs.config import Config
+from fedshift.runs.federation import open_federation
 from fedshift.sites import DataSettings, Decision, Finding, Summary, check, plan, survey
 from fedshift.sites.findings import ALL, FINAL, grouped
 from fedshift.sites.settings import AUTO

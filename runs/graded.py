@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedshift.cli.config import load
-from fedshift.cli.simulate import run_folder
+from fedshift.runs.config import load
+from fedshift.runs.simulate import run_folder
 from fedshift.server.advice.rules import Advice, advise
 from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run

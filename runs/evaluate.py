@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedshift import UserError
-from fedshift.cli.checking import settle
-from fedshift.cli.config import Config, load
 from fedshift.cli.console import PlainConsole
-from fedshift.cli.engine import inline_grid
-from fedshift.cli.federation import open_federation
 from fedshift.cli.progress import Screen
-from fedshift.cli.runs import StoredRun, stored_run
-from fedshift.cli.settings import EngineSettings
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import folder_name, write_yaml
+from fedshift.runs.checking import settle
+from fedshift.runs.config import Config, load
+from fedshift.runs.engine import inline_grid
+from fedshift.runs.federation import open_federation
+from fedshift.runs.settings import EngineSettings
+from fedshift.runs.stored import StoredRun, stored_run
 from fedshift.server import report, tables
 from fedshift.server.cross_site import score
 from fedshift.server.rounds import Sites, find

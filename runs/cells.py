@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.cli import provenance
-from fedshift.cli.config import Config
-from fedshift.cli.simulate import run
+from fedshift.runs import provenance
+from fedshift.runs.config import Config
+from fedshift.runs.simulate import run
 from fedshift.server import checkpoint
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds

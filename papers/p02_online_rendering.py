@@ -15,13 +15,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from fedshift.cli.federation import open_federation
-from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
-from fedshift.cli.runs import stored_run
 from fedshift.client.contract.method import Budget, Networks, Scene
 from fedshift.client.methods.online_rendering import OnlineRendering, Reals
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
+from fedshift.papers.bench import Bench, Claim, Paper, Table
+from fedshift.runs.federation import open_federation
+from fedshift.runs.stored import stored_run
 from fedshift.sites import open_site
 from fedshift.sites.types import Case
 

@@ -11,7 +11,7 @@ import json
 import statistics
 from pathlib import Path
 
-from fedshift.cli.reproduce.paper import Bench, Claim, Paper, Table
+from fedshift.papers.bench import Bench, Claim, Paper, Table
 
 CIFC, FRECHET = "CIFC", "feature Frechet distance"
 RELATIVE = "CIFC as a share of the codes' spread"
