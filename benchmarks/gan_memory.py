@@ -49,7 +49,8 @@ def measure(method: str, overrides: tuple[str, ...], cache: Path) -> tuple[int, 
     federation = load_federation(config["federation"], data, config["seed"])
     site = open_site(federation.site(SITE), federation.structures, data, config["seed"])
     task = {
-        "structures": list(federation.structures),
+        "name": "segmentation",
+        "parts": list(federation.structures),
         "size": list(site.size),
         "unlabelled": config["data"]["unlabelled_sites"],
     }
@@ -57,6 +58,7 @@ def measure(method: str, overrides: tuple[str, ...], cache: Path) -> tuple[int, 
     networks = sizes(model.tensors().values())
     own = {tensor.untyped_storage().data_ptr() for tensor in model.tensors().values()}
     budget = Budget(
+        model.task,
         steps=1,
         seed=0,
         device=torch.device("cpu"),

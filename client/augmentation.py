@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from fedshift import UserError
+from fedshift.client.contract.task import Warp
 from fedshift.protocol.settings import setting
 from fedshift.sites.tomography import inside_circle, tomograph
 
@@ -87,9 +88,14 @@ class Augmentation:
             )
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        warp: Warp,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return changed ``images`` (B, 1, H, W) float32 and ``labels`` (B, H, W) uint8.
+        """Return changed ``images`` (B, C, H, W) float32 and ``labels`` (B, ...), which follow a
+        change of the geometry by ``warp``.
 
         ``generator`` is a CPU generator. The arguments are not written to.
         Raises :class:`fedshift.UserError` when ``fbp`` meets slices that are not square.
@@ -97,17 +103,11 @@ class Augmentation:
         if self.fbp:
             images = self._reconstruct(images, generator)
         if self.affine or self.flip:
-            grid = self._grid(images, generator)
+            theta = self._theta(images, generator)
+            grid = F.affine_grid(theta, list(images.shape), align_corners=False)
             # Border padding repeats image and label alike, so they still agree outside the frame.
+            labels = warp(labels, theta, images.shape)
             images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-            labels = F.grid_sample(
-                labels.unsqueeze(1).to(grid.dtype),
-                grid,
-                mode="nearest",
-                padding_mode="border",
-                align_corners=False,
-            )
-            labels = labels.squeeze(1).to(torch.uint8)
         if self.intensity:
             images = _change_intensity(images, self.intensity, generator)
         if self.noise:
@@ -120,8 +120,8 @@ class Augmentation:
             images = self._cut(images, generator)
         return images, labels
 
-    def _grid(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The sampling positions (B, H, W, 2) of one random affine map a slice."""
+    def _theta(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """One random affine map a slice, (B, 2, 3), from the new grid to the old one."""
         count, _, height, width = images.shape
         theta = torch.eye(2, 3).repeat(count, 1, 1)
         if self.affine:
@@ -135,8 +135,7 @@ class Augmentation:
         if self.flip:
             mirrored = torch.rand(count, generator=generator) < 0.5
             theta[:, :, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
-        size = [count, 1, height, width]
-        return F.affine_grid(theta.to(images.device), size, align_corners=False)
+        return theta.to(images.device)
 
     def _reconstruct(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Project a random ``fbp`` of the slices and reconstruct each with a kernel of its own."""
@@ -227,3 +226,12 @@ def _within(limits: tuple[float, float], place: torch.Tensor) -> torch.Tensor:
 def _uniform(rows: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform draws in [-1, 1), (``rows``, ``count``)."""
     return 2 * torch.rand(rows, count, generator=generator) - 1
+
+
+def warp_mask(labels: torch.Tensor, theta: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Masks (B, H, W) uint8 sampled at the nearest pixel of the affine maps ``theta`` (B, 2, 3), as
+    :class:`~fedshift.client.contract.task.Warp`; the border repeats."""
+    grid = F.affine_grid(theta, list(size), align_corners=False)
+    masks = labels.unsqueeze(1).to(grid.dtype)
+    warped = F.grid_sample(masks, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return warped.squeeze(1).to(labels.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
+from fedshift.client import tasks
 from fedshift.client.contract.method import Scene
 from fedshift.client.metrics import dice
 from fedshift.client.model import shared_model
@@ -37,7 +38,7 @@ def draw_site(
 ) -> bool:
     """Draw the first labelled test case of a site with the contours of ``models`` (name ->
     tensors and how they predict) to ``path``; False when the site has none."""
-    cases = [case for case in data.splits["test"] if case.reference is not None]
+    cases = [case for case in data.splits["test"] if case.labelled.any()]
     if not cases:
         return False
     case = cases[0]
@@ -45,13 +46,12 @@ def draw_site(
     for name, (arrays, scene) in models.items():
         model = shared_model(method, task, scene.device)
         model.load(arrays)
-        probabilities = model.predict(case.image, scene)
-        predictions[MODEL_NAMES.get(name, name)] = case.to_native(probabilities)
-    draw_examples(case, predictions, task["structures"], path, site=data.name)
+        predictions[MODEL_NAMES.get(name, name)] = model.predict(case.image, scene)
+    tasks.build(task).draw(case, predictions, path, site=data.name)
     return True
 
 
-def draw_examples(
+def draw_masks(
     case: Case,
     predictions: Mapping[str, np.ndarray],
     structures: Sequence[str],
@@ -62,7 +62,7 @@ def draw_examples(
     """Draw one PNG of ``case``: a row a slice; the image, the truth, and each model's contours.
 
     ``predictions`` maps a model's name to labels (S, H0, W0) uint8 on the image's own grid, like
-    ``case.reference``; each of its panels states the slice's Dice, structures in the legend's
+    the case's own label; each of its panels states the slice's Dice, structures in the legend's
     order. Up to three labelled slices are shown: those with the largest structures of which no
     two are neighbours. The view is cropped to the true structures with a margin, and pixels that
     are not square keep their shape.
@@ -73,12 +73,13 @@ def draw_examples(
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
 
-    if case.reference is None or not case.labelled.any():
+    if not case.labelled.any():
         raise ValueError(f"case {case.id} carries no label to draw")
-    slices = _representative(case.reference, case.labelled)
+    reference = case.labels["mask"].native
+    slices = _representative(reference, case.labelled)
     images = _native_images(case, slices)
     # Around the truth alone: a model that finds the structure everywhere must not shrink it.
-    rows, columns = _window(_shown(case.reference[slices]))
+    rows, columns = _window(_shown(reference[slices]))
     height, width = rows.stop - rows.start, columns.stop - columns.start
     _, row_mm, column_mm = case.native_spacing_mm
     aspect = row_mm / column_mm
@@ -94,7 +95,7 @@ def draw_examples(
         )
         grid = figure.subplots(len(slices), panels, squeeze=False)
         for line, index, image in zip(grid, slices, images, strict=True):
-            truth = case.reference[index]
+            truth = reference[index]
             told = case.annotates or range(1, len(structures) + 1)
             titles = [f"slice {index + 1}", "truth"]
             labels: list[np.ndarray | None] = [None, truth]
@@ -136,16 +137,17 @@ def draw_examples(
 def _native_images(case: Case, slices: Sequence[int]) -> np.ndarray:
     """The chosen slices of ``case.image`` on the image's own grid, (n, H0, W0) in 0..1.
 
-    A case carries its pixels on the network's grid only, and ``to_native``, which brings class
-    scores back, is the one map it has. The score ``2 t v - t ** 2`` of grey level ``t`` is linear
-    in the pixel value ``v``, so it survives linear interpolation, and it is largest for the level
-    nearest to ``v``: the "class" that comes back is the grey level.
+    A case carries its pixels on the network's grid only, and its grid's ``to_native``, which brings
+    class scores back, is the one map it has. The score ``2 t v - t ** 2`` of grey level ``t`` is
+    linear in the pixel value ``v``, so it survives linear interpolation, and it is largest for the
+    level nearest to ``v``: the "class" that comes back is the grey level.
     """
     chosen = case.image[list(slices)]
     low, high = np.percentile(chosen, (0.5, 99.5))
-    values = np.clip((chosen - low) / max(high - low, 1e-6), 0, 1)[:, None].astype(np.float32)
+    values = np.clip((chosen - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+    values = values.mean(axis=1, keepdims=True)
     levels = np.linspace(0, 1, GREY_LEVELS, dtype=np.float32)[:, None, None]
-    return case.to_native(2 * levels * values - levels**2) / (GREY_LEVELS - 1)
+    return case.grid.to_native(2 * levels * values - levels**2) / (GREY_LEVELS - 1)
 
 
 def _representative(reference: np.ndarray, labelled: np.ndarray) -> list[int]:

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from fedshift.client.contract.method import Budget
+from fedshift.client.contract.task import Task
 from fedshift.client.model import Model
+from fedshift.sites.geometry import Grid
 from fedshift.sites.types import Case, Domain, SiteData
 
 _SLICES = 64
@@ -33,10 +35,10 @@ def training_bytes(
     place = torch.device(device)
     torch.cuda.reset_peak_memory_stats(place)
     before = torch.cuda.memory_allocated(place)
-    model = Model(method, task, place, seed=0)
-    data = _random_site(size, model.task.structures)
+    model = Model(method, {**task, "size": [size, size]}, place, seed=0)
+    data = _random_site(model.task)
     for number in sorted({1, 1 + rounds // 2}):
-        budget = Budget(steps=_STEPS, seed=0, device=place, round=number, rounds=rounds)
+        budget = Budget(model.task, steps=_STEPS, seed=0, device=place, round=number, rounds=rounds)
         model.method.fit(data, model.nets, {}, budget)
     peak = torch.cuda.max_memory_reserved(place) - before
     del model
@@ -67,12 +69,12 @@ def _measured(
 ) -> StepCost:
     torch.set_num_threads(1)
     before = _resident()
-    model = Model(method, task, torch.device("cpu"), seed=0)
-    data = _random_site(size, model.task.structures)
+    model = Model(method, {**task, "size": [size, size]}, torch.device("cpu"), seed=0)
+    data = _random_site(model.task)
     spent = []
     for number in range(_TIMED + 1):  # The first one also prepares the machine.
         start = time.perf_counter()
-        budget = Budget(steps=1, seed=number, device=torch.device("cpu"), rounds=rounds)
+        budget = Budget(model.task, steps=1, seed=number, device=torch.device("cpu"), rounds=rounds)
         model.method.fit(data, model.nets, {}, budget)
         spent.append(time.perf_counter() - start)
     return StepCost(float(np.median(spent[1:])), max(0.0, _resident() - before) / 1e6)
@@ -89,21 +91,21 @@ def _resident() -> float:
     return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _random_site(size: int, structures: tuple[str, ...]) -> SiteData:
+def _random_site(task: Task) -> SiteData:
     """A labelled site of noise, large enough to fill a batch."""
     random = np.random.default_rng(0)
+    rows, columns = task.size
     case = Case(
         id="noise",
         subject="noise",
         session="",
         domain=Domain(vendor="noise"),
-        image=random.standard_normal((_SLICES, size, size), dtype=np.float32),
-        label=random.integers(0, len(structures) + 1, (_SLICES, size, size), dtype=np.uint8),
+        image=random.standard_normal((_SLICES, task.in_channels, rows, columns), dtype=np.float32),
+        labels=task.noise(_SLICES, random),
         labelled=np.ones(_SLICES, dtype=bool),
         spacing_mm=(1.0, 1.0, 1.0),
-        reference=None,
         native_spacing_mm=(1.0, 1.0, 1.0),
-        to_native=lambda probabilities: probabilities.argmax(axis=1).astype(np.uint8),
+        grid=Grid(task.size, (1.0, 1.0), (1.0, 1.0), rows),
     )
     splits = {"train": (case,), "val": (), "test": ()}
-    return SiteData("noise", "train", structures, splits)  # type: ignore[arg-type]
+    return SiteData("noise", "train", task.parts, splits)  # type: ignore[arg-type]

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedshift import derive_seed
-from fedshift.client import methods
+from fedshift import UserError, derive_seed
+from fedshift.client import methods, tasks
 from fedshift.client.contract.method import Method, Networks, Scene, of_method
 from fedshift.client.spectra import harmonised, mean_amplitude
-from fedshift.client.tasks import Segmentation
 from fedshift.protocol.messages import Arrays, TensorInfo
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -37,11 +36,16 @@ class Model:
         Raises :class:`fedshift.UserError` for unknown or wrong settings.
         """
         settings = dict(method)
-        self.method: Method = methods.build(settings.pop("name"), settings)
-        fields: dict[str, Any] = {
-            key: tuple(item) if isinstance(item, list) else item for key, item in task.items()
-        }
-        self.task = Segmentation(**fields)
+        name = settings.pop("name")
+        self.method: Method = methods.build(name, settings)
+        self.task = tasks.build(task)
+        served = self.method.tasks
+        if not isinstance(self.task, tuple(served)):
+            known = ", ".join(sorted(kind.title for kind in served)) or "no task"
+            raise UserError(
+                f"method={name} is for {known}, and task={task['name']} is another; choose a "
+                "method that serves it (`fedshift methods`), or another task"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial weights"))
             nets = self.method.networks(self.task)
@@ -112,8 +116,8 @@ class Model:
         }
 
     def predict(self, images: Sequence[np.ndarray] | np.ndarray, scene: Scene) -> np.ndarray:
-        """The method's class probabilities (S, C, H, W) for ``images`` (S, H, W) float32, which it
-        is shown harmonised where the strategy has the sites train so."""
+        """What the method predicts of ``images`` (S, C, H, W) float32, which it is shown harmonised
+        where the strategy has the sites train so."""
         wanted = mean_amplitude(scene.bank)
         if wanted is not None:
             images = harmonised(images, wanted, scene.device)

@@ -82,8 +82,8 @@ class Window:
 
 
 def moments(cases: Sequence[Case], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the amplitude spectra (H, W) of all slices of ``cases``, of
-    which there must be one at least."""
+    """Mean and standard deviation of the amplitude spectra (H, W) of all slices and channels of
+    ``cases``, of which there must be one at least."""
     total = squares = torch.zeros((), dtype=torch.float64)
     count = 0
     for images in _batches(cases):
@@ -98,8 +98,9 @@ def moments(cases: Sequence[Case], device: torch.device) -> tuple[np.ndarray, np
 
 def _batches(cases: Sequence[Case]) -> Iterator[np.ndarray]:
     for case in cases:
-        for start in range(0, len(case.image), _BATCH):
-            yield np.array(case.image[start : start + _BATCH], dtype=np.float32)
+        planes = case.image.reshape(-1, *case.image.shape[2:])
+        for start in range(0, len(planes), _BATCH):
+            yield np.array(planes[start : start + _BATCH], dtype=np.float32)
 
 
 def mean_amplitude(bank: StatisticsBank) -> np.ndarray | None:
@@ -111,9 +112,9 @@ def mean_amplitude(bank: StatisticsBank) -> np.ndarray | None:
 def harmonised(
     images: Sequence[np.ndarray] | np.ndarray, wanted: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    """Slices (S, H, W) float32 with the amplitude spectrum ``wanted`` (H, W)."""
+    """Slices (S, C, H, W) float32 with the amplitude spectrum ``wanted`` (H, W)."""
     spectrum = torch.from_numpy(wanted).to(device)
-    changed = np.empty((len(images), *wanted.shape), np.float32)
+    changed = np.empty((len(images), *np.shape(images[0])), np.float32)
     for start in range(0, len(images), _BATCH):
         part = np.array(images[start : start + _BATCH], dtype=np.float32)
         found = with_amplitude(torch.from_numpy(part).to(device), spectrum)

@@ -3,8 +3,8 @@
 The images are the slices of the site's training split, or of the test split of an unseen site.
 Labels count only where a slice is labelled. Two rules protect the images: a site with fewer than
 ``min_count`` images sends nothing, and whatever is an average is one over at least ``min_count``
-images (a histogram bin: pixels; the class volumes: labelled slices). These are limits, not a
-formal guarantee such as differential privacy.
+images (a histogram bin: pixels; how labels are distributed: labelled slices). These are limits,
+not a formal guarantee such as differential privacy.
 
 Averages a null distribution is drawn from are kept by block. A block is whole subjects where that
 gives at least four blocks, because slices of one subject are not independent; otherwise it is a
@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from fedshift import UserError, derive_seed
+from fedshift.client.contract.task import Task
 from fedshift.protocol import statistics as names
 from fedshift.sites.types import Case, SiteData
 
 Features = Callable[[torch.Tensor], torch.Tensor]
-"""The federation's encoder: images (B, 1, H, W) to features (B, D)."""
+"""The federation's encoder: images (B, C, H, W) to features (B, D)."""
 
 _BATCH = 32
 _NORMALISATIONS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
@@ -35,6 +36,7 @@ def summarise(
     site: SiteData,
     features: Features,
     nets: Mapping[str, nn.Module],
+    task: Task,
     *,
     seed: int,
     device: torch.device,
@@ -47,7 +49,7 @@ def summarise(
     instance or group normalisation, are left out.
 
     Returns float64 arrays by name; none when the site has fewer than ``min_count`` images, no
-    class volumes when fewer than ``min_count`` slices are labelled. Raises
+    distribution of labels when fewer than ``min_count`` slices are labelled. Raises
     :class:`fedshift.UserError` when the features are not finite.
     """
     slices = _slices(site)
@@ -61,7 +63,8 @@ def summarise(
     with _evaluating(nets), _normalisation_inputs(nets) as moments:
         for images in _batches(slices):
             histogram += _histogram(images)
-            amplitude += _log_amplitude(images, window).sum(axis=0)
+            planes = images.reshape(-1, *site.size)  # Channels, too, are averaged over.
+            amplitude += _log_amplitude(planes, window).sum(axis=0) / images.shape[1]
             encoded.append(_encode(site.name, features, images, device))
 
     values = _project(np.concatenate(encoded), names.FEATURE_DIM, seed)
@@ -80,9 +83,10 @@ def summarise(
     if moments:
         summary[names.NORM_MEAN] = np.concatenate([layer.mean for layer in moments])
         summary[names.NORM_VARIANCE] = np.concatenate([layer.variance for layer in moments])
-    volumes = _class_volumes(site, min_count)
-    if volumes is not None:
-        summary[names.CLASS_VOLUMES] = volumes
+    labelled = [case for case in _summarised(site) if case.labelled.any()]
+    labels = task.described(labelled, min_count) if labelled else None
+    if labels is not None:
+        summary[names.CLASS_VOLUMES] = labels
     return summary
 
 
@@ -132,10 +136,13 @@ def answer(
     return reply
 
 
+def _summarised(site: SiteData) -> tuple[Case, ...]:
+    return site.splits["train" if site.role == "train" else "test"]
+
+
 def _slices(site: SiteData) -> list[tuple[Case, int]]:
     """Every slice of the summarised split, subject after subject."""
-    cases = site.splits["train" if site.role == "train" else "test"]
-    ordered = sorted(cases, key=lambda case: (case.subject, case.session, case.id))
+    ordered = sorted(_summarised(site), key=lambda case: (case.subject, case.session, case.id))
     return [(case, index) for case in ordered for index in range(len(case.image))]
 
 
@@ -161,7 +168,7 @@ def _starts(slices: Sequence[tuple[Case, int]], min_count: int) -> list[int]:
 
 def _encode(site: str, features: Features, images: np.ndarray, device: torch.device) -> np.ndarray:
     with torch.no_grad():
-        batch = torch.from_numpy(images[:, None]).to(device)
+        batch = torch.from_numpy(images).to(device)
         encoded: np.ndarray = features(batch).double().cpu().numpy()
     if not np.isfinite(encoded).all():
         raise UserError(
@@ -226,33 +233,6 @@ def _radial(spectrum: np.ndarray) -> np.ndarray:
     rings = np.arange(1, shorter // 2 + 1)
     profile = sums[rings] / np.bincount(ring)[rings]
     return np.interp(names.SPECTRUM_FREQUENCIES, rings / shorter, profile)
-
-
-def _class_volumes(site: SiteData, min_count: int) -> np.ndarray | None:
-    split = site.splits["train" if site.role == "train" else "test"]
-    labelled = [case for case in split if case.label is not None and case.labelled.any()]
-    if sum(int(case.labelled.sum()) for case in labelled) < max(min_count, 1):
-        return None
-    classes = len(site.structures) + 1
-    volumes, told = np.zeros(classes), np.zeros(classes, np.int64)
-    seen, complete = np.zeros(classes), True
-    for case in labelled:
-        assert case.label is not None
-        pixels = np.bincount(case.label[case.labelled].ravel(), minlength=classes)[:classes]
-        millilitres = pixels * (float(np.prod(case.spacing_mm)) / 1000.0)
-        volumes += millilitres
-        complete = complete and case.annotates is None
-        annotated = [0, *(case.annotates or range(1, classes))]
-        seen[annotated] += millilitres.sum()
-        told[annotated] += int(case.labelled.sum())
-    if complete:
-        return volumes
-    # Each structure's share of what annotates it, of the volume of all labelled slices.
-    whole = volumes.sum()
-    known = told >= max(min_count, 1)
-    volumes = np.where(known, volumes / np.where(seen > 0, seen, 1.0) * whole, np.nan)
-    volumes[0] = max(whole - np.nansum(volumes[1:]), 0.0)
-    return volumes
 
 
 class _Moments:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from fedshift import derive_seed
-from fedshift.client.contract.method import Budget, Networks
+from fedshift.client.contract.method import Budget, Networks, Scene
+from fedshift.client.contract.task import Task, Warp
 from fedshift.client.displaced import displaced
 from fedshift.client.episodes import Episode
-from fedshift.client.losses import dice_ce
 from fedshift.client.sharpness import uphill
 from fedshift.sites.types import Case
 
@@ -20,33 +20,35 @@ PREDICT_BATCH = 8
 """Slices a forward pass in prediction. It bounds memory, and on a CPU larger batches are slower:
 32 slices of 128 x 128 pixels no longer fit the cache and take 1.7 times as long each."""
 
-Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
-"""A change of a training batch: images (B, 1, H, W) and labels (B, H, W), on any device, and a CPU
-generator to images and labels of those shapes."""
+Augment = Callable[
+    [torch.Tensor, torch.Tensor, torch.Generator, Warp], tuple[torch.Tensor, torch.Tensor]
+]
+"""A change of a training batch: images (B, C, H, W) and labels (B, ...), on any device, a CPU
+generator and how labels follow geometry, to images and labels of those shapes."""
 
 
 LabelledBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""Images (B, 1, H, W) float32, labels (B, H, W) uint8, and of which classes each slice's label
-tells (B, C) bool, as :func:`fedshift.client.losses.dice_ce` takes it."""
+"""Images (B, C, H, W) float32, labels (B, ...) of the task's form, and of which parts each slice's
+label tells, (B, 1 + parts) bool, as :meth:`fedshift.client.contract.task.Task.loss` takes them."""
 
 
 class LabelledSlices:
-    """The labelled slices of ``cases``, read batch by batch from their (memory-mapped) arrays; the
-    labels name ``classes``, the background among them."""
+    """The slices of ``cases`` with a label of the ``task``'s form, read batch by batch from their
+    (memory-mapped) arrays."""
 
-    def __init__(self, cases: Sequence[Case], classes: int) -> None:
+    def __init__(self, cases: Sequence[Case], task: Task) -> None:
         self._slices: list[tuple[np.ndarray, np.ndarray]] = []
         told = []
         for case in cases:
-            if case.label is not None:
+            if task.form in case.labels:
                 # A plain view of a memory map: indexing np.memmap itself costs several times more.
-                image, label = np.asarray(case.image), np.asarray(case.label)
+                image, label = np.asarray(case.image), np.asarray(case.labels[task.form].grid)
                 chosen = np.flatnonzero(case.labelled)
                 self._slices += [(image[s], label[s]) for s in chosen]
-                told += [annotated_row(case, classes)] * len(chosen)
+                told += [annotated_row(case, len(task.parts))] * len(chosen)
         complete = all(case.annotates is None and not case.ignores for case in cases)
         self._annotated = (
-            None if complete else torch.from_numpy(np.array(told).reshape(-1, classes))
+            None if complete else torch.from_numpy(np.array(told).reshape(-1, 1 + len(task.parts)))
         )
 
     def __len__(self) -> int:
@@ -57,17 +59,25 @@ class LabelledSlices:
     ) -> Iterator[LabelledBatch]:
         """Yield ``steps`` batches on ``device``. With fewer slices than ``size``, B is the number
         of slices."""
-        height, width = self._slices[0][0].shape
+        shape = self._slices[0][0].shape
+        # Of forms that list what varies in number, sites may pad their lists to different lengths.
+        lengths = [label.shape for _, label in self._slices]
+        label_shape = tuple(map(max, zip(*lengths, strict=True)))
+        padded = any(length != label_shape for length in lengths)
+        label_type = torch.from_numpy(np.empty(0, self._slices[0][1].dtype)).dtype
         for chosen in permuted(len(self), size, steps, seed):
             count = len(chosen)
             # Fresh tensors: page-locked ones may still be on their way to the GPU. PyTorch's
             # allocator hands the memory back when the copy is done.
             pinned = device.type == "cuda"
-            images = torch.empty(count, 1, height, width, pin_memory=pinned)
-            labels = torch.empty(count, height, width, dtype=torch.uint8, pin_memory=pinned)
+            images = torch.empty(count, *shape, pin_memory=pinned)
+            labels = torch.empty(count, *label_shape, dtype=label_type, pin_memory=pinned)
             image_rows, label_rows = images.numpy(), labels.numpy()
+            if padded:
+                label_rows.fill(np.nan)
             for row, index in enumerate(chosen):
-                image_rows[row, 0], label_rows[row] = self._slices[index]
+                image_rows[row], label = self._slices[index]
+                label_rows[row][tuple(map(slice, label.shape))] = label
             annotated = None if self._annotated is None else self._annotated[chosen].to(device)
             yield (
                 images.to(device, non_blocking=True),
@@ -76,9 +86,10 @@ class LabelledSlices:
             )
 
 
-def annotated_row(case: Case, classes: int) -> np.ndarray:
-    """Of which of ``classes`` the label of ``case`` tells, (classes,) bool; always the first."""
-    row = np.full(classes, case.annotates is None)
+def annotated_row(case: Case, parts: int) -> np.ndarray:
+    """Of which of so many ``parts`` the label of ``case`` tells, (1 + parts,) bool; the first place
+    is that of no part, and true."""
+    row = np.full(1 + parts, case.annotates is None)
     row[[0, *(case.annotates or ())]] = True
     return row
 
@@ -136,7 +147,7 @@ def train_segmentation(
         """Leave the objective's gradients in the parameters; return the loss and the penalty."""
         with torch.autocast(device.type, dtype=torch.float16, enabled=budget.amp):
             logits = net(images)
-        loss = objective = dice_ce(logits, labels, annotated)
+        loss = objective = budget.task.loss(logits, labels, annotated)
         penalties = []
         if budget.penalty is not None:
             penalties.append(budget.penalty(nets))
@@ -173,7 +184,7 @@ def train_segmentation(
         if episode is not None:
             images = torch.cat([images, episode.elsewhere(original)])
             labels = torch.cat([mask, mask])
-        images, labels = augmentation(images, labels, generator)
+        images, labels = augmentation(images, labels, generator, budget.task.warp)
         if on_gpu:
             images = images.contiguous(memory_format=torch.channels_last)
         count = len(original)
@@ -195,25 +206,26 @@ def train_segmentation(
     return metrics
 
 
-def predict_probabilities(
-    net: nn.Module, images: Sequence[np.ndarray] | np.ndarray, device: torch.device
+def predict_slices(
+    net: nn.Module, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
 ) -> np.ndarray:
-    """Return class probabilities (S, C, H, W) float32 of ``images``, S slices (H, W) float32.
+    """Return the task's predictions, such as class probabilities (S, K, H, W) float32, of
+    ``images``, S slices (C, H, W) float32.
 
-    Slices go through ``net`` :data:`PREDICT_BATCH` at a time; ``net`` is moved to ``device`` and
-    left there, in evaluation mode. S may not be zero.
+    Slices go through ``net`` :data:`PREDICT_BATCH` at a time; ``net`` is moved to the scene's
+    device and left there, in evaluation mode. S may not be zero.
     """
-    net.to(device).eval()
+    net.to(scene.device).eval()
     found: np.ndarray | None = None
     with torch.inference_mode():
         for start in range(0, len(images), PREDICT_BATCH):
             # A copy: torch warns of arrays it may not write to, as memory maps are.
             part = np.array(images[start : start + PREDICT_BATCH], dtype=np.float32)
-            logits = net(torch.from_numpy(part).unsqueeze(1).to(device))
-            probabilities = torch.softmax(logits.float(), dim=1).cpu().numpy()
+            raw = net(torch.from_numpy(part).to(scene.device))
+            predicted = scene.task.predictions(raw).cpu().numpy()
             if found is None:
-                found = np.empty((len(images), *probabilities.shape[1:]), dtype=np.float32)
-            found[start : start + len(part)] = probabilities
+                found = np.empty((len(images), *predicted.shape[1:]), dtype=np.float32)
+            found[start : start + len(part)] = predicted
     if found is None:
         raise ValueError("no image to predict")
     return found

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from fedshift import UserError, derive_seed
-from fedshift.client import planning, rules, summaries
+from fedshift.client import planning, rules, summaries, tasks
 from fedshift.client.contract.method import Budget, Scene, StatisticsBank, of_method
+from fedshift.client.contract.task import Predict, Task
 from fedshift.client.ledger import Ledger
-from fedshift.client.metrics import dice, score_case
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
 from fedshift.client.rules.base import Visit, run_rules
@@ -44,9 +44,8 @@ from fedshift.protocol.messages import (
     read_arrays,
     unpack_bank,
 )
-from fedshift.protocol.tables import METRICS as CASE_METRICS
 from fedshift.sites.survey import Surveyed
-from fedshift.sites.types import IGNORED, Case, SiteData, Split
+from fedshift.sites.types import SiteData, Split
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,8 @@ class SiteWorker:
         return Purpose.HASHES, answer(self.name, details={"hashes": found})
 
     def _card(self, instruction: Instruction, content: RecordDict) -> Reply:
-        return Purpose.CARD, answer(self.name, details=describe(self.data).to_json())
+        card = describe(self.data, tasks.build(instruction.task))
+        return Purpose.CARD, answer(self.name, details=card.to_json())
 
     def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
         model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
@@ -162,6 +162,7 @@ class SiteWorker:
             "tensors": {name: info.to_json() for name, info in model.infos().items()},
             "participation": model.method.participation.value,
             "stages": model.method.stages,
+            "task": model.task.card(instruction.task["name"]).to_json(),
             "segmenting": model.method.segmenting,
             "complete_labels": model.method.complete_labels,
         }
@@ -178,6 +179,7 @@ class SiteWorker:
         own = state.load(earlier)
         model = self._model(instruction, content, {name: own[name] for name in own if name in kept})
         budget = Budget(
+            task=model.task,
             steps=instruction.steps,
             seed=derive_seed(
                 instruction.seed, self.name, instruction.round, instruction.arm, "fit"
@@ -230,91 +232,49 @@ class SiteWorker:
         )
 
     def _validate(self, instruction: Instruction, content: RecordDict) -> Reply:
-        """The Dice of the model that the site would use: its own, where it has one."""
+        """The headline of the model that the site would use: its own, where it has one."""
         own = SiteState(self.folder, instruction.arm).load(instruction.round)
         model = self._model(instruction, content, own)
         cases = [case for case in self.data.splits["val"] if case.labelled.any()]
         metrics: dict[str, float | int] = {EXAMPLES: len(cases)}
         if cases:
-            scene = self._scene(instruction, content, *model.method.stages[:1])
-            found = [self._grid_dice(model, case, scene) for case in cases]
-            metrics["val_dice"] = float(np.mean(found))
+            predict = self._predict(model, instruction, content, *model.method.stages[:1])
+            found = [model.task.validate(case, predict) for case in cases]
+            metrics[f"val_{model.task.measures[0].name}"] = float(np.mean(found))
         return Purpose.VALIDATION, answer(self.name, metrics=metrics)
 
-    def _scene(self, instruction: Instruction, content: RecordDict, stage: str = "") -> Scene:
+    def _predict(
+        self, model: Model, instruction: Instruction, content: RecordDict, stage: str = ""
+    ) -> Predict:
         seed = derive_seed(instruction.seed, "prediction")
-        return Scene(self.name, self.device, seed, _bank(content), stage)
-
-    def _grid_dice(self, model: Model, case: Case, scene: Scene) -> float:
-        """Mean Dice over the structures that ``case`` annotates, on the network's grid: quick, for
-        curves."""
-        assert case.label is not None
-        label = case.label[case.labelled]
-        probabilities = model.predict(case.image[case.labelled], scene)
-        predicted = np.where(label == IGNORED, 0, probabilities.argmax(axis=1))
-        classes = case.annotates or range(1, model.task.classes)
-        return float(np.mean([dice(label == index, predicted == index) for index in classes]))
+        scene = Scene(model.task, self.name, self.device, seed, _bank(content), stage)
+        return partial(model.predict, scene=scene)
 
     def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
-        """Per-case metrics on each image's own grid, of the model sent."""
+        """What the task measures of the model sent, in each split that is asked for."""
         model = self._model(instruction, content)
-        scene = self._scene(instruction, content, instruction.options.get("stage", ""))
-        keys: list[list[Any]] = []
-        columns: dict[str, list[float]] = {name: [] for name in CASE_METRICS}
-        columns["reference_volume_ml"] = []
+        stage = instruction.options.get("stage", "")
+        predict = self._predict(model, instruction, content, stage)
+        measured = [measure.name for measure in model.task.measures if not measure.whole]
+        keys: list[list[str]] = []
+        wholes: list[list[Any]] = []
+        columns: dict[str, list[float]] = {name: [] for name in measured}
         failed: list[int] = []
         splits: list[Split] = instruction.options["splits"]
         for split in splits:
-            for case in self.data.splits[split]:
-                if case.reference is None or not case.labelled.any():
+            cases = [case for case in self.data.splits[split] if case.labelled.any()]
+            for row in model.task.score(cases, predict, self.data.structures) if cases else ():
+                if not row.case:
+                    ((name, value),) = row.values.items()
+                    wholes.append([split, row.vendor, row.part, name, row.n, value, *row.interval])
                     continue
-                for row in self._score_case(model, case, scene):
-                    keys.append(
-                        [split, case.domain.vendor, case.subject, case.id, row["structure"]]
-                    )
-                    for name, column in columns.items():
-                        column.append(float(row[name]))
-                    failed.append(int(row["failed"]))
+                keys.append([split, row.vendor, row.subject, row.case, row.part])
+                for name, column in columns.items():
+                    column.append(float(row.values[name]))
+                failed.append(int(row.failed))
         metrics: dict[str, Any] = {EXAMPLES: len(keys), "failed": failed, **columns}
-        return Purpose.CASES, answer(self.name, metrics=metrics, details={"rows": keys})
-
-    def _score_case(self, model: Model, case: Case, scene: Scene) -> list[dict[str, Any]]:
-        """Rows of the structures that both the model and the label of ``case`` know, by name;
-        pixels to be ignored count as background in both masks."""
-        assert case.reference is not None
-        known = model.task.structures
-        shared = [name for name in self.data.structures if name in known]
-        if not shared:
-            raise UserError(
-                f"the labels name {', '.join(self.data.structures)} and the model "
-                f"{', '.join(known)}: none in common; name them alike with data.labels"
-            )
-        classes = np.zeros(256, np.uint8)
-        for name in shared:
-            classes[self.data.structures.index(name) + 1] = known.index(name) + 1
-        # Between labelled slices others may lie: they stay, empty, so that distances are right.
-        labelled = np.flatnonzero(case.labelled)
-        span = slice(labelled[0], labelled[-1] + 1)
-        inside = case.labelled[span]
-        probabilities = model.predict(case.image[case.labelled], scene)
-        reference = np.where(inside[:, None, None], classes[case.reference[span]], 0)
-        predicted = np.zeros_like(reference)
-        predicted[inside] = case.to_native(probabilities)
-        predicted[case.reference[span] == IGNORED] = 0
-        told = case.annotates
-        common = {
-            name
-            for index, name in enumerate(self.data.structures, start=1)
-            if name in shared and (told is None or index in told)
-        }
-        rows = score_case(
-            reference,
-            predicted,
-            case.native_spacing_mm,
-            known,
-            model.task.tolerance_mm,
-        )
-        return [row for row in rows if row["structure"] in common]
+        details = {"rows": keys, "wholes": wholes}
+        return Purpose.CASES, answer(self.name, metrics=metrics, details=details)
 
     def _kept_model(self, instruction: Instruction, content: RecordDict) -> Reply:
         tensors = SiteState(self.folder, instruction.arm).load(instruction.round)
@@ -329,6 +289,7 @@ class SiteWorker:
             self.data,
             partial(model.method.features, model.nets),
             model.nets,
+            model.task,
             seed=instruction.seed,
             device=self.device,
             min_count=self.policy.min_count,
@@ -369,15 +330,15 @@ def _bank(content: RecordDict) -> StatisticsBank:
     return unpack_bank(record) if isinstance(record, ArrayRecord) else {}
 
 
-def describe(data: SiteData) -> SiteCard:
-    """The card of a site: counts and names."""
+def describe(data: SiteData, task: Task) -> SiteCard:
+    """The card of a site, whose labels are for ``task``: counts and names."""
     cases = [case for split in data.splits.values() for case in split]
     shown: set[int] = set()
     teaches = dict.fromkeys(data.structures, 0)
     complete = True
     for case in data.splits["train"]:
-        if case.label is not None:
-            shown.update(np.flatnonzero(np.bincount(case.label.ravel())).tolist())
+        if case.labelled.any():
+            shown |= task.shown(case)
             complete = complete and case.annotates is None and not case.ignores
             for index in case.annotates or range(1, len(data.structures) + 1):
                 teaches[data.structures[index - 1]] += int(case.labelled.sum())
@@ -386,7 +347,7 @@ def describe(data: SiteData) -> SiteCard:
         role=data.role,
         vendors=tuple(sorted({case.domain.vendor for case in cases})),
         structures=data.structures,
-        labelled=tuple(data.structures[index - 1] for index in sorted(shown - {0, IGNORED})),
+        labelled=tuple(data.structures[index - 1] for index in sorted(shown)),
         teaches=teaches,
         complete=complete,
         splits={split: data.counts(split) for split in data.splits},

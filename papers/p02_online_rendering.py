@@ -116,9 +116,9 @@ def _forms(name: str, run: Path) -> Table:
         for reals in FORMS:
             method = replace(cast(OnlineRendering, model.method), reals=reals)
             # What the source publishes in the last round for this form.
-            last = Budget(0, seed, device, round=2, rounds=2)
+            last = Budget(model.task, 0, seed, device, round=2, rounds=2)
             published = method.fit(source, model.nets, {}, last).statistics
-            scene = Scene(target.name, device, seed, {source.name: published})
+            scene = Scene(model.task, target.name, device, seed, {source.name: published})
             scores = [
                 _dice_by_iteration(method, model.nets, case, index, scene)
                 for case in target.splits["test"]
@@ -133,8 +133,7 @@ def _forms(name: str, run: Path) -> Table:
 def _dice_by_iteration(
     method: OnlineRendering, nets: Networks, case: Case, index: int, scene: Scene
 ) -> list[float]:
-    assert case.label is not None
-    truth, image = case.label[index] == 1, np.asarray(case.image[index])
+    truth, image = case.labels["mask"].grid[index] == 1, np.asarray(case.image[index])
     found = [dice(truth, maps.argmax(0) == 1) for _, maps in method.trajectory(nets, image, scene)]
     # Where the iterations ended early, the last one stays.
     return found + found[-1:] * (method.iterations + 1 - len(found))

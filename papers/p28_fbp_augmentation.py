@@ -86,8 +86,8 @@ def score_pairs(run: Path) -> dict[str, float]:
         model.load(ref.load())
 
         def predict(scan: Prepared) -> np.ndarray:
-            scene = Scene("pairs", device, stored.config["seed"], ref.bank)
-            return model.method.predict(model.nets, scan.image, scene).argmax(axis=1) == 1
+            scene = Scene(model.task, "pairs", device, stored.config["seed"], ref.bank)
+            return model.method.predict(model.nets, scan.image[:, None], scene).argmax(axis=1) == 1
 
         for subject in range(PAIRS):
             soft, sharp = (

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fedshift import derive_seed
+from fedshift.client import tasks
 from fedshift.client.contract.method import Scene, of_method
 from fedshift.client.examples import draw_site
 from fedshift.client.illustrations import draw as draw_illustration
@@ -38,13 +39,14 @@ def draw(out: Path, sites: LocalSites) -> None:
         refs = {(ref.model, ref.trained_on): ref for ref in run.models}
         common = refs.get(("global", "all")) or refs.get(("pooled", "all"))
         seed = derive_seed(run.instruction.seed, "prediction")
+        task = tasks.build(run.instruction.task)
         for site in sites.federation.sites[:MOST_SITES]:
             local, personal = refs.get(("local", site.name)), refs.get(("personal", site.name))
             data = sites.open(site.name)
             models = {}
             for ref in (local, personal, common):
                 if ref and (arrays := _load(ref)) is not None:
-                    scene = Scene(site.name, torch.device("cpu"), seed, ref.bank)
+                    scene = Scene(task, site.name, torch.device("cpu"), seed, ref.bank)
                     models[ref.model] = (arrays, scene)
             draw_site(
                 data,

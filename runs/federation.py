@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fedshift.client import tasks
 from fedshift.runs.config import Config
-from fedshift.runs.settings import TaskSettings
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation
 
@@ -22,7 +22,10 @@ def open_federation(config: Config) -> tuple[Federation, DataSettings]:
     return replace(federation, sites=sites), data
 
 
-def task_settings(config: Config, structures: tuple[str, ...]) -> dict[str, Any]:
-    """What a method is told of the task: the config node, and the federation's structures."""
-    task = TaskSettings.from_config(config)
-    return {"tolerance_mm": task.tolerance_mm, "structures": list(structures)}
+def task_settings(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:
+    """What a method is told of the task: the config node, and the federation's ``parts``.
+
+    Raises :class:`fedshift.UserError` for an unknown task or setting."""
+    task = {**config["task"], "parts": list(parts)}
+    tasks.build(task)
+    return task

@@ -77,19 +77,6 @@ def output_folder(config: Config) -> Path:
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """The config node ``task``."""
-
-    name: Literal["segmentation"] = "segmentation"
-    tolerance_mm: float = setting(2.0, at_least=0)
-
-    @classmethod
-    def from_config(cls, config: Config) -> TaskSettings:
-        """Check the node; raises :class:`fedshift.UserError` naming the key."""
-        return from_mapping(cls, config["task"], "task")
-
-
-@dataclass(frozen=True)
 class EngineSettings:
     """The config node ``engine``."""
 

@@ -244,7 +244,7 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
             "with `fedshift sites check`"
         )
     found = set().union(*(sites.cards[name].labelled for name in sites.labelled))
-    absent = [name for name in plan.task["structures"] if name not in found]
+    absent = [name for name in plan.task["parts"] if name not in found]
     if absent:
         untold = [name for name in sites.labelled if not sites.cards[name].teaches[absent[0]]]
         if len(untold) == len(sites.labelled):
@@ -253,7 +253,7 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
                 "it to a site in data.annotates"
             )
         raise UserError(
-            f"{len(plan.task['structures'])} structures are to be learnt and the training labels "
+            f"{len(plan.task['parts'])} structures are to be learnt and the training labels "
             f"hold {len(found)}: '{absent[0]}' is labelled nowhere{because}; take it out of "
             "data.labels or correct its value"
         )

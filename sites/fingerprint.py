@@ -25,8 +25,9 @@ def fingerprint(site: SiteData) -> dict[str, Any]:
     spacings = np.array([case.native_spacing_mm for case in cases])
     volumes: dict[str, list[float]] = {name: [] for name in site.structures}
     for case in cases:
-        if case.reference is not None:
-            counts = np.bincount(case.reference.ravel(), minlength=len(site.structures) + 1)
+        if "mask" in case.labels:
+            native = case.labels["mask"].native
+            counts = np.bincount(native.ravel(), minlength=len(site.structures) + 1)
             for k in case.annotates or range(1, len(site.structures) + 1):
                 voxels = counts[k] * np.prod(case.native_spacing_mm)
                 volumes[site.structures[k - 1]].append(float(voxels / 1000))

@@ -22,7 +22,16 @@ from fedshift.sites.legend import Legend
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.splits import Item, split_site
-from fedshift.sites.types import IGNORED, SPLITS, Case, ImageSource, SiteData, SiteSpec, Split
+from fedshift.sites.types import (
+    IGNORED,
+    SPLITS,
+    Case,
+    ImageSource,
+    Label,
+    SiteData,
+    SiteSpec,
+    Split,
+)
 
 Told = tuple[tuple[int, ...] | None, bool]
 """The classes that an image's label tells of (None: all), and whether an empty one is negative."""
@@ -72,7 +81,7 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
         if (part.start, part.stop) != (0, len(meta["labelled"])):
             case = replace(case, id=f"{case.id}:{part.split}")
         if hidden and part.split != "test":
-            case = replace(case, label=None, reference=None, labelled=np.zeros_like(case.labelled))
+            case = replace(case, labels={}, labelled=np.zeros_like(case.labelled))
         splits[part.split].append(case)
     if site.role == "train" and not splits["train"]:
         raise UserError(
@@ -118,29 +127,27 @@ def _case(
     grid = Grid(
         tuple(meta["shape"]), tuple(meta["native_mm"]), tuple(meta["grid_mm"]), meta["size"]
     )
-    label = reference = None
+    labels = {}
     labelled = np.array(meta["labelled"][start:stop], bool)
     if labelled.any():
-        label = entry.label[first + start : first + stop]
-        if grid.identity:
-            reference = label
-        else:
+        mask = native = entry.label[first + start : first + stop]
+        if not grid.identity:
             pixels = grid.shape[0] * grid.shape[1]
             offset = meta["reference"]
             flat = entry.reference[offset + start * pixels : offset + stop * pixels]
-            reference = flat.reshape(stop - start, *grid.shape)
+            native = flat.reshape(stop - start, *grid.shape)
+        labels["mask"] = Label(mask, native)
     return Case(
         id=source.case,
         subject=source.subject,
         session=source.session,
         domain=source.domain,
-        image=entry.image[first + start : first + stop],
-        label=label,
+        image=entry.image[first + start : first + stop, None],
+        labels=labels,
         labelled=labelled,
         spacing_mm=(meta["slice_mm"], *grid.spacing_mm),
-        reference=reference,
         native_spacing_mm=(meta["slice_mm"], *grid.native_mm),
-        to_native=grid.to_native,
+        grid=grid,
     )
 
 

@@ -6,11 +6,13 @@ turns it into :class:`SiteData`, whose arrays are memory-mapped from the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from fedshift.sites.geometry import Grid
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -91,17 +93,27 @@ class Federation:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A case's label of one form, slice by slice: on the network's ``grid``, and ``native``, in the
+    image's own geometry. A mask is (S, H, W) and (S, H0, W0) uint8 class indices, 0 for the
+    background."""
+
+    grid: np.ndarray
+    native: np.ndarray
+
+
+@dataclass(frozen=True)
 class Case:
     """One scored unit: a volume, a single image, or the block of a volume's slices in one split.
 
-    ``image`` (S, H, W) float32 and ``label`` (S, H, W) uint8 lie on the network's grid with
-    ``spacing_mm`` (slice, row, column); ``labelled`` (S,) says which slices carry a label.
-    ``reference`` (S, H0, W0) uint8 is the label on the image's own grid, with
-    ``native_spacing_mm``; ``to_native`` brings class probabilities there.
+    ``image`` (S, C, H, W) float32 lies on the network's grid with ``spacing_mm`` (slice, row,
+    column). ``labels`` maps a form (:mod:`fedshift.sites.labels`) to the case's label of it;
+    ``labelled`` (S,) says which slices carry one. ``grid`` relates the network's grid to the
+    image's own, of ``native_spacing_mm``.
 
-    Labels are class indices. ``annotates`` are those that the label tells of, None for all: a
-    pixel labelled 0 is then the background or one of the others. Where ``ignores``, some pixels
-    are :data:`IGNORED`.
+    ``annotates`` are the parts (by number, from 1) that the label tells of, None for all: a pixel
+    labelled 0 is then the background or one of the others. Where ``ignores``, some pixels are
+    :data:`IGNORED`.
     """
 
     id: str
@@ -109,13 +121,11 @@ class Case:
     session: str
     domain: Domain
     image: np.ndarray
-    label: np.ndarray | None
+    labels: Mapping[str, Label]
     labelled: np.ndarray
     spacing_mm: tuple[float, float, float]
-    reference: np.ndarray | None
     native_spacing_mm: tuple[float, float, float]
-    to_native: Callable[[np.ndarray], np.ndarray]
-    """Class probabilities (S, C, H, W) float32 -> labels (S, H0, W0) uint8 on the image's grid."""
+    grid: Grid
     annotates: tuple[int, ...] | None = None
     ignores: bool = False
 
@@ -139,7 +149,7 @@ class SiteData:
         """Rows and columns of the network's grid."""
         for cases in self.splits.values():
             if cases:
-                return cases[0].image.shape[1], cases[0].image.shape[2]
+                return cases[0].image.shape[2], cases[0].image.shape[3]
         raise ValueError(f"site {self.name} has no case in any split")
 
     def counts(self, split: Split) -> dict[str, int]:

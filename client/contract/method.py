@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fedshift.client.contract.illustrations import Illustration
-from fedshift.client.tasks import Segmentation
+from fedshift.client.contract.task import Task
 from fedshift.protocol.messages import Adam
 from fedshift.sites.types import SiteData
 
@@ -80,8 +80,10 @@ KEPT = Sharing("kept")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much local training one round allows, and the run's seed for this site and round."""
+    """What one round of local training is for and how much of it there may be, and the run's seed
+    for this site and round."""
 
+    task: Task
     steps: int
     seed: int
     device: torch.device
@@ -130,13 +132,14 @@ class FitReport:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where and how a prediction is made.
+    """What a prediction is for, where and how it is made.
 
     ``site`` is the name of the site whose images they are. ``seed`` is for what a method draws or
     trains at prediction; it depends on the run alone, not on the order of the images. ``stage`` is
     one of the method's :attr:`Method.stages`, or empty for the finished method.
     """
 
+    task: Task
     site: str
     device: torch.device
     seed: int = 0
@@ -147,7 +150,8 @@ class Scene:
 class Method(ABC):
     """A paper's algorithm as local training; one subclass a paper."""
 
-    tasks: ClassVar[frozenset[type]] = frozenset()
+    tasks: ClassVar[frozenset[type[Task]]]
+    """The tasks that it serves, and their kinds; :class:`Task` itself for any."""
     participation: ClassVar[Participation] = Participation.LABELLED
     stages: ClassVar[tuple[str, ...]] = ()
     """Plainer predictions of the same networks, scored beside the finished one as models of their
@@ -162,12 +166,12 @@ class Method(ABC):
     :class:`fedshift.client.training.LabelledSlices` says of each slice to the loss."""
 
     @abstractmethod
-    def networks(self, task: Segmentation) -> Networks:
+    def networks(self, task: Task) -> Networks:
         """Build the named sub-networks on the CPU. Initialisation draws from torch's default
         generator, which the caller has seeded."""
 
     @abstractmethod
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         """Say for each sub-network how its tensors travel."""
 
     @abstractmethod
@@ -184,12 +188,13 @@ class Method(ABC):
     def predict(
         self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
     ) -> np.ndarray:
-        """Class probabilities (S, C, H, W) float32 for images (S, H, W) float32. A method may train
+        """What the task's networks predict, such as class probabilities (S, K, H, W) float32, of
+        images (S, C, H, W) float32. A method may train
         here (test-time adaptation), but leaves ``nets`` with the weights they had."""
 
     @abstractmethod
     def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
-        """The task encoder's features (B, D) of images (B, 1, H, W): shift is measured in them."""
+        """The task encoder's features (B, D) of images (B, C, H, W): shift is measured in them."""
 
     def bound_to_rounds(self, rounds: int) -> str:
         """What in a run of so many rounds would be otherwise in a longer one, as a predicate of the

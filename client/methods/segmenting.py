@@ -8,8 +8,8 @@ import torch
 
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import Budget, FitReport, Method, Networks
+from fedshift.client.contract.task import Task
 from fedshift.client.networks.lv_unet import LVUNet, Norm
-from fedshift.client.tasks import Segmentation
 from fedshift.client.training import Augment, LabelledSlices, train_segmentation
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import SiteData
@@ -23,7 +23,6 @@ class Segmenting(Method):
     (:class:`~fedshift.client.networks.lv_unet.LVUNet`); ``batch`` slices a step, ``lr`` is Adam's.
     """
 
-    tasks = frozenset({Segmentation})
     segmenting = True
 
     width: int = setting(8, at_least=1)
@@ -34,11 +33,11 @@ class Segmenting(Method):
     lr: float = setting(4e-3, at_least=0)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    def segmenter(self, task: Segmentation) -> LVUNet:
+    def segmenter(self, task: Task) -> LVUNet:
         """The segmentation network, untrained."""
         return LVUNet(
             task.in_channels,
-            task.classes,
+            task.outputs,
             width=self.width,
             depth=self.depth,
             blocks=self.blocks,
@@ -49,7 +48,7 @@ class Segmenting(Method):
         self, site: SiteData, nets: Networks, augmentation: Augment, budget: Budget
     ) -> FitReport:
         """Train it on the labelled slices of the training split; without any, train nothing."""
-        slices = LabelledSlices(site.splits["train"], len(site.structures) + 1)
+        slices = LabelledSlices(site.splits["train"], budget.task)
         if not len(slices):
             return FitReport()
         metrics = train_segmentation(

@@ -22,9 +22,10 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.contract.task import Task
 from fedshift.client.methods.segmenting import Segmenting
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import predict_probabilities
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import predict_slices
 from fedshift.sites.types import SiteData
 
 
@@ -32,10 +33,12 @@ from fedshift.sites.types import SiteData
 class Supervised(Segmenting):
     """Every site with labels trains one LV-Unet, which the strategy averages."""
 
-    def networks(self, task: Segmentation) -> Networks:
+    tasks = frozenset({Segmentation})
+
+    def networks(self, task: Task) -> Networks:
         return {"segmenter": self.segmenter(task)}
 
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         return {"segmenter": AVERAGED}
 
     def fit(
@@ -46,4 +49,4 @@ class Supervised(Segmenting):
     def predict(
         self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
     ) -> np.ndarray:
-        return predict_probabilities(nets["segmenter"], images, scene.device)
+        return predict_slices(nets["segmenter"], images, scene)

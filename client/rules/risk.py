@@ -2,7 +2,7 @@
 papers on fairness. The coordinator is told the number as the metric ``risk_received``, of the model
 it sent, and where it asks for it ``risk_trained``, of the site's model after its local training.
 
-The loss is soft Dice + cross-entropy of what the method predicts (of a method with stages: the
+The loss is the task's of what the method predicts (of a method with stages: the
 plainest), so it is the same quantity for every method, whatever a method's own loss is.
 """
 
@@ -14,7 +14,6 @@ import torch
 
 from fedshift import derive_seed
 from fedshift.client.contract.method import FitReport, Scene
-from fedshift.client.losses import dice_ce
 from fedshift.client.rules.base import LocalRule, Train, Visit
 from fedshift.client.training import PREDICT_BATCH, LabelledSlices
 
@@ -46,11 +45,13 @@ def training_loss(visit: Visit, slices: int | None) -> float | None:
     Slices are taken in equal batches of drawn order, as in training, because soft Dice is a
     batch's. To fill the last batch a few slices are taken twice.
     """
-    labelled = LabelledSlices(visit.site.splits["train"], len(visit.site.structures) + 1)
+    labelled = LabelledSlices(visit.site.splits["train"], visit.model.task)
     if not len(labelled):
         return None
     method, seed = visit.model.method, visit.instruction.seed
+    task = visit.model.task
     scene = Scene(
+        task,
         visit.site.name,
         visit.device,
         derive_seed(seed, "prediction"),
@@ -63,8 +64,6 @@ def training_loss(visit: Visit, slices: int | None) -> float | None:
     order = derive_seed(seed, visit.site.name, "risk")
     losses = []
     for images, labels, annotated in labelled.batches(size, batches, order, torch.device("cpu")):
-        found = torch.from_numpy(method.predict(visit.model.nets, images[:, 0].numpy(), scene))
-        # Logits up to a constant; a probability may have come out as 0.
-        logits = found.clamp(min=torch.finfo(found.dtype).tiny).log()
-        losses.append(float(dice_ce(logits, labels, annotated)))
+        found = torch.from_numpy(method.predict(visit.model.nets, images.numpy(), scene))
+        losses.append(float(task.risk(found, labels, annotated)))
     return fmean(losses)

@@ -61,6 +61,7 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.contract.task import Task, Warp
 from fedshift.client.gan import is_collapsed
 from fedshift.client.methods.drai.content_preserving import Transform, change
 from fedshift.client.methods.drai.disentangling import Codes, cross_image_consistency
@@ -80,10 +81,10 @@ from fedshift.client.methods.drai.networks import (
 )
 from fedshift.client.methods.segmenting import Segmenting
 from fedshift.client.networks.halving import check_halvings
-from fedshift.client.tasks import Segmentation
+from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.training import (
     permuted,
-    predict_probabilities,
+    predict_slices,
 )
 from fedshift.protocol.frechet import frechet_distances, pool_moments
 from fedshift.protocol.settings import setting
@@ -122,6 +123,7 @@ class DRAI(Segmenting):
     are made by :meth:`restyle`.
     """
 
+    tasks = frozenset({Segmentation})
     participation = Participation.ALL
 
     use: Literal["hybrids", "content"] = "hybrids"
@@ -142,7 +144,7 @@ class DRAI(Segmenting):
     cycle: float = setting(50.0, at_least=0)
     kl: float = setting(0.1, at_least=0)
 
-    def networks(self, task: Segmentation) -> Networks:
+    def networks(self, task: Task) -> Networks:
         """Raises :class:`fedshift.UserError` when the grid cannot be halved often enough, or the
         settings contradict each other."""
         key = "method.halvings"
@@ -155,7 +157,7 @@ class DRAI(Segmenting):
             )
         shape = (task.size, self.generator_width, self.halvings)
         hidden = 4 * self.generator_width
-        conditions = (self.size_bins + 1) * len(task.structures)
+        conditions = (self.size_bins + 1) * len(task.parts)
         channels = task.in_channels
         return {
             "segmenter": self.segmenter(task),
@@ -171,7 +173,7 @@ class DRAI(Segmenting):
             "judge_content": PairDiscriminator(channels, *shape, self.content),
         }
 
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         # Sites without labels use these and do not train them.
         labelled = BROADCAST if task.unlabelled else AVERAGED
         return {
@@ -341,7 +343,7 @@ class DRAI(Segmenting):
             return {}
         _evaluate(nets)
         with torch.no_grad():
-            pixels = torch.from_numpy(images).unsqueeze(1).to(budget.device)
+            pixels = torch.from_numpy(images).to(budget.device)
             codes = self._codes(nets, pixels)
             reconstructed = nets["generator"](*codes)
             consistency = partial(
@@ -378,7 +380,7 @@ class DRAI(Segmenting):
         net = nets["segmenter"]
         if self.use == "content":
             net = _InNeutralStyle(self, nets)
-        return predict_probabilities(net, images, scene.device)
+        return predict_slices(net, images, scene)
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """Samples of the style with the content held (the paper's Fig. 2), hybrids of the site's
@@ -395,7 +397,7 @@ class DRAI(Segmenting):
         names = [case.id for case, _ in chosen]
         generator = torch.Generator().manual_seed(derive_seed(scene.seed, "illustrations"))
         with torch.no_grad():
-            images = torch.from_numpy(pixels).unsqueeze(1).to(scene.device)
+            images = torch.from_numpy(pixels).to(scene.device)
             style, content = self._codes(nets, images)
             sampled = torch.randn(SHOWN, self.style, generator=generator).to(scene.device)
             grids = [
@@ -472,7 +474,11 @@ class _Restyling:
     sites: Sequence[Gaussian]
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        warp: Warp,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.method.use == "content":
             styles = torch.zeros(len(images), self.method.style, device=images.device)
@@ -482,7 +488,7 @@ class _Restyling:
             styles = _draw(self.sites, count, generator).to(images.device)
             restyled = self.method.restyle(self.nets, images[:count], styles)
             images = torch.cat([restyled, images[count:]])
-        return self.method.augmentation(images, labels, generator)
+        return self.method.augmentation(images, labels, generator, warp)
 
 
 class _Slices:
@@ -498,8 +504,8 @@ class _Slices:
             self._images += list(np.asarray(case.image))
             complete = case.annotates is None and not case.ignores
             for index, labelled in enumerate(case.labelled):
-                if labelled and complete and case.label is not None:
-                    label = np.asarray(case.label[index])
+                if labelled and complete and "mask" in case.labels:
+                    label = np.asarray(case.labels["mask"].grid[index])
                     conditions.append(condition(label, len(site.structures), bins, largest))
                 else:
                     conditions.append(np.full(length, np.nan, np.float32))
@@ -526,7 +532,7 @@ class _Slices:
 
     def _batch(self, chosen: Iterable[int], device: torch.device) -> Batch:
         rows = list(chosen)
-        images = torch.from_numpy(np.stack([self._images[i] for i in rows])).unsqueeze(1)
+        images = torch.from_numpy(np.stack([self._images[i] for i in rows]))
         conditions = torch.from_numpy(self._conditions[rows])
         known = torch.from_numpy(np.flatnonzero(self._known[rows]))
         return Batch(images.to(device), conditions.to(device), known.to(device))
@@ -619,9 +625,9 @@ def _pool(
 
 
 def _stacked(cases: Sequence[Case]) -> np.ndarray:
-    """All slices of ``cases``, (S, H, W) float32; S may be 0."""
+    """All slices of ``cases``, (S, C, H, W) float32; S may be 0."""
     images = [np.asarray(case.image, np.float32) for case in cases]
-    return np.concatenate(images) if images else np.empty((0, 0, 0), np.float32)
+    return np.concatenate(images) if images else np.empty((0, 0, 0, 0), np.float32)
 
 
 def _evaluate(nets: Networks) -> None:
@@ -630,6 +636,6 @@ def _evaluate(nets: Networks) -> None:
 
 
 def _table(first: torch.Tensor, others: torch.Tensor) -> list[list[np.ndarray]]:
-    """``first`` (R, 1, H, W) and ``others`` (R, C, 1, H, W) as R rows of C + 1 images."""
-    rows = torch.cat([first.unsqueeze(1), others], dim=1).squeeze(2).cpu().numpy()
+    """``first`` (R, C, H, W) and ``others`` (R, N, C, H, W) as R rows of N + 1 images."""
+    rows = torch.cat([first.unsqueeze(1), others], dim=1).mean(2).cpu().numpy()
     return [list(row) for row in rows]

@@ -66,6 +66,7 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.contract.task import Task
 from fedshift.client.gan import (
     discriminator_loss,
     fake_loss,
@@ -78,8 +79,8 @@ from fedshift.client.methods.online_rendering.networks import HALVINGS, Judge, R
 from fedshift.client.metrics import dice
 from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.lv_unet import Norm
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import LabelledSlices, predict_probabilities
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import LabelledSlices, predict_slices
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import IGNORED, SiteData
 
@@ -138,13 +139,13 @@ class OnlineRendering(Method):
         every: tuple[View, ...] = ("appearance", "structure", "pair")
         return every[: {"none": 3, "pair": 2, "structure_and_pair": 1}[self.without]]
 
-    def networks(self, task: Segmentation) -> Networks:
+    def networks(self, task: Task) -> Networks:
         check_halvings(task.size, HALVINGS, "method=online_rendering")
-        channels, maps = task.in_channels, task.classes - 1
+        channels, maps = task.in_channels, task.outputs - 1
         inputs = {"appearance": channels, "structure": maps, "pair": channels + maps}
 
         def segmentor() -> Segmentor:
-            return Segmentor(channels, task.classes, width=self.segmenter_width, norm=self.norm)
+            return Segmentor(channels, task.outputs, width=self.segmenter_width, norm=self.norm)
 
         nets: Networks = {
             "renderer": Renderer(channels, width=self.renderer_width, norm=self.norm),
@@ -161,7 +162,7 @@ class OnlineRendering(Method):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return nets
 
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         """All are averaged: each site that trains has both kinds of image for its
         discriminators."""
         names = ["renderer", "segmenter", "plain", *map(_judge, self.views)]
@@ -176,7 +177,7 @@ class OnlineRendering(Method):
     ) -> FitReport:
         """Self-play on the labelled slices of the training split. In the last of several rounds
         the weights stay as they are, and the site publishes what S' is like at them."""
-        slices = LabelledSlices(site.splits["train"], len(site.structures) + 1)
+        slices = LabelledSlices(site.splits["train"], budget.task)
         if not len(slices):
             return FitReport()
         if self.norm == "batch" and min(self.batch, len(slices)) < 2:
@@ -223,14 +224,14 @@ class OnlineRendering(Method):
         def batches(role: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             seed = derive_seed(budget.seed, "batches", role)
             for images, labels, _ in slices.batches(self.batch, budget.steps, seed, device):
-                yield self.augmentation(images, labels, generator)
+                yield self.augmentation(images, labels, generator, budget.task.warp)
 
         images = rendered = torch.empty(0)
         drawn = zip(batches("generated"), *map(batches, self.views), strict=True)
         # No cache: it would hold casts of weights that the next objective has already moved.
         with torch.autocast(device.type, torch.float16, enabled=budget.amp, cache_enabled=False):
             for (images, labels), *reals in drawn:
-                disturbed, _ = disturb(images, labels, generator)
+                disturbed, _ = disturb(images, labels, generator, budget.task.warp)
                 alone.step(hybrid_loss(plain.outputs(images), labels))
                 rendering.step(rendering_loss(renderer.outputs(disturbed), images))
                 for view, (real_images, real_labels) in zip(self.views, reals, strict=True):
@@ -311,21 +312,21 @@ class OnlineRendering(Method):
         ``iteration_0`` segments what is rendered. The finished method adapts copies of the
         networks to each image by itself."""
         if scene.stage == "source":
-            return predict_probabilities(nets["plain"], images, scene.device)
+            return predict_slices(nets["plain"], images, scene)
         if scene.stage == "iteration_0":
             model = nn.Sequential(nets["renderer"], nets["segmenter"])
-            return predict_probabilities(model, images, scene.device)
+            return predict_slices(model, images, scene)
         found = []
         for image in images:
             *_, model = self.adapt(nets, image, scene)
-            found.append(predict_probabilities(model, [image], scene.device))
+            found.append(predict_slices(model, [image], scene))
         if not found:
             raise ValueError("no image to predict")
         return np.concatenate(found)
 
     def adapt(self, nets: Networks, image: np.ndarray, scene: Scene) -> Iterator[nn.Sequential]:
         """Yield copies of renderer and segmentor before the first and after every iteration of
-        online rendering of ``image`` (H, W): each time the same two networks, as they are then.
+        online rendering of ``image`` (C, H, W): each time the same two networks, as they are then.
 
         What is drawn depends on the image and on ``scene.seed``, on no other image.
         """
@@ -342,7 +343,7 @@ class OnlineRendering(Method):
         pixels = np.array(image, dtype=np.float32)
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
         generator = torch.Generator().manual_seed(derive_seed(scene.seed, "online", digest))
-        source = torch.from_numpy(pixels)[None, None].to(device)
+        source = torch.from_numpy(pixels)[None].to(device)
         known = pool(scene.bank)
         descent = partial(Descent, lr=self.online_lr)
         rendering = descent(renderer)
@@ -410,15 +411,13 @@ class OnlineRendering(Method):
     def trajectory(
         self, nets: Networks, image: np.ndarray, scene: Scene
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the rendered ``image`` (H, W) and its class probabilities (C, H, W) before the
+        """Yield the rendered ``image`` (C, H, W) and its class probabilities (K, H, W) before the
         first and after every iteration."""
         for adapted in self.adapt(nets, image, scene):
             with torch.no_grad():
-                rendered = adapted[0](
-                    torch.from_numpy(np.array(image))[None, None].to(scene.device)
-                )
+                rendered = adapted[0](torch.from_numpy(np.array(image))[None].to(scene.device))
                 found = adapted[1](rendered).softmax(1)
-            yield rendered[0, 0].cpu().numpy(), found[0].cpu().numpy()
+            yield rendered[0].cpu().numpy(), found[0].cpu().numpy()
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """The first test images by iteration, and the mean Dice of those with labels."""
@@ -432,9 +431,10 @@ class OnlineRendering(Method):
             # Where the iterations ended early, the last one stays.
             steps += [steps[-1]] * (self.iterations + 1 - len(steps))
             mask = 1 - steps[-1][1][0]
-            rows.append([image, *(steps[k][0] for k in columns), mask])
-            if case.label is not None and case.labelled[middle]:
-                truth = np.asarray(case.label[middle])
+            shown = [image, *(steps[k][0] for k in columns)]
+            rows.append([*(channels.mean(0) for channels in shown), mask])
+            if case.labelled[middle]:
+                truth = np.asarray(case.labels["mask"].grid[middle])
                 lines.append([_mean_dice(truth, found, case.annotates) for _, found in steps])
         if not rows:
             return []

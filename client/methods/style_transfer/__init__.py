@@ -56,6 +56,7 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.contract.task import Task, Warp
 from fedshift.client.methods.segmenting import Segmenting
 from fedshift.client.methods.style_transfer.extractor import (
     FIXED_WIDTHS,
@@ -76,8 +77,8 @@ from fedshift.client.methods.style_transfer.style_bank import SiteStyle, code_of
 from fedshift.client.networks.gaussian import DiagonalGaussian
 from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.lv_unet import LVUNet
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import permuted, predict_probabilities
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import permuted, predict_slices
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case, SiteData
 
@@ -118,6 +119,7 @@ class StyleTransfer(Segmenting):
     slices are rendered for the segmentation, and ``restyled`` how many of a batch.
     """
 
+    tasks = frozenset({Segmentation})
     participation = Participation.ALL
 
     translator_width: int = setting(8, at_least=1)
@@ -172,7 +174,7 @@ class StyleTransfer(Segmenting):
                 "observed, beyond or deterministic, or leave it empty"
             )
 
-    def networks(self, task: Segmentation) -> Networks:
+    def networks(self, task: Task) -> Networks:
         """Raises :class:`fedshift.UserError` when the grid cannot be halved often enough."""
         times = self.scales - 1
         check_halvings(task.size, times, f"method.scales={self.scales}", "method.scales")
@@ -189,7 +191,7 @@ class StyleTransfer(Segmenting):
                 nets[name] = UNetDecoder(task.in_channels, *shape, norm)
         return nets
 
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         style_encoder = AVERAGED if self.style_encoder == "shared" else KEPT
         pretrained = dict.fromkeys(PRETRAINED if self.pretraining_rounds else (), AVERAGED)
         return {
@@ -471,7 +473,7 @@ class StyleTransfer(Segmenting):
     def predict(
         self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
     ) -> np.ndarray:
-        return predict_probabilities(nets["segmenter"], images, scene.device)
+        return predict_slices(nets["segmenter"], images, scene)
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """The site's slices in every published style and in styles beyond them; the style bank in
@@ -494,7 +496,7 @@ class StyleTransfer(Segmenting):
             return _extrapolated(_of_any(known, count, generator), centre, self.reach, generator)
 
         middle = [np.asarray(case.image[len(case.image) // 2]) for case in cases]
-        images = torch.from_numpy(np.stack(middle))[:, None].to(scene.device)
+        images = torch.from_numpy(np.stack(middle)).to(scene.device)
         columns, shown, signed = ["original"], [images], set()
         for name, style in bank.items():
             rendered = self.restyle(nets, images, style.mean.expand(len(images), -1))
@@ -504,7 +506,7 @@ class StyleTransfer(Segmenting):
         for number in range(1, 3):
             columns.append(f"beyond, {number}")
             shown.append(self.restyle(nets, images, beyond(len(images))))
-        grid = torch.cat(shown, dim=1).cpu().numpy()
+        grid = torch.stack([rendered.mean(1) for rendered in shown], dim=1).cpu().numpy()
         drawn = {name: style.draw(SHOWN_CODES, generator) for name, style in bank.items()}
         drawn["beyond"] = beyond(SHOWN_CODES)
         return [
@@ -552,7 +554,7 @@ class _Slices:
             yield self._stack(range(start, min(start + size, len(self))), device)
 
     def _stack(self, chosen: Iterable[int], device: torch.device) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._slices[i] for i in chosen]))[:, None].to(device)
+        return torch.from_numpy(np.stack([self._slices[i] for i in chosen])).to(device)
 
 
 @dataclass(frozen=True)
@@ -566,7 +568,11 @@ class _Restyling:
     amp: bool
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        warp: Warp,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Batches come in random order: the first slices are any.
         count = round(self.method.restyled * len(images))
@@ -574,7 +580,7 @@ class _Restyling:
             codes = self.draw(count, generator)
             rendered = self.method.restyle(self.nets, images[:count], codes, self.amp)
             images = torch.cat([rendered, images[count:]])
-        return self.method.augmentation(images, labels, generator)
+        return self.method.augmentation(images, labels, generator, warp)
 
 
 def _of_any(known: Sequence[SiteStyle], count: int, generator: torch.Generator) -> torch.Tensor:

@@ -61,7 +61,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
-from fedshift.client.augmentation import Augmentation
+from fedshift.client.augmentation import Augmentation, warp_mask
 from fedshift.client.contract.illustrations import Illustration, ImageGrid
 from fedshift.client.contract.method import (
     AVERAGED,
@@ -74,14 +74,15 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.contract.task import Task
 from fedshift.client.gan import fake_loss, generator_loss, is_collapsed, real_loss
 from fedshift.client.methods.segmenting import Segmenting
 from fedshift.client.methods.unet_gan.patch_discriminator import PatchDiscriminator
 from fedshift.client.methods.unet_gan.ssim import ssim
 from fedshift.client.methods.unet_gan.translator import Translator
 from fedshift.client.networks.lv_unet import LVUNet
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import predict_probabilities
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import predict_slices
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import SiteData
@@ -144,6 +145,7 @@ class UnetGAN(Segmenting):
     the module. ``images`` is the batch of a translation step.
     """
 
+    tasks = frozenset({Segmentation})
     participation = Participation.BOTH
     stages = (SOURCE,)
 
@@ -165,7 +167,7 @@ class UnetGAN(Segmenting):
     judge_lr: float = setting(1e-3, at_least=0)
     patience: int = setting(0, at_least=0)
 
-    def networks(self, task: Segmentation) -> Networks:
+    def networks(self, task: Task) -> Networks:
         nets: Networks = {"segmenter": self.segmenter(task)}
         for target in task.unlabelled:
             side = Side.of(target, SOURCE)
@@ -179,7 +181,7 @@ class UnetGAN(Segmenting):
                 )
         return nets
 
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         found = {"segmenter": BROADCAST}
         for target in task.unlabelled:
             side = Side.of(target, SOURCE)
@@ -263,7 +265,7 @@ class UnetGAN(Segmenting):
         images = [row for case in cases for row in np.asarray(case.image)]
         noted = bank.get(site.name, {}).get("uncertainty")
         if (budget.round - self.segmenter_rounds) % LOOK_EVERY == 0:
-            found = self.predict(nets, images, Scene(site.name, budget.device))
+            found = self.predict(nets, images, Scene(budget.task, site.name, budget.device))
             entropy = float(-(found * np.log(np.maximum(found, 1e-12))).sum(axis=1).mean())
             if noted is None or entropy < noted[0]:
                 noted = np.array([entropy, 0.0])
@@ -422,7 +424,7 @@ class UnetGAN(Segmenting):
         net = nets["segmenter"]
         if scene.stage != SOURCE and scene.site in _targets(nets):
             net = nn.Sequential(nets[f"to_source.{scene.site}"], net)
-        return predict_probabilities(net, images, scene.device)
+        return predict_slices(net, images, scene)
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """Test images, their translations and the differences: at a target to the source, at a
@@ -438,16 +440,16 @@ class UnetGAN(Segmenting):
             if here
             else {target: f"from_source.{target}" for target in targets}
         )
-        rows = [[image] for image in originals]
+        rows = [[image.mean(0)] for image in originals]
         columns = [f"{site.name}"]
         for label, name in names.items():
             net = nets[name].to(scene.device)
             with torch.inference_mode():
-                batch = torch.from_numpy(np.stack(originals)).unsqueeze(1).to(scene.device)
-                translated = net(batch).squeeze(1).cpu().numpy()
+                batch = torch.from_numpy(np.stack(originals)).to(scene.device)
+                translated = net(batch).cpu().numpy()
             columns += [f"as {label}", "difference"]
             for row, original, image in zip(rows, originals, translated, strict=True):
-                row += [image, image - original]
+                row += [image.mean(0), (image - original).mean(0)]
         return [
             ImageGrid(
                 name="translation",
@@ -482,9 +484,9 @@ class Slices:
         for _ in range(steps):
             chosen = torch.randperm(len(self), generator=generator)[:size].tolist()
             images = torch.from_numpy(np.stack([self._slices[index] for index in chosen]))
-            images = images.unsqueeze(1).to(budget.device)
+            images = images.to(budget.device)
             labels = torch.zeros(images[:, 0].shape, dtype=torch.uint8, device=budget.device)
-            images, _ = self._augmentation(images, labels, generator)
+            images, _ = self._augmentation(images, labels, generator, warp_mask)
             yield images.clamp(0, 1), generator
 
 
