@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.flower import Grid
 from fedshift.runs.config import load
+from fedshift.runs.simulate import Egress
 from fedshift.runs.stored import build_plan
 from fedshift.server.cross_site import Row, finished_models, score
 from fedshift.server.progress import Silent
@@ -53,13 +53,8 @@ def simulation(out: Path, cache: Path, sites: int, *overrides: str) -> Simulatio
     policy = Policy.from_config(config["policy"])
     local = LocalSites(federation, data, policy, plan.checkpoints / "sites", plan.seed)
     out.mkdir(parents=True, exist_ok=True)
-    return Simulation(replace(plan, after_round=partial(_collect_ledgers, local, out, {})), local)
-
-
-def _collect_ledgers(sites: LocalSites, out: Path, positions: dict[str, int]) -> None:
-    """What ``fedshift simulate`` does after a round."""
-    with (out / "egress.jsonl").open("a", encoding="utf-8") as file:
-        file.write(sites.egress(positions))
+    egress = Egress(local, out / "egress.jsonl", done=0)
+    return Simulation(replace(plan, after_round=egress.collect), local)
 
 
 def train_and_score(grid: Grid, plan: RunPlan) -> list[Row]:

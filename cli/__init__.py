@@ -49,7 +49,7 @@ def version(
 @app.command()
 def demo(overrides: Overrides = None) -> None:
     """Run a small federation of phantom vendors and write its report to ./demo."""
-    from fedshift.runs.simulate import simulate
+    from fedshift.cli.simulate import simulate
 
     ours = ["federation=cardiac_phantom", "rounds=5", "out=demo", "resume=true"]
     simulate([*ours, *(overrides or [])])
@@ -58,7 +58,7 @@ def demo(overrides: Overrides = None) -> None:
 @app.command()
 def simulate(overrides: Overrides = None) -> None:
     """Train and compare a federation on this machine; write a run folder with a report."""
-    from fedshift.runs.simulate import simulate as run
+    from fedshift.cli.simulate import simulate as run
 
     run(overrides or [])
 
@@ -66,7 +66,7 @@ def simulate(overrides: Overrides = None) -> None:
 @app.command()
 def compare(overrides: Overrides = None) -> None:
     """Run a grid of simulations, such as strategy=fedavg,fedbn seed=0,1,2, and rank them."""
-    from fedshift.runs.compare import compare as run
+    from fedshift.cli.compare import compare as run
 
     run(overrides or [])
 
@@ -83,7 +83,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a finished run's models again without training, also on other data."""
-    from fedshift.runs.evaluate import evaluate as score
+    from fedshift.cli.evaluate import evaluate as score
 
     score(run, overrides or [], manifest, name)
 
@@ -142,11 +142,9 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run a paper's comparison on phantoms; print its table beside ours and judge its claims."""
-
-    from fedshift.cli.console import PlainConsole
     from fedshift.cli.reproduce import reproduce as run
 
-    run(paper, seeds, preset, out, workers, PlainConsole())
+    run(paper, seeds, preset, out, workers)
 
 
 @app.command()

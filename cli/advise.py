@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from fedshift import UserError
 from fedshift.cli.console import PlainConsole
+from fedshift.cli.progress import Screen
 from fedshift.cli.reproduce import seed_list
 from fedshift.runs.graded import advised
 from fedshift.runs.grid import GRID, read_grid
@@ -66,7 +68,7 @@ def grade(out: Path, seeds: str, workers: int | None) -> None:
     for seed in numbers:
         table.add_column(f"seed {seed}")
     hits = total = 0
-    for graded, found in advised(out, numbers, overrides, console):
+    for graded, found in advised(out, numbers, overrides, console.tell, partial(Screen, console)):
         cells = []
         for advice in found.values():
             hit = advice.first == graded.right

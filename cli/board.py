@@ -63,8 +63,10 @@ class Board:
             self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._live.stop()
+        if kind in (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM
+            self.say(f"stopped: {self.counts()}")
 
     def say(self, sentence: str) -> None:
         """Print something worth keeping on the screen."""

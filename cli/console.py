@@ -19,6 +19,13 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
+    def tell(self, sentence: str) -> None:
+        """Print a sentence, wrapped by the terminal; the first word of a finding is coloured."""
+        line = Text(sentence)
+        line.highlight_regex(r"^error\b", "red")
+        line.highlight_regex(r"^warning\b", "yellow")
+        self.print(line, soft_wrap=True)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a text of what was printed; see :meth:`rich.console.Console.render_str`."""
         return super().render_str(visible(text), **options)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +14,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
-
-from fedshift.server.progress import Progress as Watcher
-
-Watch = Callable[[str], AbstractContextManager[Watcher]]
-"""Opens a watcher for a run of this title."""
 
 _LINE_EVERY_S = 10.0
 

@@ -1,62 +1,41 @@
-"""``fedshift reproduce``: from a paper's number to its table, claims and files."""
+"""``fedshift reproduce``: a paper's table beside ours, its claims and the time, on the screen."""
 
 from __future__ import annotations
 
-import importlib
-import platform
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from fedshift import UserError, __version__
-from fedshift.papers import NUMBERS, PAPERS
-from fedshift.papers.bench import Bench, Paper, Preset
-from fedshift.papers.result import Reproduction, render, store
+from fedshift import UserError
+from fedshift.cli.console import PlainConsole
+from fedshift.cli.progress import Screen
+from fedshift.papers.bench import Bench, Preset, load_paper
+from fedshift.papers.result import Reproduction, number, spread, verdict, word
+from fedshift.papers.result import reproduce as measure
 from fedshift.protocol.settings import suggest
-from fedshift.server.lock import alone_in
+from fedshift.runs.watching import unwatched
 
 
-def reproduce(
-    number: str, seeds: str, preset: str, out: Path | None, workers: int | None, console: Console
-) -> None:
+def reproduce(paper: str, seeds: str, preset: str, out: Path | None, workers: int | None) -> None:
     """Run every arm of the paper on every seed; print and store what came of it.
 
-    ``seeds`` is a list such as "0,1,2"; ``out`` defaults to ``reproductions/NN``. Repeated in the
-    same folder, it goes on where it was interrupted. Raises :class:`UserError` for a paper, preset
-    or seed that is none.
+    ``seeds`` is a list such as "0,1,2"; ``out`` defaults to ``reproductions/NN``. Raises
+    :class:`UserError` for a paper, preset or seed that is none.
     """
-    paper = load_paper(number)
-    chosen = _preset(preset)
-    bench = Bench(out or Path("reproductions") / paper.number, chosen, workers, console)
-    start = time.monotonic()
-    with alone_in(bench.out):
-        tables = {seed: paper.measure(bench, seed) for seed in seed_list(seeds)}
-        result = Reproduction(
-            paper,
-            chosen,
-            tables,
-            tuple(bench.arms),
-            time.monotonic() - start,
-            _versions(),
-        )
-        store(result, bench.out)
-    console.print(render(result))
-    console.print(f"stored in {bench.out}")
-
-
-def load_paper(number: str) -> Paper:
-    """The paper's module; raises :class:`UserError` for a number that has none."""
-    if number not in NUMBERS:
-        known = "; ".join(f"{known} ({PAPERS[name]})" for known, name in NUMBERS.items())
-        raise UserError(f"paper {number} cannot be reproduced; choose one of {known}")
-    module = importlib.import_module(f"fedshift.papers.{NUMBERS[number]}")
-    paper = module.PAPER
-    assert isinstance(paper, Paper)
-    return paper
+    console = PlainConsole()
+    loaded = load_paper(paper)
+    # Elsewhere than on a terminal the run's own lines would bury the result.
+    watch = partial(Screen, console) if console.is_terminal else unwatched
+    folder = out or Path("reproductions") / loaded.number
+    bench = Bench(folder, _preset(preset), workers, console.tell, watch)
+    console.print(render(measure(loaded, bench, seed_list(seeds))))
+    console.print(f"stored in {folder}")
 
 
 def _preset(name: str) -> Preset:
@@ -77,6 +56,49 @@ def seed_list(text: str) -> Sequence[int]:
     return seeds
 
 
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "numpy", "flwr")}
-    return {"fedshift": __version__, "python": platform.python_version(), **packages}
+def render(result: Reproduction) -> RenderableType:
+    """The paper's table beside ours, the claims, and the time, for 80 columns."""
+    paper = result.paper
+    parts: list[RenderableType] = [
+        Text(f"{paper.number} {paper.title}", style="bold"),
+        Text(paper.citation),
+        Text(""),
+    ]
+    for column, lines in result.blocks():
+        grid = _grid(column)
+        grid.add_column("")
+        for title in ("paper", "ours"):
+            grid.add_column(title, justify="right", no_wrap=True)
+        grid.add_column("by seed", justify="right")
+        for row, published, found in lines:
+            each = "  ".join(map(number, found)) if len(found) > 1 else ""
+            grid.add_row(Text(row), number(published), spread(found), each)
+        parts.append(grid)
+    grid = _grid("Claims")
+    grid.add_column("")
+    for seed in result.seeds:
+        grid.add_column(f"seed {seed}")
+    grid.add_column("")
+    for claim in paper.claims:
+        held = result.held(claim)
+        grid.add_row(
+            Text(claim.text), *map(_colored, held.values()), Text(verdict([*held.values()]))
+        )
+    parts.append(grid)
+    if paper.note:
+        parts.append(Text(paper.note + "\n"))
+    parts += [Text(problem, style="yellow") for problem in result.problems]
+    return Group(*parts, Text(f"{result.spent}; preset {result.preset}."))
+
+
+def _grid(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _colored(held: bool) -> Text:
+    return Text(word(held), style="" if held else "bold red")

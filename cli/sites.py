@@ -13,7 +13,7 @@ from rich.table import Table
 from fedshift import UserError
 from fedshift.cli.console import PlainConsole
 from fedshift.protocol.words import count
-from fedshift.runs.checking import UNPLANNED, Checked, examine, settle, tell_findings
+from fedshift.runs.checking import UNPLANNED, Checked, examine, sentences, settle
 from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation, task_settings
 from fedshift.sites import fingerprint, open_site
@@ -43,7 +43,7 @@ def list_sites(overrides: Sequence[str]) -> None:
 def inspect_sites(overrides: Sequence[str]) -> None:
     """Print each site's fingerprint, from its prepared images."""
     console = PlainConsole()
-    config = settle(load(overrides), console)
+    config = settle(load(overrides), console.tell)
     federation, data = open_federation(config)
     for site in federation.sites:
         found = fingerprint(open_site(site, federation.structures, data, config["seed"]))
@@ -82,7 +82,8 @@ def check_sites(overrides: Sequence[str]) -> None:
     """Print what the doctor finds; exit with 2 when a run would stop at it."""
     found = examine(load(overrides))
     console = PlainConsole()
-    tell_findings(console, found)
+    for sentence in sentences(found):
+        console.tell(sentence)
     images = sum(len(site.images) for site in found.federation.sites)
     errors = sum(finding.severity == "error" for finding in found.findings)
     warnings = len(found.findings) - errors

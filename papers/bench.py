@@ -7,6 +7,7 @@ that table.
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from fedshift import UserError
+from fedshift.papers import NUMBERS, PAPERS
 from fedshift.protocol.words import count
 from fedshift.runs.config import Config, load
 from fedshift.runs.federation import open_federation
 from fedshift.runs.simulate import run_folder
 from fedshift.runs.stored import read_config
+from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint
 from fedshift.server.report.run import read_run
 from fedshift.server.tables import read_cross_site
@@ -77,7 +78,9 @@ class Bench:
     preset: Preset = "small"
     workers: int | None = None
     """Worker processes; None for as many as are of use."""
-    console: Console = field(default_factory=Console)
+    tell: Tell = silent
+    watch: Watch = unwatched
+    """Watches each arm."""
     arms: list[Arm] = field(default_factory=list)
     """What was run, in order."""
 
@@ -93,9 +96,7 @@ class Bench:
         start = time.monotonic()
         reused = _finished(folder, config)
         if not reused:
-            # Elsewhere than on a terminal the run's own lines would bury the result.
-            quiet = not self.console.is_terminal
-            run_folder(folder, config, Console(quiet=True) if quiet else self.console)
+            run_folder(folder, config, watch=self.watch)
         seconds = None if reused else time.monotonic() - start
         problems = tuple(
             f"{problem.site} {problem.kind} {count(len(problem.rounds), 'time')}: {problem.reason}"
@@ -103,9 +104,9 @@ class Bench:
         )
         self.arms.append(Arm(name, seed, tuple(overrides), seconds, problems))
         took = "was finished" if seconds is None else f"{seconds:.0f} s"
-        self.console.print(f"seed {seed}, {name}: {took}")
+        self.tell(f"seed {seed}, {name}: {took}")
         for problem in problems:
-            self.console.print(f"  {problem}", style="yellow")
+            self.tell(f"  {problem}")
         return folder
 
     def _config(self, folder: Path, seed: int, overrides: Sequence[str]) -> Config:
@@ -141,6 +142,16 @@ class Bench:
                 "says what is missing"
             )
         return {site: math.fsum(means) / len(means) for site, means in sorted(found.items())}
+
+
+def load_paper(number: str) -> Paper:
+    """The paper's module; raises :class:`UserError` for a number that has none."""
+    if number not in NUMBERS:
+        known = "; ".join(f"{known} ({PAPERS[name]})" for known, name in NUMBERS.items())
+        raise UserError(f"paper {number} cannot be reproduced; choose one of {known}")
+    paper = importlib.import_module(f"fedshift.papers.{NUMBERS[number]}").PAPER
+    assert isinstance(paper, Paper)
+    return paper
 
 
 def _finished(folder: Path, config: Config) -> bool:

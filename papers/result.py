@@ -1,22 +1,22 @@
-"""What a reproduction found: on the screen, as Markdown and as JSON."""
+"""What a reproduction found: measured, as Markdown and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+import platform
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table as Grid
-from rich.text import Text
-
-from fedshift.papers.bench import Arm, Claim, Paper, Preset, Table
+from fedshift import __version__
+from fedshift.papers.bench import Arm, Bench, Claim, Paper, Preset, Table
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
+from fedshift.server.lock import alone_in
 
 NOTHING = "–"
 
@@ -87,6 +87,22 @@ class Reproduction:
         ]
 
 
+def reproduce(paper: Paper, bench: Bench, seeds: Sequence[int]) -> Reproduction:
+    """Run every arm of ``paper`` on every seed, and store what came of it in the bench's folder.
+
+    Repeated in the same folder, it goes on where it was interrupted.
+    """
+    start = time.monotonic()
+    with alone_in(bench.out):
+        tables = {seed: paper.measure(bench, seed) for seed in seeds}
+        spent = time.monotonic() - start
+        versions = {name: version(name) for name in ("torch", "numpy", "flwr")}
+        versions |= {"fedshift": __version__, "python": platform.python_version()}
+        result = Reproduction(paper, bench.preset, tables, tuple(bench.arms), spent, versions)
+        store(result, bench.out)
+    return result
+
+
 def _empty(*values: float) -> bool:
     return all(math.isnan(value) for value in values)
 
@@ -114,57 +130,16 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {number(statistics.stdev(known))}" if len(known) > 1 else mean
 
 
+def word(held: bool) -> str:
+    """``held`` or ``NOT held``."""
+    return "held" if held else "NOT held"
+
+
 def verdict(held: Sequence[bool]) -> str:
     """``held in every seed``, ``NOT held``, or in how many of them."""
     if all(held):
         return "held" if len(held) == 1 else "held in every seed"
     return f"held in {sum(held)} of {len(held)}" if any(held) else "NOT held"
-
-
-def render(result: Reproduction) -> RenderableType:
-    """The paper's table beside ours, the claims, and the time, for 80 columns."""
-    paper = result.paper
-    parts: list[RenderableType] = [
-        Text(f"{paper.number} {paper.title}", style="bold"),
-        Text(paper.citation),
-        Text(""),
-    ]
-    for column, lines in result.blocks():
-        grid = _grid(column)
-        grid.add_column("")
-        for title in ("paper", "ours"):
-            grid.add_column(title, justify="right", no_wrap=True)
-        grid.add_column("by seed", justify="right")
-        for row, published, found in lines:
-            each = "  ".join(map(number, found)) if len(found) > 1 else ""
-            grid.add_row(Text(row), number(published), spread(found), each)
-        parts.append(grid)
-    grid = _grid("Claims")
-    grid.add_column("")
-    for seed in result.seeds:
-        grid.add_column(f"seed {seed}")
-    grid.add_column("")
-    for claim in paper.claims:
-        held = result.held(claim)
-        grid.add_row(Text(claim.text), *map(_word, held.values()), Text(verdict([*held.values()])))
-    parts.append(grid)
-    if paper.note:
-        parts.append(Text(paper.note + "\n"))
-    parts += [Text(problem, style="yellow") for problem in result.problems]
-    return Group(*parts, Text(f"{result.spent}; preset {result.preset}."))
-
-
-def _grid(title: str) -> Grid:
-    return Grid(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-
-
-def _word(held: bool) -> Text:
-    return Text("held") if held else Text("NOT held", style="bold red")
 
 
 def markdown(result: Reproduction) -> str:
@@ -184,7 +159,7 @@ def markdown(result: Reproduction) -> str:
     lines += _markdown_table(
         ["claim", *(f"seed {seed}" for seed in result.seeds), "in all"],
         [
-            [claim.text, *(_word(each).plain for each in held.values()), verdict([*held.values()])]
+            [claim.text, *(word(each) for each in held.values()), verdict([*held.values()])]
             for claim in paper.claims
             for held in [result.held(claim)]
         ],

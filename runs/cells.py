@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fedshift import UserError
 from fedshift.runs import provenance
 from fedshift.runs.config import Config
@@ -64,7 +62,6 @@ class RunCell:
             run(
                 self.folder,
                 {**self.config, "engine": engine},
-                Console(quiet=True),
                 watch=Reporter(tell, self.folds),
                 drawn=False,
                 checked=True,

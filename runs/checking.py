@@ -1,4 +1,4 @@
-"""What every command does with a table of images before it trains or scores: plan, check, tell.
+"""What is done with a table of images before anything is trained or scored: plan, check, tell.
 
 ``fedshift sites check`` prints the same findings that stop a run.
 """
@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from fedshift import UserError
 from fedshift.client import planning
 from fedshift.client.policy import Policy
 from fedshift.protocol.words import count
 from fedshift.runs.config import Config
 from fedshift.runs.federation import open_federation
+from fedshift.runs.watching import Tell, silent
 from fedshift.sites import DataSettings, Decision, Finding, Summary, check, plan, survey
 from fedshift.sites.findings import ALL, FINAL, grouped
 from fedshift.sites.settings import AUTO
@@ -76,7 +74,7 @@ def examine(config: Config) -> Checked:
 
 def settle(
     config: Config,
-    console: Console,
+    tell: Tell = silent,
     earlier: Config | None = None,
     told: set[str] | None = None,
 ) -> Config:
@@ -101,11 +99,10 @@ def settle(
         node |= {**given, "planned": {key: kept[key] for key in given}}
     found = examine({**config, "data": node})
     told = set() if told is None else told
-    lines = [Text(decision.told()) for decision in found.decisions] + _lines(found)
-    for line in lines:
-        if line.plain not in told:
-            console.print(line, soft_wrap=True)
-            told.add(line.plain)
+    for sentence in (*(decision.told() for decision in found.decisions), *sentences(found)):
+        if sentence not in told:
+            tell(sentence)
+            told.add(sentence)
     if found.stopping:
         raise UserError(_stopped(found.stopping))
     node |= {decision.key: _plain(decision.value) for decision in found.decisions}
@@ -124,24 +121,17 @@ def _stopped(stopping: list[Finding]) -> str:
     return f"{first.told()}{accept}{others}"
 
 
-def tell_findings(console: Console, found: Checked) -> None:
-    """Print the findings, one sentence for many files of a kind; accepted errors say so."""
-    for line in _lines(found):
-        console.print(line, soft_wrap=True)
-
-
-def _lines(found: Checked) -> list[Text]:
-    lines = []
+def sentences(found: Checked) -> list[str]:
+    """The findings, one sentence for many files of a kind, which begins with "error" or "warning";
+    accepted errors say so."""
+    told = []
     stopping = {id(finding) for finding in found.stopping}
     for group in grouped(found.findings):
         first = group.first
         accepted = first.severity == "error" and id(first) not in stopping
-        color = {"error": "red", "warning": "yellow"}[first.severity]
-        line = Text.assemble(
-            (first.severity, color), f" {first.code}{' (accepted)' if accepted else ''}: "
-        )
-        lines.append(line + Text(group.told()))
-    return lines
+        mark = " (accepted)" if accepted else ""
+        told.append(f"{first.severity} {first.code}{mark}: {group.told()}")
+    return told
 
 
 def _plain(value: Any) -> Any:

@@ -1,65 +1,92 @@
-"""``fedshift compare``: a grid of simulated runs, packed onto this machine, and what they show."""
+"""A grid of simulated runs, packed onto this machine, and what they show."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
-
-from rich.console import Console
+from typing import Any, Literal, Protocol
 
 from fedshift import UserError
-from fedshift.cli.board import Board
-from fedshift.cli.console import PlainConsole
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
 from fedshift.runs import grid as grids
 from fedshift.runs import provenance
 from fedshift.runs.cells import FAILURE, OpenSite, RunCell, rounds, untrained
 from fedshift.runs.grid import GRID, Grid, Prepared, read_grid
-from fedshift.runs.pool import Pool, places
+from fedshift.runs.pool import Event, Pool, places
 from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import read_config
+from fedshift.runs.watching import Tell, silent
 from fedshift.server import checkpoint, comparison
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run
 
 
-def compare(overrides: Sequence[str], task: type[RunCell] | None = None) -> None:
-    """Run what is left of the grid, compare its cells, and print the result. ``task`` is what a
-    cell is run as, :class:`RunCell` if not given.
+class Board(Protocol):
+    """Shows how far the cells are, by their number in the grid."""
+
+    def show(self, number: int, event: Event[Any]) -> None:
+        """Show what happened to cell ``number``."""
+
+    def say(self, sentence: str) -> None:
+        """Tell something worth keeping on the screen."""
+
+
+OpenBoard = Callable[[Sequence[Cell], Callable[[int], float]], AbstractContextManager[Board]]
+"""Opens a board for these cells; the callable says how much work a cell is, in any unit."""
+
+
+class _NoBoard:
+    """Nobody looks."""
+
+    def show(self, number: int, event: Event[Any]) -> None:
+        """Ignore."""
+
+    def say(self, sentence: str) -> None:
+        """Ignore."""
+
+
+def _unshown(
+    cells: Sequence[Cell], weight: Callable[[int], float]
+) -> AbstractContextManager[Board]:
+    return nullcontext(_NoBoard())
+
+
+def compare(
+    grid: Grid,
+    tell: Tell = silent,
+    board: OpenBoard = _unshown,
+    task: type[RunCell] = RunCell,
+) -> list[Cell]:
+    """Run what is left of the grid and compare its cells, which are returned. ``task`` is what a
+    cell is run as.
 
     Raises :class:`UserError` for a wrong option in any cell, before anything is run, and when
     every cell failed.
     """
-    console = PlainConsole()
-    grid = Grid.parse(overrides)
     out = grid.out
-    prepared = grids.prepare(grid, console)
+    prepared = grids.prepare(grid, tell)
     if target := grids.target_for(grid, prepared):
         grid, prepared = grids.hide_labels(grid, prepared, target)
-        console.print(
+        tell(
             f"A method of the grid adapts to sites without labels, and all have some: those of "
-            f"{target} are hidden in every cell. To hide others: data.unlabelled_sites=[...]",
-            soft_wrap=True,
+            f"{target} are hidden in every cell. To hide others: data.unlabelled_sites=[...]"
         )
     devices = _places(grid, prepared)
     with alone_in(out):
         _open(out, grid, prepared)
-        _tell_old(prepared, console)
-        cells = run_cells(prepared, devices, console, task or RunCell)
+        _tell_old(prepared, tell)
+        cells = run_cells(prepared, devices, board, task)
         failed = [cell for cell in cells if cell.status == "failed"]
         if len(failed) == len(cells):
             raise UserError(f"no cell could be run; the first failed: {failed[0].error}")
         comparison.build(out, cells, baseline=grid.baseline(cells), hours=grid.hours)
-        console.print(comparison.summary(out))
-    for error, times in Counter(cell.error for cell in failed).items():
-        sentence = f"{count(times, 'cell')} failed: {error}"
-        console.print(sentence, soft_wrap=True)
+    return cells
 
 
 # The folder.
@@ -114,14 +141,13 @@ def _status(one: Prepared) -> Literal["done", "left"]:
     return "done" if done else "left"
 
 
-def _tell_old(prepared: Sequence[Prepared], console: Console) -> None:
+def _tell_old(prepared: Sequence[Prepared], tell: Tell) -> None:
     """Say of finished cells that were made with other versions that they stand."""
     done = [one.cell.folder for one in prepared if _status(one) == "done"]
     old = [others for folder in done if (others := provenance.differing(folder))]
     for others, times in Counter(old).items():
         stand = "stands as it was made" if times == 1 else "stand as they were made"
-        sentence = f"{count(times, 'finished cell')} {stand}: {others}"
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        tell(f"{count(times, 'finished cell')} {stand}: {others}")
 
 
 # The work.
@@ -184,7 +210,7 @@ class Schedule:
 def run_cells(
     prepared: Sequence[Prepared],
     devices: Sequence[str],
-    console: Console,
+    board: OpenBoard,
     task: type[RunCell],
 ) -> list[Cell]:
     """Run the cells that are not finished, on a worker for each of ``devices``, as ``task``; what
@@ -205,27 +231,22 @@ def run_cells(
         one = prepared[number]
         return task(number, one.cell.folder, one.config, one.folds)
 
-    board = Board(console, cells, schedule.expected)
-    try:
-        with Pool(devices[: len(left)]) as pool, board:
-            sites = iter(_sites(left))
-            for _ in pool.run(lambda: next(sites, None)):
-                pass  # The cells that need a site which cannot be opened will say so.
-            for event in pool.run(pick):
-                number = event.task.number
-                board.show(number, event)
-                if event.kind == "done":
-                    cells[number] = replace(cells[number], status="done")
-                    schedule.learn(number)
-                    for problem in _problems(cells[number].folder):
-                        board.say(f"  {problem}")
-                elif event.kind == "failed":
-                    cells[number] = replace(cells[number], status="failed", error=event.text)
-                    reason = f"{event.text}\n\n{event.trace}".strip() + "\n"
-                    write_atomic(cells[number].folder / FAILURE, reason)
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM
-        board.say(f"stopped: {board.counts()}")
-        raise
+    with Pool(devices[: len(left)]) as pool, board(cells, schedule.expected) as shown:
+        sites = iter(_sites(left))
+        for _ in pool.run(lambda: next(sites, None)):
+            pass  # The cells that need a site which cannot be opened will say so.
+        for event in pool.run(pick):
+            number = event.task.number
+            shown.show(number, event)
+            if event.kind == "done":
+                cells[number] = replace(cells[number], status="done")
+                schedule.learn(number)
+                for problem in _problems(cells[number].folder):
+                    shown.say(f"  {problem}")
+            elif event.kind == "failed":
+                cells[number] = replace(cells[number], status="failed", error=event.text)
+                reason = f"{event.text}\n\n{event.trace}".strip() + "\n"
+                write_atomic(cells[number].folder / FAILURE, reason)
     return cells
 
 

@@ -1,4 +1,4 @@
-"""``fedshift evaluate``: score a finished run's models again, also on other data."""
+"""Score a finished run's models again, also on other data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedshift import UserError
-from fedshift.cli.console import PlainConsole
-from fedshift.cli.progress import Screen
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import folder_name, write_yaml
@@ -19,27 +17,34 @@ from fedshift.runs.engine import inline_grid
 from fedshift.runs.federation import open_federation
 from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import StoredRun, stored_run
-from fedshift.server import report, tables
+from fedshift.runs.watching import Tell, Watch, silent, unwatched
+from fedshift.server import tables
 from fedshift.server.cross_site import score
 from fedshift.server.rounds import Sites, find
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation
 
 
-def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: str | None) -> None:
-    """Write ``cases.csv`` and ``cross_site.csv`` to ``RUN/evaluations/NAME/``.
+def evaluate(
+    run: Path,
+    overrides: Sequence[str],
+    manifest: Path | None,
+    name: str | None,
+    tell: Tell = silent,
+    watch: Watch = unwatched,
+) -> Path:
+    """Write ``cases.csv`` and ``cross_site.csv`` to ``RUN/evaluations/NAME/``, which is returned.
 
     With ``manifest`` every image of that table is scored; without, the run's own test split.
     Raises :class:`UserError` when the run is not finished or shares no structure with the data.
     """
-    console = PlainConsole()
     if name is not None and name != folder_name(name):
         raise UserError(
             f"--name {name!r} is no name of one folder; use letters, digits, dots and dashes"
         )
     with stored_run(run) as stored:
         seed = stored.config["seed"]
-        federation, data, config = _data(stored, overrides, manifest, console)
+        federation, data, config = _data(stored, overrides, manifest, tell)
         engine = EngineSettings.from_config(stored.config)
         folder = run / "evaluations" / (federation.name if name is None else name)
         with tempfile.TemporaryDirectory() as scratch:
@@ -53,11 +58,13 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
             )
             with (
                 inline_grid(sites, engine, stored.instruction) as grid,
-                Screen(console, f"evaluating {run}") as screen,
+                watch(f"evaluating {run}") as watcher,
             ):
                 reached = Sites(grid, find(grid, stored.instruction), {})
-                screen.expect(len(stored.models) * len(reached.scored))
-                rows, problems = score(reached, stored.instruction, stored.models, ["test"], screen)
+                watcher.expect(len(stored.models) * len(reached.scored))
+                rows, problems = score(
+                    reached, stored.instruction, stored.models, ["test"], watcher
+                )
         if not rows:
             raise UserError(
                 f"nothing could be scored: {problems[0] if problems else 'no image has a label'}"
@@ -66,7 +73,7 @@ def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: s
         write_yaml(folder / "config.yaml", node)
         tables.write_cases(folder / "cases.csv", rows)
         tables.write_cross_site(folder / "cross_site.csv", tables.summarise(rows, seed))
-        console.print(report.summary(folder))
+    return folder
 
 
 _TABLE = {"name": "manifest", "kind": "manifest"}
@@ -75,7 +82,7 @@ _GEOMETRY = ("spacing_mm", "default_spacing_mm", "size", "slice_axis", "normalis
 
 
 def _data(
-    stored: StoredRun, overrides: Sequence[str], manifest: Path | None, console: PlainConsole
+    stored: StoredRun, overrides: Sequence[str], manifest: Path | None, tell: Tell
 ) -> tuple[Federation, DataSettings, Config]:
     """The data to score on: the run's own, or another table's, prepared as the run's was."""
     trained = stored.config["data"]
@@ -92,7 +99,7 @@ def _data(
     # Older runs know fewer keys; what they lack is as it was then.
     config |= {key: prepared.get(key) for key in _GEOMETRY if key not in given}
     config["manifest"] = str(manifest)
-    config = settle({**stored.config, "federation": _TABLE, "data": config}, console)["data"]
+    config = settle({**stored.config, "federation": _TABLE, "data": config}, tell)["data"]
     data = DataSettings.from_config(config)
     federation = load_federation(_TABLE, data, seed=0)
     # Nothing is trained here: every image is there to be scored.

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from fedshift.runs.config import load
 from fedshift.runs.simulate import run_folder
+from fedshift.runs.watching import Tell, Watch
 from fedshift.server.advice.rules import Advice, advise
 from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run
@@ -68,7 +67,7 @@ GRADED = (
 
 
 def advised(
-    out: Path, seeds: Sequence[int], overrides: Sequence[str], console: Console
+    out: Path, seeds: Sequence[int], overrides: Sequence[str], tell: Tell, watch: Watch
 ) -> Iterator[tuple[Graded, dict[int, Advice]]]:
     """Run each graded federation with each seed under ``out``, those that are not finished, and
     yield it with the advice by seed. ``overrides`` come after each federation's own."""
@@ -76,10 +75,10 @@ def advised(
         found = {}
         for seed in seeds:
             folder = out / f"{number:02d}_seed{seed}"
-            console.print(f"{graded.name}, seed {seed}")
+            tell(f"{graded.name}, seed {seed}")
             config = load([*COMMON, *graded.overrides, *overrides, f"seed={seed}"])
             config |= {"out": str(folder), "resume": True}
             with alone_in(folder):
-                run_folder(folder, config, console, drawn=False)
+                run_folder(folder, config, tell, watch, drawn=False)
             found[seed] = advise(read_run(folder).evidence)
         yield graded, found

@@ -13,7 +13,6 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from rich.console import Console
 
 from fedshift import UserError
 from fedshift.client import methods
@@ -26,6 +25,7 @@ from fedshift.runs.federation import open_federation
 from fedshift.runs.settings import EngineSettings, RunSettings, as_folder
 from fedshift.runs.simulate import folds
 from fedshift.runs.stored import build_plan
+from fedshift.runs.watching import Tell, silent
 from fedshift.server import checkpoint
 from fedshift.server.comparison.cells import Cell
 from fedshift.sites import DataSettings
@@ -226,7 +226,7 @@ Opened = dict[str, tuple[Config, Federation, DataSettings]]
 """By what decides them: the planned config node ``data``, the sites and their settings."""
 
 
-def prepare(grid: Grid, console: Console) -> list[Prepared]:
+def prepare(grid: Grid, tell: Tell = silent) -> list[Prepared]:
     """Compose and check every cell's configuration, and look at the images they share.
 
     Raises :class:`UserError`, naming the cell, for a wrong option in any of them, and for cells
@@ -238,7 +238,7 @@ def prepare(grid: Grid, console: Console) -> list[Prepared]:
     prepared = []
     for cell in cells:
         try:
-            prepared.append(_prepared(grid, cell, federations, console, told))
+            prepared.append(_prepared(grid, cell, federations, tell, told))
         except UserError as error:
             if not cell.settings:
                 raise
@@ -256,17 +256,15 @@ def _pairs(cell: Cell) -> list[str]:
     return [f"{key}={value}" for key, value in cell.settings.items()]
 
 
-def _prepared(
-    grid: Grid, cell: Cell, federations: Opened, console: Console, told: set[str]
-) -> Prepared:
+def _prepared(grid: Grid, cell: Cell, federations: Opened, tell: Tell, told: set[str]) -> Prepared:
     fixed = [f"{key}={value}" for key, value in grid.fixed.items()]
     workers = [f"{key}={value}" for key, value in grid.own.items() if key == "engine.workers"]
     config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)])
-    return _checked(cell, config, federations, console, told)
+    return _checked(cell, config, federations, tell, told)
 
 
 def _checked(
-    cell: Cell, config: Config, federations: Opened, console: Console, told: set[str]
+    cell: Cell, config: Config, federations: Opened, tell: Tell, told: set[str]
 ) -> Prepared:
     """The cell with its composed ``config``; ``federations`` are those opened so far."""
     settings = RunSettings.from_config(config)
@@ -276,7 +274,7 @@ def _checked(
     nodes = [config[node] for node in ("federation", "data", "policy")]
     key = json.dumps([*nodes, settings.seed])
     if key not in federations:
-        settled = settle(config, console, told=told)
+        settled = settle(config, tell, told=told)
         federations[key] = (settled["data"], *open_federation(settled))
     config["data"], federation, data = federations[key]
     config["federation"]["name"] = federation.name
@@ -327,7 +325,7 @@ def hide_labels(grid: Grid, prepared: Sequence[Prepared], site: str) -> tuple[Gr
             one.cell,
             {**one.config, "data": {**one.config["data"], **hidden}},
             federations,
-            Console(quiet=True),  # It has been told, of the same images.
+            silent,  # It has been told, of the same images.
             set(),
         )
         for one in prepared

@@ -1,83 +1,77 @@
-"""``fedshift simulate``: a whole federation on this machine, from config to report."""
+"""A whole federation on this machine, from config to report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fedshift import UserError
-from fedshift.cli.console import PlainConsole
-from fedshift.cli.progress import Screen, Watch
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
 from fedshift.runs import examples, provenance
 from fedshift.runs.checking import for_report, settle
-from fedshift.runs.config import Config, as_made, load
+from fedshift.runs.config import Config, as_made
 from fedshift.runs.engine import run_engine
 from fedshift.runs.federation import open_federation
 from fedshift.runs.folder import open_folder
 from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
 from fedshift.runs.stored import build_plan, read_config
+from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint, report, tables, tracking
 from fedshift.server.lock import alone_in
 from fedshift.server.rounds import read_rounds
 from fedshift.sites.types import Federation
 
 
-def simulate(overrides: Sequence[str]) -> None:
-    """Train, score and report; prints the summary."""
-    config = load(overrides)
+def simulate(config: Config, tell: Tell = silent, watch: Watch = unwatched) -> Path:
+    """Train, score and report; return the run's folder, which ``config`` names."""
     RunSettings.from_config(config)
     federation, _ = open_federation(config)
     config["federation"]["name"] = federation.name
     out = output_folder(config)
-    console = PlainConsole()
     with alone_in(out):
-        run(out, config, console)
-    console.print(report.summary(out))
+        run(out, config, tell, watch)
+    return out
 
 
 def run(
     out: Path,
     config: Config,
-    console: Console,
+    tell: Tell = silent,
+    watch: Watch = unwatched,
     *,
-    watch: Watch | None = None,
     drawn: bool = True,
     checked: bool = False,
 ) -> None:
     """Run what ``config`` describes, or what is left of it: one run folder, or one with folds.
 
-    ``watch`` opens a watcher for each run folder (None: a screen on ``console``). With ``drawn``
-    the folder gets its figures and page. Unless it is ``checked``, the config's images are looked
-    at first (:func:`fedshift.runs.checking.settle`).
+    ``watch`` opens a watcher for each run folder. With ``drawn`` the folder gets its figures and
+    page. Unless it is ``checked``, the config's images are looked at first
+    (:func:`fedshift.runs.checking.settle`).
     """
     if not checked:
         stored = out / "config.yaml"
         earlier = read_config(stored) if config["resume"] and stored.exists() else None
         if earlier is not None and provenance.differing(out):
             config = as_made(config, earlier)
-        config = settle(config, console, earlier)
+        config = settle(config, tell, earlier)
     if config["protocol"] == "together":
-        run_folder(out, config, console, watch=watch, drawn=drawn)
+        run_folder(out, config, tell, watch, drawn=drawn)
     else:
-        _in_turn(out, config, console, watch, drawn=drawn)
+        _in_turn(out, config, tell, watch, drawn=drawn)
 
 
 def run_folder(
     out: Path,
     config: Config,
-    console: Console,
+    tell: Tell = silent,
+    watch: Watch = unwatched,
     *,
-    watch: Watch | None = None,
     drawn: bool = True,
 ) -> None:
     """Fill one run folder, or what is left of it; see :func:`run`."""
@@ -87,7 +81,7 @@ def run_folder(
     policy = Policy.from_config(config["policy"])
     plan = build_plan(out, config, federation.structures, checkpoint.lineage(config))
     tracking.check(plan.tracking)
-    done = open_folder(out, config, partial(_tell, console))
+    done = open_folder(out, config, tell)
     sites = LocalSites(
         federation=federation,
         data=data,
@@ -99,28 +93,24 @@ def run_folder(
     )
     if (out / "cross_site.csv").exists():
         if drawn:
-            console.print(f"{out} is finished; drawing its report again")
+            tell(f"{out} is finished; drawing its report again")
         with tracking.opened(out, plan.tracking, read_rounds(out)):
             pass  # A sink that is asked for afterwards gets the whole run.
     else:
         if not done:
             findings = json.dumps(for_report(config), indent=1, ensure_ascii=False)
             write_atomic(plan.checkpoints / "findings.json", findings + "\n")
-        egress = _Egress(sites, out / "egress.jsonl", done)
+        egress = Egress(sites, out / "egress.jsonl", done)
         plan = replace(plan, after_round=egress.collect)
         title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"
-        with (watch or partial(Screen, console))(title) as progress:
+        with watch(title) as progress:
             run_engine(plan, sites, engine, progress)
     if drawn:
         examples.draw(out, sites)
         report.build(out)
 
 
-def _tell(console: Console, sentence: str) -> None:
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-
-class _Egress:
+class Egress:
     """Gathers the simulated sites' ledgers into the run's ``egress.jsonl``, round by round."""
 
     def __init__(self, sites: LocalSites, path: Path, done: int) -> None:
@@ -188,9 +178,7 @@ def folds(config: Config, federation: Federation) -> list[Fold]:
     return found
 
 
-def _in_turn(
-    out: Path, config: Config, console: Console, watch: Watch | None, *, drawn: bool
-) -> None:
+def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool) -> None:
     """Run each fold in a run folder of its own under ``folds/``.
 
     The tables of ``out`` hold, for every site, the models that never saw it, or never its labels.
@@ -199,14 +187,14 @@ def _in_turn(
     """
     federation, _ = open_federation(config)
     turns = folds(config, federation)
-    open_folder(out, config, partial(_tell, console))
+    open_folder(out, config, tell)
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, start=1):
-        console.print(f"fold {number} of {len(turns)}: without {turn.without}")
+        tell(f"fold {number} of {len(turns)}: without {turn.without}")
         fold = out / "folds" / turn.name
         changed = {**config, "out": str(fold), "protocol": "together", **turn.changes}
-        run_folder(fold, changed, console, watch=watch, drawn=drawn)
+        run_folder(fold, changed, tell, watch, drawn=drawn)
         cases += filter(turn.holds, tables.read_cases(fold / "cases.csv"))
         summary += filter(turn.holds, tables.read_cross_site(fold / "cross_site.csv"))
     whole = {row["site"] for row in summary}

@@ -57,7 +57,7 @@ def tiny() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def simulate() -> Callable[..., Path]:
     """Run the small federation into a folder, with further overrides, in this process."""
-    from fedshift.runs.simulate import simulate as run
+    from fedshift.cli.simulate import simulate as run
 
     def call(out: Path, *overrides: str) -> Path:
         run([*TINY, f"out={out}", *overrides])
@@ -69,7 +69,6 @@ def simulate() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def simulate_undrawn() -> Callable[..., Path]:
     """The same without baselines, figures and page, which take longer than the training."""
-    from rich.console import Console
 
     from fedshift.runs.config import load
     from fedshift.runs.simulate import run
@@ -78,7 +77,7 @@ def simulate_undrawn() -> Callable[..., Path]:
     def call(out: Path, *overrides: str) -> Path:
         with alone_in(out):
             config = load([*TINY, "baselines=[]", *overrides])
-            run(out, config, Console(quiet=True), drawn=False)
+            run(out, config, drawn=False)
         return out
 
     return call

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshift.runs.simulate import simulate
+from fedshift.cli.simulate import simulate
 from fedshift.server.tables import read_cross_site
 
 COMMON = (

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedshift.cli.simulate import simulate
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.flower import ArrayRecord, Message
 from fedshift.protocol.messages import ARRAYS, pack_arrays, unpack_arrays
-from fedshift.runs.simulate import simulate
 from fedshift.server.tables import read_cases
 
 FACTORS = {"scaled": 30.0, "flipped": -30.0}

@@ -41,9 +41,6 @@ RESULTS = ("cases.csv", "cross_site.csv", "shift.csv", "egress.jsonl", "rounds.j
 # The grid.
 
 
-QUIET = Console(quiet=True)
-
-
 def test_hydras_sweeps_become_axes_in_the_order_typed() -> None:
     grid = Grid.parse(
         [
@@ -191,9 +188,9 @@ def test_cells_take_equal_steps_unless_that_is_what_is_compared(
     common = without(tiny, "local_steps", "method")
     sweep = "method=supervised,drai"
     with pytest.raises(UserError, match=r"method=supervised 60 and method=drai 120\)"):
-        prepare(parse(common, tmp_path, sweep), QUIET)
-    assert len(prepare(parse(common, tmp_path, sweep, "local_steps=5"), QUIET)) == 2
-    assert len(prepare(parse(common, tmp_path, "local_steps=5,7"), QUIET)) == 2
+        prepare(parse(common, tmp_path, sweep))
+    assert len(prepare(parse(common, tmp_path, sweep, "local_steps=5"))) == 2
+    assert len(prepare(parse(common, tmp_path, "local_steps=5,7"))) == 2
 
 
 ADAPTING = "method=supervised,unet_gan"
@@ -215,7 +212,7 @@ def test_a_target_is_chosen_on_phantoms_where_a_method_needs_one(
 ) -> None:
     common = without(tiny, "method", "rounds", "local_steps")
     grid = parse(common, tmp_path, "rounds=12", "local_steps=4", *overrides)
-    assert target_for(grid, prepare(grid, QUIET)) == expected
+    assert target_for(grid, prepare(grid)) == expected
 
 
 def test_the_targets_labels_are_hidden_in_every_cell(
@@ -239,7 +236,7 @@ def test_the_targets_labels_are_hidden_in_every_cell(
 def test_a_cell_is_what_simulate_would_run_without_references(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    (one,) = prepare(parse(tiny, tmp_path, "strategy=fedprox", "strategy.mu=0.3"), QUIET)
+    (one,) = prepare(parse(tiny, tmp_path, "strategy=fedprox", "strategy.mu=0.3"))
     assert one.config["baselines"] == []
     assert one.config["strategy"]["mu"] == 0.3
 
@@ -256,7 +253,7 @@ def timed(cell: Cell, seconds: float) -> None:
 def test_entrants_take_turns_then_the_longest_come_first(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn,krum", "seed=0,1,2"), QUIET)
+    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn,krum", "seed=0,1,2"))
     schedule = Schedule(prepared)
     assert [schedule.next() for _ in range(3)] == [0, 3, 6]
     for number, seconds in ((0, 4.0), (3, 9.0), (6, 5.0)):
@@ -269,7 +266,7 @@ def test_entrants_take_turns_then_the_longest_come_first(
 def test_an_entrant_not_measured_yet_is_judged_by_its_steps(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    prepared = prepare(parse(without(tiny, "local_steps"), tmp_path, "local_steps=2,8,4"), QUIET)
+    prepared = prepare(parse(without(tiny, "local_steps"), tmp_path, "local_steps=2,8,4"))
     schedule = Schedule(prepared)
     assert schedule.next() == 1  # the most steps
     timed(prepared[1].cell, 16.0)
@@ -352,7 +349,7 @@ def test_leaving_the_pool_stops_what_runs() -> None:
 @pytest.fixture(scope="module")
 def compared(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two strategies over two seeds. Not to be written to."""
-    from fedshift.runs.compare import compare
+    from fedshift.cli.compare import compare
 
     out = tmp_path_factory.mktemp("compared") / "out"
     compare([*tiny, "strategy=local,fedavg", "seed=0,1", f"out={out}"])
@@ -372,7 +369,7 @@ def test_each_cell_has_the_bytes_of_its_simulation(
 ) -> None:
     for strategy in ("local", "fedavg"):
         config = load([*tiny, f"strategy={strategy}", "seed=1", "baselines=[]"])
-        run(tmp_path / strategy, config, Console(quiet=True), drawn=False)
+        run(tmp_path / strategy, config, drawn=False)
         expected = contents(tmp_path / strategy)
         found = contents(cell(compared, f"strategy={strategy},seed=1"))
         assert set(RESULTS) < found.keys()
@@ -406,7 +403,7 @@ def test_the_same_command_again_runs_nothing_and_gives_the_same_tables(
 def test_entrants_are_ranked_at_the_hour_asked_for(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """The same command with another hour runs nothing; at an hour before the first round is over
     nobody has a score."""
-    from fedshift.runs.compare import compare
+    from fedshift.cli.compare import compare
 
     grid = (*tiny, "strategy=local,fedavg", "clock=lan", f"out={tmp_path}")
     compare([*grid])
@@ -534,7 +531,7 @@ def test_sites_that_several_cells_share_are_prepared_once(
 ) -> None:
     from fedshift.runs.compare import _sites
 
-    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn", "seed=0,1"), QUIET)
+    prepared = prepare(parse(tiny, tmp_path, "strategy=fedavg,fedbn", "seed=0,1"))
     assert len(prepared) == 4
     assert len(_sites(prepared)) == 2 * 4  # phantoms of two seeds, four sites each
 

@@ -14,6 +14,7 @@ import torch
 from convex import CENTRE, CURVATURE, EXAMPLES, Convex, VectorModel
 
 from fedshift import UserError, derive_seed
+from fedshift.cli.simulate import simulate
 from fedshift.client import rules
 from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.losses import dice_ce
@@ -26,7 +27,6 @@ from fedshift.client.sharpness import uphill
 from fedshift.client.training import LabelledSlices
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.protocol.storage import read_tensors
-from fedshift.runs.simulate import simulate
 from fedshift.sites.types import Case, Domain, SiteData
 from fedshift.strategies.aggregate import Update
 from fedshift.strategies.base import Strategy

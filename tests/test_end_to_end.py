@@ -169,7 +169,7 @@ def test_sampling_and_batch_normalisation_together(
 
 
 def run_real(simulate_options: tuple[str, ...], out: Path) -> Path:
-    from fedshift.runs.simulate import simulate
+    from fedshift.cli.simulate import simulate
 
     simulate([*REAL, *simulate_options, f"out={out}"])
     return out

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from fedshift import UserError
 from fedshift.runs.config import load
@@ -33,7 +32,7 @@ def in_turn(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> 
         ]
     )
     out = tmp_path_factory.mktemp("folds") / "run"
-    run(out, config, Console(quiet=True), drawn=False)  # the folds' pages would take a while
+    run(out, config, drawn=False)  # the folds' pages would take a while
     report.build(out)
     return out
 

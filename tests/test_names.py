@@ -123,7 +123,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(table: Path, runs: Path) -> Path:
     """A run of that federation with its report."""
-    from fedshift.runs.simulate import simulate
+    from fedshift.cli.simulate import simulate
 
     simulate([*options(table, runs / "run"), "evaluated=[local,global]", "baselines=[local]"])
     return runs / "run"

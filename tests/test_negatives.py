@@ -203,12 +203,11 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
     table: Maker, tmp_path: Path
 ) -> None:
     """A model of site a, where every bright spot is a lesion, finds the benign ones of b."""
-    from rich.console import Console
 
     from fedshift.runs.config import load
-    from fedshift.runs.simulate import alone_in
     from fedshift.runs.simulate import run as simulate
     from fedshift.server import report
+    from fedshift.server.lock import alone_in
 
     path, out = table("negative"), tmp_path / "run"
     overrides = [
@@ -228,7 +227,7 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
         "engine.workers=1",
     ]
     with alone_in(out):
-        simulate(out, load(overrides), Console(quiet=True), drawn=False)
+        simulate(out, load(overrides), drawn=False)
     rows = [row for row in read_cases(out / "cases.csv") if row["site"] == "b"]
     healthy = [row for row in rows if row["reference_volume_ml"] == 0]
     assert len(rows) == 8 and len(healthy) == 4

@@ -363,16 +363,15 @@ SMALL = ("method.depth=2", "method.width=8")
 
 
 def run(path: Path, out: Path, *overrides: str) -> Path:
-    from rich.console import Console
 
     from fedshift.runs.config import load as compose
-    from fedshift.runs.simulate import alone_in
     from fedshift.runs.simulate import run as simulate
+    from fedshift.server.lock import alone_in
 
     with alone_in(out):
         small = [] if "method=online_rendering" in overrides else SMALL
         config = compose([*RUN, *small, f"data.manifest={path}", *overrides])
-        simulate(out, config, Console(quiet=True), drawn=False)
+        simulate(out, config, drawn=False)
     return out
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from fedshift.cli.reproduce import reproduce
 from fedshift.papers import NUMBERS
@@ -27,7 +26,7 @@ def result(number: str) -> dict[str, Any]:
     """The paper's ``reproduction.json``; run once, and gone on with after an interruption."""
     if number not in _DONE:
         out = Path("reproductions") / number
-        reproduce(number, ",".join(SEEDS), "small", out, None, Console())
+        reproduce(number, ",".join(SEEDS), "small", out, None)
         _DONE[number] = json.loads((out / "reproduction.json").read_text())
     return _DONE[number]
 

@@ -391,7 +391,6 @@ def test_every_code_is_known() -> None:
 
 
 def test_a_run_learns_each_structure_by_its_name(hospital: Hospital, tmp_path: Path) -> None:
-    from rich.console import Console
 
     from fedshift.runs.config import load
     from fedshift.runs.simulate import run
@@ -422,7 +421,7 @@ def test_a_run_learns_each_structure_by_its_name(hospital: Hospital, tmp_path: P
         "engine.workers=1",
     ]
     with alone_in(out):
-        run(out, load(overrides), Console(quiet=True), drawn=False)
+        run(out, load(overrides), drawn=False)
     dice = {
         row["structure"]: float(row["mean"])
         for row in read_cross_site(out / "cross_site.csv")

@@ -1,0 +1,25 @@
+"""``fedshift compare``: a grid of runs and what they show, on the screen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+from fedshift.cli.board import Board
+from fedshift.cli.console import PlainConsole
+from fedshift.protocol.words import count
+from fedshift.runs.compare import compare as run
+from fedshift.runs.grid import Grid
+from fedshift.server import comparison
+
+
+def compare(overrides: Sequence[str]) -> None:
+    """Run and compare the cells of the grid; print the comparison and what failed."""
+    console = PlainConsole()
+    grid = Grid.parse(overrides)
+    cells = run(grid, console.tell, partial(Board, console))
+    console.print(comparison.summary(grid.out))
+    failed = Counter(cell.error for cell in cells if cell.status == "failed")
+    for error, times in failed.items():
+        console.tell(f"{count(times, 'cell')} failed: {error}")

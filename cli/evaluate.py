@@ -1,0 +1,20 @@
+"""``fedshift evaluate``: a finished run's models scored again, on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from fedshift.cli.console import PlainConsole
+from fedshift.cli.progress import Screen
+from fedshift.runs.evaluate import evaluate as score
+from fedshift.server import report
+
+
+def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: str | None) -> None:
+    """Score the models of ``run``; print the summary."""
+    console = PlainConsole()
+    watch = partial(Screen, console)
+    folder = score(run, overrides, manifest, name, console.tell, watch)
+    console.print(report.summary(folder))
