@@ -56,8 +56,6 @@ class Task(ABC):
     """The form of label it needs (:mod:`fedshift.sites.labels`)."""
     part: ClassVar[str] = ""
     """What a part is called, a column of the tables; empty where a case has one row."""
-    measures: ClassVar[tuple[Measure, ...]]
-    """What is measured; the first is the headline, the second is shown beside it."""
     failure: ClassVar[str]
     """When a case counts as failed: a fragment of a sentence."""
     offers: ClassVar[frozenset[str]] = frozenset()
@@ -67,6 +65,11 @@ class Task(ABC):
     def card(self, name: str) -> TaskCard:
         """What the coordinator knows of the task, which is registered as ``name``."""
         return TaskCard(name, self.title, self.part, self.parts, self.measures, self.failure)
+
+    @property
+    @abstractmethod
+    def measures(self) -> tuple[Measure, ...]:
+        """What is measured; the first is the headline, the second is shown beside it."""
 
     @property
     @abstractmethod

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,32 @@ from fedshift.sites.types import IGNORED, Case, Label
 
 if TYPE_CHECKING:
     import torch
+
+
+MEASURES = (
+    Measure("dice", "Dice", "higher", low=0, high=1),
+    Measure("hd95_mm", "95th percentile Hausdorff distance", "lower", "mm", low=0),
+    Measure("assd_mm", "average symmetric surface distance", "lower", "mm", low=0),
+    Measure("nsd", "normalised surface Dice", "higher", low=0, high=1),
+    Measure("volume_ml", "predicted volume", unit="mL", low=0),
+    Measure("reference_volume_ml", "volume", unit="mL", low=0, summarised=False),
+    Measure("false_positive_ml", "false-positive volume", "lower", "mL", low=0),
+    Measure("false_positive_components", "false-positive components", "lower", low=0),
+    Measure("jaccard", "Jaccard index", "higher", low=0, high=1, listed=False),
+    Measure("precision", "precision", "higher", low=0, high=1, listed=False),
+    Measure("recall", "recall", "higher", low=0, high=1, listed=False),
+    Measure("volume_error_ml", "volume error", unit="mL", listed=False),
+    Measure("specificity", "specificity", "higher", low=0, high=1, listed=False, sparse=True),
+    Measure(
+        "dice_positives",
+        "Dice of positive cases",
+        "higher",
+        low=0,
+        high=1,
+        listed=False,
+        sparse=True,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -31,34 +57,14 @@ class Segmentation(Task):
     title = "segmentation"
     form = "mask"
     part = "structure"
-    measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("dice", "Dice", "higher", low=0, high=1),
-        Measure("hd95_mm", "95th percentile Hausdorff distance", "lower", "mm", low=0),
-        Measure("assd_mm", "average symmetric surface distance", "lower", "mm", low=0),
-        Measure("nsd", "normalised surface Dice", "higher", low=0, high=1),
-        Measure("volume_ml", "predicted volume", unit="mL", low=0),
-        Measure("reference_volume_ml", "volume", unit="mL", low=0, summarised=False),
-        Measure("false_positive_ml", "false-positive volume", "lower", "mL", low=0),
-        Measure("false_positive_components", "false-positive components", "lower", low=0),
-        Measure("jaccard", "Jaccard index", "higher", low=0, high=1, listed=False),
-        Measure("precision", "precision", "higher", low=0, high=1, listed=False),
-        Measure("recall", "recall", "higher", low=0, high=1, listed=False),
-        Measure("volume_error_ml", "volume error", unit="mL", listed=False),
-        Measure("specificity", "specificity", "higher", low=0, high=1, listed=False, sparse=True),
-        Measure(
-            "dice_positives",
-            "Dice of positive cases",
-            "higher",
-            low=0,
-            high=1,
-            listed=False,
-            sparse=True,
-        ),
-    )
     failure = "exactly one of the two masks is empty"
     offers = frozenset({"pixel classes"})
 
     tolerance_mm: float = setting(2.0, at_least=0)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return MEASURES
 
     @property
     def outputs(self) -> int:
@@ -177,7 +183,7 @@ class Segmentation(Task):
     def draw(
         self, case: Case, predictions: Mapping[str, np.ndarray], path: Path, *, site: str
     ) -> Path:
-        from fedshift.client.examples import draw_masks
+        from fedshift.client.contours import draw_masks
 
         native = {name: case.grid.to_native(found) for name, found in predictions.items()}
         return draw_masks(case, native, self.parts, path, site=site)
