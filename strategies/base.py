@@ -14,9 +14,8 @@ combine to (``step``), and what it does at the end of a round (``finish``).
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -42,50 +41,27 @@ from fedshift.protocol.messages import (
     read_arrays,
 )
 from fedshift.protocol.settings import setting
+from fedshift.strategies import guards
 from fedshift.strategies.adam import adam_step
 from fedshift.strategies.aggregate import DomainMeans, Unpacked, Update
-from fedshift.strategies.clock import Clock, Timing
+from fedshift.strategies.replies import RoundOutcome, arrays_of, mean_metrics, metrics_of
+from fedshift.strategies.timeline import Timeline
 
 Family = Literal["nothing", "harmonise", "personalise", "robust"]
 """What to do about a federation: nothing (plain FedAvg), make up for images that differ, let
 models differ, or hold against faulty sites."""
 
 
-@dataclass
-class RoundOutcome:
-    """What happened in one round: metrics and bytes by site, who failed or was rejected and why.
-
-    ``skipped`` says why the model was left unchanged, or is None. On a simulated clock ``timings``
-    are those of the sites that were asked, ``stragglers`` the seconds of those that would have
-    answered too late and were not waited for, and ``dropouts`` the sites that could not be asked.
-    """
-
-    sites: dict[str, dict[str, float]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    rejected: dict[str, str] = field(default_factory=dict)
-    skipped: str | None = None
-    bytes_down: Counter[str] = field(default_factory=Counter)
-    bytes_up: Counter[str] = field(default_factory=Counter)
-    statistics: dict[str, Arrays] = field(default_factory=dict)
-    timings: dict[str, Timing] = field(default_factory=dict)
-    stragglers: dict[str, float] = field(default_factory=dict)
-    dropouts: list[str] = field(default_factory=list)
-
-
 @dataclass(eq=False)
-class Strategy(FlowerStrategy):
+class Strategy(Timeline, FlowerStrategy):
     """Which sites train, which tensors are combined, and how. Its fields are its settings."""
 
     model: ClassVar[str] = "federated"
     """The arm's name: what sites keep state under and what ``rounds.jsonl`` calls it."""
-    exchanges: ClassVar[bool] = True
-    """Whether sites learn from each other: if not, each trains a model alone."""
     pools: ClassVar[bool] = False
     """Whether one simulated site trains, on the data of all."""
     personal: ClassVar[bool] = False
     """Whether sites end with a model of their own beside the shared one."""
-    answered: ClassVar[bool] = False
-    """Whether sites send extras: arrays beside the model, named and shaped as its tensors."""
     segmenting: ClassVar[bool] = False
     """Whether it reaches into the training loop of the segmentation network, so that only methods
     that have one can be combined with it."""
@@ -111,8 +87,6 @@ class Strategy(FlowerStrategy):
     """What a site keeps, beside what the method keeps."""
     cost: ClassVar[tuple[int, int]] = (1, 1)
     """What a selected site receives and sends in a round, in sizes of the model, at most."""
-    work: ClassVar[float] = 1.0
-    """How many gradients a site computes for each of its local steps: the simulated clock's."""
 
     fraction: float = setting(1.0, at_least=0, at_most=1)
     """The share of the sites drawn each round; never fewer than ``min_sites``."""
@@ -202,9 +176,12 @@ class Strategy(FlowerStrategy):
         self.state: Arrays = {}
         """What the coordinator keeps between rounds beside the model and the bank."""
         self._sent = ArrayRecord()
-        self.clock: Clock | None = None
-        self.now = 0.0
-        """Simulated seconds since the start of the run; 0 without a :attr:`clock`."""
+        self.clock, self.now = None, 0.0
+
+    @property
+    def travelling(self) -> dict[str, TensorInfo]:
+        """The tensors that do not stay at their site."""
+        return {name: info for name, info in self.tensors.items() if name not in self.kept}
 
     @property
     def current(self) -> Mapping[str, np.ndarray]:
@@ -236,70 +213,6 @@ class Strategy(FlowerStrategy):
         chosen = np.random.default_rng(seed).choice(len(names), size=count, replace=False)
         return [names[index] for index in sorted(chosen)]
 
-    # Simulated time.
-
-    def available(self, server_round: int) -> list[str]:
-        """The sites that can be asked in this round, sorted: all without a clock, and all those
-        that train alone, whom nobody asks."""
-        if self.clock is None or not self.exchanges:
-            return list(self.sites)
-        return [name for name in self.sites if self.clock.available(name, server_round)]
-
-    def timing(self, site: str, server_round: int, down: int, up: int) -> Timing:
-        """How long a site that is asked now takes, for ``down`` bytes to it and ``up`` from it. A
-        site that trains alone waits for no transfer."""
-        assert self.clock is not None
-        steps = self.work * self.instruction.steps
-        down, up = (down, up) if self.exchanges else (0, 0)
-        return self.clock.timing(site, server_round, self.now, down=down, steps=steps, up=up)
-
-    def _in_time(self, server_round: int, messages: list[Message]) -> list[Message]:
-        """The messages to sites that are there and will answer before the clock's deadline. Those
-        that would answer too late, and so train in vain, are the round's stragglers."""
-        if self.clock is None:
-            return messages
-        outcome = self.outcome
-        here = self.available(server_round)
-        outcome.dropouts = [name for name in self.sites if name not in here]
-        asked = []
-        for message in messages:
-            name = self.names[message.metadata.dst_node_id]
-            if name in outcome.dropouts:
-                del outcome.bytes_down[name]
-                continue
-            up = self.expected(message.content)
-            timing = self.timing(name, server_round, outcome.bytes_down[name], up)
-            if self.exchanges and self.clock.late(timing):
-                outcome.stragglers[name] = timing.seconds
-            else:
-                outcome.timings[name] = timing
-                asked.append(message)
-        return asked
-
-    def expected(self, content: RecordDict) -> int:
-        """How many bytes of arrays a site that is asked this answers with, at most."""
-        keys = (protocol.ARRAYS, protocol.EXTRAS) if self.answered else (protocol.ARRAYS,)
-        return content_bytes(RecordDict({key: content[key] for key in keys if key in content}))
-
-    def pass_time(self, server_round: int) -> None:
-        """Move :attr:`now` to the end of the round's training, by the bytes that were really sent.
-
-        Called before the new model is scored, which takes no simulated time. A round lasts as long
-        as its slowest site, but the deadline where it left stragglers behind.
-        """
-        if self.clock is None:
-            return
-        outcome = self.outcome
-        for name in outcome.timings:
-            if name in outcome.sites:
-                down, up = outcome.bytes_down[name], outcome.bytes_up[name]
-                outcome.timings[name] = self.timing(name, server_round, down, up)
-        ends = [timing.end_s for timing in outcome.timings.values()]
-        if outcome.stragglers:
-            assert self.clock.deadline_s is not None
-            ends.append(self.now + self.clock.deadline_s)
-        self.now = max(ends, default=self.now + self.clock.wait_s)
-
     # Flower's hooks.
 
     def configure_train(
@@ -311,12 +224,12 @@ class Strategy(FlowerStrategy):
         self.instruction = self.instruction.but(rules=self.rules())
         names = self.select(server_round)
         messages = self._messages(Action.FIT, server_round, arrays, names, self.extras())
-        return self._in_time(server_round, messages)
+        return self.in_time(server_round, messages)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every training site for the model's Dice on its validation split."""
+        """Ask every training site how the model does on its validation split."""
         return self._messages(Action.VALIDATE, server_round, arrays, list(self.sites))
 
     def _messages(
@@ -379,7 +292,7 @@ class Strategy(FlowerStrategy):
             model.update(pack_arrays({name: self._moved(name, combined, server_round)}))
         self.finish()
         self._sent = ArrayRecord()
-        return model, _mean_metrics(self.outcome.sites)
+        return model, mean_metrics(self.outcome.sites)
 
     def _accepted(self, reply: Message) -> Update | None:
         """What a reply holds, or None when it is not to be used; the outcome says why."""
@@ -389,16 +302,17 @@ class Strategy(FlowerStrategy):
             return None
         content = reply.content
         self.outcome.bytes_up[name] += content_bytes(content)
-        metrics = self.outcome.sites[name] = _metrics(content)
-        arrays, extras = _unpacked(content, protocol.ARRAYS), _unpacked(content, protocol.EXTRAS)
+        metrics = self.outcome.sites[name] = metrics_of(content)
+        arrays = arrays_of(content, protocol.ARRAYS)
+        extras = arrays_of(content, protocol.EXTRAS)
         try:
             published = read_arrays(content, protocol.STATISTICS)
             told = protocol.details(content)
             trained = {str(net): float(count) for net, count in told["trained"].items()}
             fault = (
                 self.fault(arrays, trained)
-                or self._extras_fault(extras, trained)
-                or _non_finite(published)
+                or guards.misfit_extras(extras, trained, self.travelling if self.answered else None)
+                or guards.not_finite(published)
             )
         except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
             fault = f"sent an update that cannot be read: {error}"
@@ -421,36 +335,7 @@ class Strategy(FlowerStrategy):
     def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
         """Why an update cannot be used, or None. A site that had nothing to train in this round
         sends nothing, which is no fault."""
-        if not all(0 < examples < math.inf for examples in trained.values()):
-            return "trained on no example"
-        for name in arrays:
-            if fault := self._tensor_fault(name, arrays[name], trained):
-                return fault
-        return None
-
-    def _tensor_fault(
-        self, name: str, array: np.ndarray, trained: Mapping[str, float]
-    ) -> str | None:
-        info = self.tensors.get(name)
-        if info is None or name in self.kept:
-            return f"sent the tensor {name}, which does not travel"
-        if info.network not in trained:
-            return f"sent the tensor {name} of a sub-network it does not say it trained"
-        if array.shape != tuple(info.shape):
-            return f"sent {name} of shape {array.shape} instead of {tuple(info.shape)}"
-        if array.dtype.name != info.dtype:
-            return f"sent {name} of type {array.dtype.name} instead of {info.dtype}"
-        return None if _finite(array) else f"sent a non-finite update: {name}"
-
-    def _extras_fault(
-        self, extras: Mapping[str, np.ndarray], trained: Mapping[str, float]
-    ) -> str | None:
-        if extras and not self.answered:
-            return "sent extras, which nobody asked for"
-        for name in extras:
-            if fault := self._tensor_fault(name, extras[name], trained):
-                return f"{fault} (beside the model)"
-        return None
+        return guards.misfit(arrays, trained, self.travelling)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -463,53 +348,11 @@ class Strategy(FlowerStrategy):
                 self.outcome.failed.setdefault(name, reply.error.reason or "no reason given")
                 continue
             self.outcome.bytes_up[name] += content_bytes(reply.content)
-            metrics = _metrics(reply.content)
+            metrics = metrics_of(reply.content)
             if "val_dice" in metrics:
                 validated[name] = metrics
                 self.outcome.sites.setdefault(name, {})["val_dice"] = metrics["val_dice"]
-        return _mean_metrics(validated)
+        return mean_metrics(validated)
 
     def summary(self) -> None:
         """Nothing to log: ``fedshift explain`` says what a strategy does."""
-
-
-def _unpacked(content: RecordDict, key: str) -> Unpacked:
-    record = content.get(key)
-    return Unpacked(record if isinstance(record, ArrayRecord) else ArrayRecord())
-
-
-def _finite(array: np.ndarray) -> bool:
-    if not np.issubdtype(array.dtype, np.floating):
-        return True
-    # A sum of squares is finite only where every number is, and takes half the time. It may
-    # overflow, too: then each number is looked at.
-    flat = array.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.dot(flat, flat)) or np.isfinite(array).all())
-
-
-def _non_finite(published: Mapping[str, np.ndarray]) -> str | None:
-    for name, array in published.items():
-        if not _finite(array):
-            return f"published a non-finite statistic: {name}"
-    return None
-
-
-def _metrics(content: RecordDict) -> dict[str, float]:
-    record = content.get(protocol.METRICS)
-    if not isinstance(record, MetricRecord):
-        return {}
-    return {name: float(value) for name, value in record.items() if not isinstance(value, list)}
-
-
-def _mean_metrics(sites: Mapping[str, Mapping[str, float]]) -> MetricRecord | None:
-    """The mean of each metric over the sites that report it."""
-    names = sorted({name for metrics in sites.values() for name in metrics})
-    if not names:
-        return None
-    return MetricRecord(
-        {
-            name: float(np.mean([metrics[name] for metrics in sites.values() if name in metrics]))
-            for name in names
-        }
-    )

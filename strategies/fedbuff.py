@@ -50,8 +50,9 @@ from fedshift.protocol.messages import (
 )
 from fedshift.protocol.settings import setting
 from fedshift.strategies.aggregate import Unpacked, Update
-from fedshift.strategies.base import RoundOutcome, Strategy
+from fedshift.strategies.base import Strategy
 from fedshift.strategies.clock import Timing
+from fedshift.strategies.replies import RoundOutcome
 from fedshift.strategies.scaled import Scaled
 
 _STEPS = "steps"

@@ -54,7 +54,7 @@ from fedshift.protocol.messages import (
 from fedshift.protocol.settings import from_mapping, setting, suggest
 from fedshift.strategies.aggregate import DomainMeans, Update
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.robust import incomplete
+from fedshift.strategies.guards import incomplete
 
 _WRAPPED = ("FedAvg", "FedProx")
 """What the wrappers may wrap: the noise is measured for a mean, and added after the strategy."""
@@ -265,7 +265,7 @@ class Flower(Strategy):
 
     def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
         """Also refuse a part of a sub-network, which Flower cannot combine with whole ones."""
-        return incomplete(self, arrays, trained) or super().fault(arrays, trained)
+        return incomplete(arrays, trained, self.travelling) or super().fault(arrays, trained)
 
     def _accepted(self, reply: Message) -> Update | None:
         """Also reject what Flower would trip over."""

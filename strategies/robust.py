@@ -29,6 +29,7 @@ from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
 from fedshift.strategies.aggregate import DomainMeans, Update, as_type
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.guards import incomplete
 
 _BLOCK_BYTES = 1 << 22
 _FAR = 1e150
@@ -75,7 +76,7 @@ class Robust(Strategy):
 
     def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
         """Also refuse a part of a sub-network: vectors of unlike length cannot be compared."""
-        return incomplete(self, arrays, trained) or super().fault(arrays, trained)
+        return incomplete(arrays, trained, self.travelling) or super().fault(arrays, trained)
 
 
 @dataclass(eq=False)
@@ -213,17 +214,6 @@ class StoredUpdates(DomainMeans):
                 self._file.seek(self._offsets[name][site] + start * dtype.itemsize)
                 self._file.readinto(row)
             yield part, values
-
-
-def incomplete(
-    strategy: Strategy, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]
-) -> str | None:
-    """Say that an update lacks a tensor of an averaged or broadcast sub-network it trained."""
-    for name, info in strategy.tensors.items():
-        lacking = name not in arrays and name not in strategy.kept
-        if lacking and info.network in trained and not info.domains:
-            return f"sent {info.network} without its tensor {name}"
-    return None
 
 
 def in_order(values: np.ndarray) -> np.ndarray:
