@@ -23,7 +23,7 @@ from fedshift.server.engines.inline import InlineGrid
 from fedshift.server.rounds import Budget, RunPlan, meet, prepare, read_cards, read_rounds
 from fedshift.sites import DataSettings
 from fedshift.sites.types import Federation, SiteSpec
-from fedshift.strategies.clock import Clock
+from fedshift.strategies.base.clock import Clock
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from fedshift.server import shift
 from fedshift.server.pairs import Choice, Chosen, choose
 from fedshift.server.progress import Progress
 from fedshift.server.rounds import Arm, RunPlan, Sites, Training
-from fedshift.strategies.aggregate import WeightedMean
+from fedshift.strategies.base.aggregate import WeightedMean
 
 Row = dict[str, Any]
 

@@ -39,7 +39,7 @@ from fedshift.server.exchange import exchange
 from fedshift.server.pairs import Choice
 from fedshift.server.progress import Progress
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.clock import Clock, Timing
+from fedshift.strategies.base.clock import Clock, Timing
 
 
 @dataclass(frozen=True)

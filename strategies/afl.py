@@ -27,8 +27,8 @@ import numpy as np
 
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import DomainMeans, Update
-from fedshift.strategies.risk import ByRisk
+from fedshift.strategies.base.aggregate import DomainMeans, Update
+from fedshift.strategies.base.risk import ByRisk
 
 _SHARES = "lambda"
 

@@ -22,8 +22,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedshift.strategies.base import Family
+from fedshift.strategies.base.robust import Tolerant, in_order
 from fedshift.strategies.krum import scores
-from fedshift.strategies.robust import Tolerant, in_order
 
 
 @dataclass(eq=False)

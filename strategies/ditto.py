@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Family
-from fedshift.strategies.personal import Personal
+from fedshift.strategies.base.personal import Personal
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
     v_t = v_{t-1} + D_t^2
 
-with the steps of :mod:`fedshift.strategies.fedopt`; they shrink as v grows.
+with the steps of :mod:`fedshift.strategies.base.fedopt`; they shrink as v grows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.fedopt import FedOpt
+from fedshift.strategies.base.fedopt import FedOpt
 
 
 @dataclass(eq=False)

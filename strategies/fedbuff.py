@@ -49,11 +49,11 @@ from fedshift.protocol.messages import (
     pack_arrays,
 )
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import Unpacked, Update
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.clock import Timing
-from fedshift.strategies.replies import RoundOutcome
-from fedshift.strategies.scaled import Scaled
+from fedshift.strategies.base.aggregate import Unpacked, Update
+from fedshift.strategies.base.clock import Timing
+from fedshift.strategies.base.replies import RoundOutcome
+from fedshift.strategies.base.scaled import Scaled
 
 _STEPS = "steps"
 _JOB = "job/"

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.shares import SharedUpdates, Shares
+from fedshift.strategies.base.shares import SharedUpdates, Shares
 
 _ROUND = "averaged in round"
 _PART = "part in "

@@ -33,7 +33,7 @@ import numpy as np
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Family
-from fedshift.strategies.shares import SharedUpdates, Shares
+from fedshift.strategies.base.shares import SharedUpdates, Shares
 
 _OWN = "risk of the own model"
 

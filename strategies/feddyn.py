@@ -14,8 +14,8 @@ the minimiser of the mean loss, however many steps the sites take.
 As in the paper's experiments a site takes a number of steps instead of finding its minimiser, and
 the same formula then defines g_k. The paper averages alike (``weighting=uniform``); by examples
 both means are weighted with n_k, and the fixed point is that of the weighted loss
-(:mod:`fedshift.strategies.remembering`). The coordinator adds up the sites' movements, held back
-by nothing but the sites' penalty: with a small ``alpha`` the model swings about the minimiser for
+(:mod:`fedshift.strategies.base.remembering`). The coordinator adds up the sites' movements, held
+back by nothing but the sites' penalty: with a small ``alpha`` the model swings about the minimiser for
 long, with a large one it moves slowly, and gradient descent diverges where alpha times its rate
 exceeds 2. Running statistics are averaged.
 """
@@ -29,8 +29,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import Update
-from fedshift.strategies.remembering import Remembering
+from fedshift.strategies.base.aggregate import Update
+from fedshift.strategies.base.remembering import Remembering
 
 
 @dataclass(eq=False)

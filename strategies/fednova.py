@@ -24,9 +24,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedshift.strategies.aggregate import DomainMeans, Update
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.scaled import Scaled
+from fedshift.strategies.base.aggregate import DomainMeans, Update
+from fedshift.strategies.base.scaled import Scaled
 
 
 @dataclass(eq=False)

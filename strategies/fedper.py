@@ -22,7 +22,7 @@ from typing import ClassVar
 from fedshift import UserError
 from fedshift.protocol.messages import TensorInfo
 from fedshift.strategies.base import Family, Strategy
-from fedshift.strategies.personal import averaged
+from fedshift.strategies.base.personal import averaged
 
 
 @dataclass(eq=False)

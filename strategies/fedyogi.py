@@ -2,7 +2,7 @@
 
     v_t = v_{t-1} - (1 - b2) D_t^2 sign(v_{t-1} - D_t^2)
 
-with the steps of :mod:`fedshift.strategies.fedopt`. After a large change v falls by at most
+with the steps of :mod:`fedshift.strategies.base.fedopt`. After a large change v falls by at most
 (1 - b2) D^2 a round, where Adam's falls in proportion to itself.
 """
 
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.fedopt import FedOpt
+from fedshift.strategies.base.fedopt import FedOpt
 
 
 @dataclass(eq=False)

@@ -25,9 +25,9 @@ from fedshift import UserError
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Grid, Message
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import Update
 from fedshift.strategies.base import Family
-from fedshift.strategies.personal import Personal
+from fedshift.strategies.base.aggregate import Update
+from fedshift.strategies.base.personal import Personal
 
 _HAS = "tuned/"
 

@@ -52,9 +52,9 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.protocol.settings import from_mapping, setting, suggest
-from fedshift.strategies.aggregate import DomainMeans, Update
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.guards import incomplete
+from fedshift.strategies.base.aggregate import DomainMeans, Update
+from fedshift.strategies.base.guards import incomplete
 
 _WRAPPED = ("FedAvg", "FedProx")
 """What the wrappers may wrap: the noise is measured for a mean, and added after the strategy."""

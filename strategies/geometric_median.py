@@ -21,7 +21,7 @@ import numpy as np
 
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Family
-from fedshift.strategies.robust import Robust
+from fedshift.strategies.base.robust import Robust
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedshift.strategies.base import Family
-from fedshift.strategies.robust import Tolerant
+from fedshift.strategies.base.robust import Tolerant
 
 
 def scores(squared: np.ndarray, byzantine: int) -> np.ndarray:

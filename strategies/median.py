@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedshift.strategies.base import Family
-from fedshift.strategies.robust import Robust, in_order
+from fedshift.strategies.base.robust import Robust, in_order
 
 
 @dataclass(eq=False)

@@ -18,8 +18,8 @@ from fedshift import UserError
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Family
+from fedshift.strategies.base.robust import Tolerant
 from fedshift.strategies.krum import scores
-from fedshift.strategies.robust import Tolerant
 
 
 @dataclass(eq=False)

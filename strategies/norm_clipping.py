@@ -21,9 +21,9 @@ from typing import ClassVar
 import numpy as np
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import Update
 from fedshift.strategies.base import Family, Strategy
-from fedshift.strategies.scaled import Scaled
+from fedshift.strategies.base.aggregate import Update
+from fedshift.strategies.base.scaled import Scaled
 
 
 @dataclass(eq=False)

@@ -34,9 +34,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import DomainMeans, Update
-from fedshift.strategies.risk import ByRisk
-from fedshift.strategies.scaled import Scaled
+from fedshift.strategies.base.aggregate import DomainMeans, Update
+from fedshift.strategies.base.risk import ByRisk
+from fedshift.strategies.base.scaled import Scaled
 
 _LEAST = 1e-10
 """The least risk, so that a site without any has a weight."""

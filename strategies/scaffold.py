@@ -16,8 +16,8 @@ methods here train with Adam, to which the corrected gradient is given; at the o
 is 0 at every site, so that is where the sites stay, which is what the correction is for.
 
 The paper averages with p_k = 1 / |S| (``weighting=uniform``); by examples the mean over all sites
-is weighted alike (:mod:`fedshift.strategies.remembering`). ``lr`` is the paper's eta_g. Running
-statistics are averaged; balanced and summed sub-networks are left to the method.
+is weighted alike (:mod:`fedshift.strategies.base.remembering`). ``lr`` is the paper's eta_g.
+Running statistics are averaged; balanced and summed sub-networks are left to the method.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import numpy as np
 
 from fedshift.protocol.messages import Arrays
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import Update
-from fedshift.strategies.remembering import Remembering
+from fedshift.strategies.base.aggregate import Update
+from fedshift.strategies.base.remembering import Remembering
 
 
 @dataclass(eq=False)

@@ -24,8 +24,8 @@ import numpy as np
 from fedshift import derive_seed
 from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord
 from fedshift.protocol.messages import Action, Arrays
-from fedshift.strategies.aggregate import Update
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.base.aggregate import Update
 
 _HEAD = "head"
 

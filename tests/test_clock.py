@@ -20,7 +20,7 @@ from fedshift.runs.config import load
 from fedshift.server.report.figures import draw_all
 from fedshift.server.report.run import read_run
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.clock import Clock, Timing
+from fedshift.strategies.base.clock import Clock, Timing
 from fedshift.strategies.cyclic import Cyclic
 from fedshift.strategies.fedavg import FedAvg
 from fedshift.strategies.local import Local

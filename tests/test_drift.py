@@ -28,8 +28,8 @@ from fedshift.client.training import LabelledSlices
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.protocol.storage import read_tensors
 from fedshift.sites.types import Case, Domain, SiteData
-from fedshift.strategies.aggregate import Update
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.base.aggregate import Update
 from fedshift.strategies.fedavg import FedAvg
 from fedshift.strategies.feddyn import FedDyn
 from fedshift.strategies.scaffold import Scaffold

@@ -23,11 +23,11 @@ from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.sites.types import Case, Domain, SiteData
 from fedshift.strategies.afl import AFL, onto_simplex
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.base.risk import ByRisk
 from fedshift.strategies.fedavg import FedAvg
 from fedshift.strategies.fedce import FedCE, cosines
 from fedshift.strategies.feddg_ga import FedDGGA
 from fedshift.strategies.qfedavg import QFedAvg
-from fedshift.strategies.risk import ByRisk
 
 Call = Callable[..., Any]
 

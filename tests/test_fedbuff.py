@@ -16,7 +16,7 @@ from fedshift import UserError
 from fedshift.protocol.flower import ConfigRecord, Error, Message
 from fedshift.protocol.messages import Action, Instruction, TensorInfo, pack_arrays
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.clock import Clock
+from fedshift.strategies.base.clock import Clock
 from fedshift.strategies.fedavg import FedAvg
 from fedshift.strategies.fedbuff import FedBuff
 

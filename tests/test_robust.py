@@ -22,8 +22,7 @@ from fedshift.protocol.messages import (
     answer,
     pack_arrays,
 )
-from fedshift.strategies import aggregate, robust
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Strategy, aggregate, robust
 from fedshift.strategies.bulyan import Bulyan
 from fedshift.strategies.fedavg import FedAvg
 from fedshift.strategies.geometric_median import GeometricMedian

@@ -41,8 +41,8 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.server.exchange import exchange
-from fedshift.strategies.aggregate import WeightedMean
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.base.aggregate import WeightedMean
 from fedshift.strategies.fedavg import FedAvg
 from fedshift.strategies.fedbn import FedBN
 from fedshift.strategies.fedprox import FedProx

@@ -8,7 +8,7 @@ from typing import Any
 from fedshift import strategies
 from fedshift.server.advice.rules import Advice
 from fedshift.strategies.base import Family, Strategy
-from fedshift.strategies.robust import Tolerant
+from fedshift.strategies.base.robust import Tolerant
 
 PLAIN_METHOD = "supervised"
 """The one method that does nothing about a shift; every other adapts between sites."""

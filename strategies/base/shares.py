@@ -23,9 +23,9 @@ import numpy as np
 
 from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord
 from fedshift.protocol.messages import Instruction, TensorInfo
-from fedshift.strategies.aggregate import Update
-from fedshift.strategies.risk import ByRisk
-from fedshift.strategies.robust import Robust, StoredUpdates
+from fedshift.strategies.base.aggregate import Update
+from fedshift.strategies.base.risk import ByRisk
+from fedshift.strategies.base.robust import Robust, StoredUpdates
 
 _SHARES = "shares"
 

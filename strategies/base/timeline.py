@@ -7,8 +7,8 @@ from typing import ClassVar
 from fedshift.protocol import messages as protocol
 from fedshift.protocol.flower import Message, RecordDict
 from fedshift.protocol.messages import Instruction, content_bytes
-from fedshift.strategies.clock import Clock, Timing
-from fedshift.strategies.replies import RoundOutcome
+from fedshift.strategies.base.clock import Clock, Timing
+from fedshift.strategies.base.replies import RoundOutcome
 
 
 class Timeline:

@@ -41,11 +41,11 @@ from fedshift.protocol.messages import (
     read_arrays,
 )
 from fedshift.protocol.settings import setting
-from fedshift.strategies import guards
-from fedshift.strategies.adam import adam_step
-from fedshift.strategies.aggregate import DomainMeans, Unpacked, Update
-from fedshift.strategies.replies import RoundOutcome, arrays_of, mean_metrics, metrics_of
-from fedshift.strategies.timeline import Timeline
+from fedshift.strategies.base import guards
+from fedshift.strategies.base.adam import adam_step
+from fedshift.strategies.base.aggregate import DomainMeans, Unpacked, Update
+from fedshift.strategies.base.replies import RoundOutcome, arrays_of, mean_metrics, metrics_of
+from fedshift.strategies.base.timeline import Timeline
 
 Family = Literal["nothing", "harmonise", "personalise", "robust"]
 """What to do about a federation: nothing (plain FedAvg), make up for images that differ, let

@@ -10,8 +10,8 @@ import numpy as np
 
 from fedshift.protocol.flower import ArrayRecord, MetricRecord, RecordDict
 from fedshift.protocol.messages import METRICS, Arrays
-from fedshift.strategies.aggregate import Unpacked
-from fedshift.strategies.clock import Timing
+from fedshift.strategies.base.aggregate import Unpacked
+from fedshift.strategies.base.clock import Timing
 
 
 @dataclass

@@ -16,8 +16,8 @@ from fedshift import UserError
 from fedshift.protocol.flower import Message
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import Update
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.base.aggregate import Update
 
 _MOST = 100.0
 """No risk is larger: a cross-entropy of probabilities in single precision is at most 88."""

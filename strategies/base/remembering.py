@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedshift.strategies.aggregate import DomainMeans, Update
 from fedshift.strategies.base import Strategy
+from fedshift.strategies.base.aggregate import DomainMeans, Update
 
 
 @dataclass(eq=False)

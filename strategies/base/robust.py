@@ -27,9 +27,9 @@ from fedshift import UserError
 from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
-from fedshift.strategies.aggregate import DomainMeans, Update, as_type
 from fedshift.strategies.base import Strategy
-from fedshift.strategies.guards import incomplete
+from fedshift.strategies.base.aggregate import DomainMeans, Update, as_type
+from fedshift.strategies.base.guards import incomplete
 
 _BLOCK_BYTES = 1 << 22
 _FAR = 1e150
