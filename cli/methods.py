@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 
 from rich.table import Table
 
 from fedshift.cli.console import PlainConsole
-from fedshift.client.contract.method import Method, Participation
+from fedshift.client.contract.method import Participation
 from fedshift.client.methods import METHODS
 
 _SITES = {
@@ -23,10 +22,9 @@ def list_methods() -> None:
     table = Table(box=None, padding=(0, 2), show_header=True)
     for column in ("method", "what it is", "trains at sites", "stages"):
         table.add_column(column, overflow="fold")
-    for name, target in METHODS.items():
-        module, _, attribute = target.partition(":")
-        method: type[Method] = getattr(import_module(module), attribute)
-        headline = (inspect.getdoc(import_module(module)) or "").split("\n\n")[0].split("\n")
+    for name in METHODS.names():
+        method = METHODS.named(name)
+        headline = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n\n")[0].split("\n")
         table.add_row(
             name, " ".join(headline), _SITES[method.participation], ", ".join(method.stages)
         )

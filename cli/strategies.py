@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from fedshift import strategies
 from fedshift.cli.console import PlainConsole
+from fedshift.strategies import STRATEGIES
 
 
 def list_strategies() -> None:
@@ -16,8 +16,8 @@ def list_strategies() -> None:
     table.add_column("what travels")
     table.add_column("a site keeps")
     table.add_column("cost", no_wrap=True)
-    for name in strategies.STRATEGIES:
-        strategy = strategies.named(name)
+    for name in STRATEGIES.names():
+        strategy = STRATEGIES.named(name)
         down, up = strategy.cost
         table.add_row(
             name, strategy.paper or "-", strategy.travels, strategy.stays, f"{down} + {up}"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedshift.client import tasks
 from fedshift.client.contract.method import Scene
 from fedshift.client.model import shared_model
+from fedshift.client.tasks import TASKS
 from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import short
@@ -50,7 +50,7 @@ def draw_site(
         model = shared_model(method, task, scene.device)
         model.load(arrays)
         predictions[MODEL_NAMES.get(name, name)] = model.predict(case.image, scene)
-    tasks.build(task).draw(case, predictions, path, site=data.name)
+    TASKS.build(task).draw(case, predictions, path, site=data.name)
     return True
 
 

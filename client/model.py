@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedshift import UserError, derive_seed
-from fedshift.client import methods, tasks
 from fedshift.client.contract.method import Method, Networks, Scene, of_method
+from fedshift.client.methods import METHODS
 from fedshift.client.spectra import harmonised, mean_amplitude
+from fedshift.client.tasks import TASKS
 from fedshift.protocol.messages import Arrays, TensorInfo
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -35,16 +36,14 @@ class Model:
 
         Raises :class:`fedshift.UserError` for unknown or wrong settings.
         """
-        settings = dict(method)
-        name = settings.pop("name")
-        self.method: Method = methods.build(name, settings)
-        self.task = tasks.build(task)
+        self.method: Method = METHODS.build(method)
+        self.task = TASKS.build(task)
         served = self.method.tasks
         if not isinstance(self.task, tuple(served)):
             known = ", ".join(sorted(kind.title for kind in served)) or "no task"
             raise UserError(
-                f"method={name} is for {known}, and task={task['name']} is another; choose a "
-                "method that serves it (`fedshift methods`), or another task"
+                f"method={method['name']} is for {known}, and task={task['name']} is another; "
+                "choose a method that serves it (`fedshift methods`), or another task"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial weights"))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedshift import UserError, derive_seed
-from fedshift.client import planning, rules, summaries, tasks
+from fedshift.client import planning, rules, summaries
 from fedshift.client.contract.method import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.contract.task import Predict, Task
 from fedshift.client.ledger import Ledger
@@ -26,6 +26,7 @@ from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.state import SiteState
+from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from fedshift.protocol.messages import (
@@ -153,7 +154,7 @@ class SiteWorker:
         return Purpose.HASHES, answer(self.name, details={"hashes": found})
 
     def _card(self, instruction: Instruction, content: RecordDict) -> Reply:
-        card = describe(self.data, tasks.build(instruction.task))
+        card = describe(self.data, TASKS.build(instruction.task))
         return Purpose.CARD, answer(self.name, details=card.to_json())
 
     def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from fedshift import derive_seed
-from fedshift.client import tasks
 from fedshift.client.contract.method import Scene, of_method
 from fedshift.client.examples import draw_site
 from fedshift.client.illustrations import draw as draw_illustration
 from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
+from fedshift.client.tasks import TASKS
 from fedshift.protocol.messages import Arrays, Instruction
 from fedshift.protocol.storage import write_atomic
 from fedshift.runs.stored import stored_run
@@ -39,7 +39,7 @@ def draw(out: Path, sites: LocalSites) -> None:
         refs = {(ref.model, ref.trained_on): ref for ref in run.models}
         common = refs.get(("global", "all")) or refs.get(("pooled", "all"))
         seed = derive_seed(run.instruction.seed, "prediction")
-        task = tasks.build(run.instruction.task)
+        task = TASKS.build(run.instruction.task)
         for site in sites.federation.sites[:MOST_SITES]:
             local, personal = refs.get(("local", site.name)), refs.get(("personal", site.name))
             data = sites.open(site.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fedshift.client import tasks
+from fedshift.client.tasks import TASKS
 from fedshift.runs.config import Config
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation
@@ -27,5 +27,5 @@ def task_settings(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:
 
     Raises :class:`fedshift.UserError` for an unknown task or setting."""
     task = {**config["task"], "parts": list(parts)}
-    tasks.build(task)
+    TASKS.build(task)
     return task

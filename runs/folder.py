@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError, strategies
-from fedshift.client import methods
+from fedshift.client.methods import METHODS
 from fedshift.protocol.storage import write_yaml
 from fedshift.runs import provenance
 from fedshift.runs.config import Config, completed
@@ -131,12 +131,10 @@ def _is_longer(out: Path, earlier: Config, config: Config) -> bool:
 
 def _bound(config: Config) -> str:
     """What in the run of ``config`` depends on its number of rounds; empty if nothing does."""
-    method = dict(config["method"])
-    name = method.pop("name")
     if bound := strategies.build(config["strategy"]).bound_to_rounds():
         return f"strategy={config['strategy']['name']} {bound}"
-    if bound := methods.build(name, method).bound_to_rounds(config["rounds"]):
-        return f"method={name} {bound}"
+    if bound := METHODS.build(config["method"]).bound_to_rounds(config["rounds"]):
+        return f"method={config['method']['name']} {bound}"
     return ""
 
 

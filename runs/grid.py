@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.contract.method import Participation
+from fedshift.client.methods import METHODS
 from fedshift.client.policy import Policy
 from fedshift.protocol.storage import folder_name
 from fedshift.runs.checking import settle
@@ -283,8 +283,7 @@ def _checked(
     if plan.clock is not None:
         plan.clock.check([site.name for site in federation.sites])
     Policy.from_config(config["policy"])
-    settings_of_method = dict(config["method"])
-    method = methods.build(settings_of_method.pop("name"), settings_of_method)
+    method = METHODS.build(config["method"])
     training = sum(site.role == "train" for site in federation.sites)
     turns = max(1, len(folds(config, federation)))
     return Prepared(

@@ -1,57 +1,18 @@
-"""Aggregation strategies, one module an algorithm, by name."""
+"""Aggregation strategies: a module is one (:mod:`fedshift.protocol.registry`)."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedshift import UserError
-from fedshift.protocol.settings import from_mapping, suggest
+from fedshift.protocol.registry import Registry
 
 if TYPE_CHECKING:
     from fedshift.strategies.base import Strategy
 
-STRATEGIES = {
-    "afl": "AFL",
-    "apfl": "APFL",
-    "bulyan": "Bulyan",
-    "cyclic": "Cyclic",
-    "ditto": "Ditto",
-    "fedadagrad": "FedAdagrad",
-    "fedadam": "FedAdam",
-    "fedavg": "FedAvg",
-    "fedavgm": "FedAvgM",
-    "fedbn": "FedBN",
-    "fedbuff": "FedBuff",
-    "fedce": "FedCE",
-    "feddg": "FedDG",
-    "feddg_ga": "FedDGGA",
-    "feddyn": "FedDyn",
-    "fednova": "FedNova",
-    "fedper": "FedPer",
-    "fedprox": "FedProx",
-    "fedrep": "FedRep",
-    "fedsam": "FedSAM",
-    "fedyogi": "FedYogi",
-    "fine_tuning": "FineTuning",
-    "flower": "Flower",
-    "geometric_median": "GeometricMedian",
-    "harmofl": "HarmoFL",
-    "krum": "Krum",
-    "local": "Local",
-    "median": "Median",
-    "moon": "Moon",
-    "multi_krum": "MultiKrum",
-    "norm_clipping": "NormClipping",
-    "pooled": "Pooled",
-    "qfedavg": "QFedAvg",
-    "scaffold": "Scaffold",
-    "silobn": "SiloBN",
-    "swarm": "Swarm",
-    "trimmed_mean": "TrimmedMean",
-}
-"""Module of this package -> the strategy's class in it."""
+STRATEGIES: Registry[Strategy] = Registry(
+    "strategy", __name__, "fedshift.strategies", "fedshift.strategies.base:Strategy"
+)
 
 
 def build(settings: Mapping[str, Any]) -> Strategy:
@@ -59,21 +20,10 @@ def build(settings: Mapping[str, Any]) -> Strategy:
 
     Raises :class:`UserError` for an unknown name or key, with the nearest known ones.
     """
-    values = dict(settings)
-    name = str(values.pop("name", ""))
+    name = str(settings.get("name", ""))
     if name == "flower" or name[:1].isupper():
         from fedshift.strategies import flower
 
         # The names of Flower's classes begin with a capital, those of the modules here do not.
-        return flower.from_settings({**values, "name": "FedAvg" if name == "flower" else name})
-    if name not in STRATEGIES:
-        raise UserError(f"strategy={name} is not known{suggest(name, STRATEGIES)}")
-    return from_mapping(named(name), values, "strategy")
-
-
-def named(name: str) -> type[Strategy]:
-    """The class of the strategy called ``name``, one of :data:`STRATEGIES`."""
-    strategy: type[Strategy] = getattr(
-        importlib.import_module(f"{__name__}.{name}"), STRATEGIES[name]
-    )
-    return strategy
+        return flower.from_settings({**settings, "name": "FedAvg" if name == "flower" else name})
+    return STRATEGIES.build(settings)

@@ -15,8 +15,8 @@ As in the paper's experiments a site takes a number of steps instead of finding 
 the same formula then defines g_k. The paper averages alike (``weighting=uniform``); by examples
 both means are weighted with n_k, and the fixed point is that of the weighted loss
 (:mod:`fedshift.strategies.base.remembering`). The coordinator adds up the sites' movements, held
-back by nothing but the sites' penalty: with a small ``alpha`` the model swings about the minimiser for
-long, with a large one it moves slowly, and gradient descent diverges where alpha times its rate
+back by nothing but the sites' penalty: with a small ``alpha`` the model swings about the minimiser
+for long, with a large one it moves slowly, and gradient descent diverges where alpha times its rate
 exceeds 2. Running statistics are averaged.
 """
 

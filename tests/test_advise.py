@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedshift import UserError, strategies
+from fedshift import UserError
 from fedshift.protocol.tables import CASE_COLUMNS
 from fedshift.runs import graded
 from fedshift.runs.config import choices
@@ -22,6 +22,7 @@ from fedshift.server.advice.rules import Advice, Evidence, advise
 from fedshift.server.comparison.advice import check
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.tables import summarise, write_cases, write_cross_site, write_shift
+from fedshift.strategies import STRATEGIES
 
 SITES = ("a", "b", "c", "d")
 ALIKE = {"mmd_p": 0.5, "intensity_js": 0.03, "spectrum_distance": 0.5, "label_shift": 0.05}
@@ -228,7 +229,7 @@ def test_unequal_sizes_and_what_is_to_be_won_are_noted() -> None:
 
 
 def test_every_strategy_that_is_offered_exists_and_suits_the_federation() -> None:
-    offered = {name for name in strategies.STRATEGIES if strategies.named(name).family}
+    offered = {name for name in STRATEGIES.names() if STRATEGIES.named(name).family}
     assert offered <= set(choices("strategy"))
     loss = {**dict.fromkeys(SITES, 0.2), "b": 0.5}
     advice = advise(evidence(shared={"b": 0.5}, loss=loss))

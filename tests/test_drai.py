@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.contract.illustrations import ImageGrid
 from fedshift.client.contract.method import AVERAGED, BROADCAST, KEPT, Budget, Networks, Scene
+from fedshift.client.methods import METHODS
 from fedshift.client.methods.drai import DRAI, JUDGES, PLAYERS
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import predict_probabilities
@@ -315,7 +315,7 @@ def test_settings_in_the_config_are_the_codes_defaults() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/method/drai.yaml"))
     assert isinstance(config, dict)
     method = dict(config["method"])
-    assert methods.build(method.pop("name"), method) == DRAI()
+    assert METHODS.build(method) == DRAI()
     assert set(method) | {"augmentation"} == set(DRAI.__dataclass_fields__)
     assert config["rounds"] >= DRAI().generation_rounds + 3
 
@@ -323,7 +323,7 @@ def test_settings_in_the_config_are_the_codes_defaults() -> None:
 def test_paper_preset_is_the_papers_size_rates_and_weights() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/_presets/paper/drai.yaml"))
     assert isinstance(config, dict)
-    method = methods.build("drai", config["method"])
+    method = METHODS.build({"name": "drai", **config["method"]})
     assert isinstance(method, DRAI)
     assert config["data"]["size"] == 64
     assert (method.generator_lr, method.judge_lr, method.cycle, method.kl) == (1e-5, 1e-5, 1, 1)
@@ -369,7 +369,7 @@ def test_pictures_are_of_one_size_and_name_their_columns() -> None:
 def test_networks_that_cannot_be_are_refused(
     settings: dict[str, object], size: tuple[int, int], message: str
 ) -> None:
-    method = methods.build("drai", settings)
+    method = METHODS.build({"name": "drai", **settings})
     with pytest.raises(UserError, match=message):
         method.networks(replace(TASK, size=size))
 

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import AVERAGED, Budget, Networks, Scene
+from fedshift.client.methods import METHODS
 from fedshift.client.methods.online_rendering import (
     Descent,
     OnlineRendering,
@@ -546,7 +546,7 @@ def test_config_holds_every_setting_with_the_codes_default() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/method/online_rendering.yaml"))
     assert isinstance(config, dict)
     settings = config["method"]
-    assert methods.build(settings.pop("name"), settings) == OnlineRendering()
+    assert METHODS.build(settings) == OnlineRendering()
     assert settings.keys() | {"augmentation"} == set(OnlineRendering.__dataclass_fields__)
 
 
@@ -555,7 +555,7 @@ def test_paper_preset_is_the_papers() -> None:
         OmegaConf.load(ROOT / "configs/_presets/paper/online_rendering.yaml")
     )
     assert isinstance(config, dict)
-    method = methods.build("online_rendering", config["method"])
+    method = METHODS.build({"name": "online_rendering", **config["method"]})
     assert isinstance(method, OnlineRendering)
     assert (method.batch, method.lr, method.online_lr, method.iterations) == (2, 1e-3, 1e-4, 25)
     # The last round publishes and trains nothing.

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 from torch import nn
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import (
     BROADCAST,
@@ -27,6 +24,7 @@ from fedshift.client.contract.method import (
     Participation,
     Sharing,
 )
+from fedshift.client.methods import METHODS
 from fedshift.client.tasks import Segmentation
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
@@ -92,10 +90,7 @@ class Toy(Method):
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Register the toy as a method, and its config beside the others."""
-    module = types.ModuleType("toy_method")
-    module.__dict__["Toy"] = Toy
-    monkeypatch.setitem(sys.modules, "toy_method", module)
-    monkeypatch.setitem(methods.METHODS, "toy", "toy_method:Toy")
+    monkeypatch.setitem(METHODS.registered, "toy", Toy)
     yield
 
 

@@ -13,7 +13,6 @@ import torch
 from omegaconf import OmegaConf
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.illustrations import ImageGrid, Scatter
 from fedshift.client.contract.method import (
@@ -26,7 +25,7 @@ from fedshift.client.contract.method import (
     Scene,
     StatisticsBank,
 )
-from fedshift.client.methods import style_transfer
+from fedshift.client.methods import METHODS, style_transfer
 from fedshift.client.methods.style_transfer import StyleTransfer
 from fedshift.client.methods.style_transfer.extractor import fixed_extractor
 from fedshift.client.methods.style_transfer.style import gram_matrix
@@ -494,7 +493,7 @@ def test_run_without_a_segmentation_round_is_refused() -> None:
 )
 def test_wrong_settings_are_refused_by_their_key(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        methods.build("style_transfer", settings)
+        METHODS.build({"name": "style_transfer", **settings})
 
 
 @pytest.mark.parametrize("size", [(30, 32), (32, 4)])
@@ -549,7 +548,7 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
     assert isinstance(config, dict)
     settings = config["method"]
     name = settings.pop("name")
-    assert methods.build(name, settings) == StyleTransfer()
+    assert METHODS.build({"name": name, **settings}) == StyleTransfer()
     assert set(settings) == set(StyleTransfer.__dataclass_fields__) - {"augmentation"}
     assert config["rounds"] > settings["translator_rounds"]
 
@@ -558,7 +557,9 @@ def test_paper_preset_is_the_papers_network_weights_and_optimiser() -> None:
     file = ROOT / "configs/_presets/paper/style_transfer.yaml"
     config = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(config, dict)
-    method = methods.build("style_transfer", {**config["method"], "extractor_file": "vgg.pth"})
+    method = METHODS.build(
+        {"name": "style_transfer", **config["method"], "extractor_file": "vgg.pth"}
+    )
     assert isinstance(method, StyleTransfer)
     assert (method.translator_width * 2 ** (method.scales - 1), method.scales) == (1024, 5)
     assert method.translator_norm == "batch"

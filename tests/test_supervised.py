@@ -14,10 +14,10 @@ import torch
 from omegaconf import OmegaConf
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.contract.method import AVERAGED, KEPT, Budget, Networks, Scene
+from fedshift.client.contract.method import AVERAGED, KEPT, Budget, Method, Networks, Scene
 from fedshift.client.losses import dice_ce
+from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.tasks import Segmentation
 from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation
@@ -63,13 +63,13 @@ def disc_site(cases: int = 8, labelled: bool = True) -> SiteData:
     return SiteData("discs", "train", ("disc",), {"train": train, "val": (), "test": test})
 
 
-def new_networks(method: methods.Method, seed: int = 0) -> Networks:
+def new_networks(method: Method, seed: int = 0) -> Networks:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return method.networks(TASK)
 
 
-def fitted(method: methods.Method, site: SiteData, steps: int, seed: int = 0) -> Networks:
+def fitted(method: Method, site: SiteData, steps: int, seed: int = 0) -> Networks:
     nets = new_networks(method, seed)
     method.fit(site, nets, {}, Budget(steps, seed, CPU))
     return nets
@@ -79,9 +79,7 @@ def weights(nets: Networks) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for net in nets.values() for p in net.parameters()])
 
 
-def mean_dice(
-    method: methods.Method, nets: Networks, cases: tuple[Case, ...], noise: float = 0.0
-) -> float:
+def mean_dice(method: Method, nets: Networks, cases: tuple[Case, ...], noise: float = 0.0) -> float:
     rng = np.random.default_rng(7)
     scores = []
     for case in cases:
@@ -267,7 +265,7 @@ def test_features_are_the_pooled_last_encoder_block() -> None:
 
 def test_unknown_method_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"method=supervized .* did you mean supervised\?"):
-        methods.build("supervized", {})
+        METHODS.build({"name": "supervized"})
 
 
 @pytest.mark.parametrize(
@@ -289,11 +287,11 @@ def test_unknown_method_is_refused_with_the_nearest_name() -> None:
 )
 def test_wrong_setting_is_refused_by_its_key(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        methods.build("supervised", settings)
+        METHODS.build({"name": "supervised", **settings})
 
 
 def test_integer_is_accepted_for_a_float() -> None:
-    method = methods.build("supervised", {"lr": 1})
+    method = METHODS.build({"name": "supervised", "lr": 1})
     assert isinstance(method, Supervised)
     assert (method.lr, type(method.lr)) == (1.0, float)
 
@@ -302,7 +300,7 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/method/supervised.yaml"))
     assert isinstance(config, dict)
     name = config.pop("name")
-    assert methods.build(name, config) == Supervised()
+    assert METHODS.build({"name": name, **config}) == Supervised()
     # The augmentation is a group of its own.
     assert set(config) == set(Supervised.__dataclass_fields__) - {"augmentation"}
     usual = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/augmentation/usual.yaml"))
@@ -313,7 +311,7 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
 def test_paper_preset_is_the_papers_network_and_optimiser() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/_presets/paper/supervised.yaml"))
     assert isinstance(config, dict)
-    method = methods.build("supervised", config["method"])
+    method = METHODS.build({"name": "supervised", **config["method"]})
     assert isinstance(method, Supervised)
     assert (method.lr, method.batch, config["data"]["size"]) == (1e-4, 10, 192)
     assert not method.augmentation.affine
@@ -329,8 +327,8 @@ def test_example_of_the_guide_trains_and_keeps_its_head(monkeypatch: pytest.Monk
     module = types.ModuleType("guide_example")
     monkeypatch.setitem(sys.modules, "guide_example", module)
     exec(code, module.__dict__)
-    monkeypatch.setitem(methods.METHODS, "fedper", "guide_example:FedPer")
-    method = methods.build("fedper", {"width": 6, "depth": 3, "batch": 8})
+    monkeypatch.setitem(METHODS.registered, "fedper", module.FedPer)
+    method = METHODS.build({"name": "fedper", "width": 6, "depth": 3, "batch": 8})
     assert method.sharing(TASK) == {"body": AVERAGED, "head": KEPT}
     site = disc_site()
     nets = new_networks(method)

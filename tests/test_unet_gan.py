@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import Budget, FitReport, Networks, Scene
+from fedshift.client.methods import METHODS
 from fedshift.client.methods.unet_gan import BETAS, Side, Slices, UnetGAN
 from fedshift.client.methods.unet_gan.ssim import ssim
 from fedshift.client.tasks import Segmentation
@@ -591,7 +591,7 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/method/unet_gan.yaml"))
     assert isinstance(config, dict)
     settings = config["method"]
-    assert methods.build(settings.pop("name"), settings) == UnetGAN()
+    assert METHODS.build(settings) == UnetGAN()
     assert set(settings) == set(UnetGAN.__dataclass_fields__) - {"augmentation"}
     assert config["rounds"] == UnetGAN().segmenter_rounds + UnetGAN().translation_rounds
 
@@ -599,7 +599,7 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
 def test_paper_preset_is_the_papers() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/_presets/paper/unet_gan.yaml"))
     assert isinstance(config, dict)
-    method = methods.build("unet_gan", config["method"])
+    method = METHODS.build({"name": "unet_gan", **config["method"]})
     assert isinstance(method, UnetGAN)
     assert (method.lr, method.translator_lr, method.judge_lr) == (1e-4, 1e-5, 1e-5)
     assert (method.feature_weight, method.ssim_weight) == (15, 5)

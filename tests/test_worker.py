@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fedshift import UserError
-from fedshift.client import methods
 from fedshift.client.contract.method import Scene
+from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
@@ -458,7 +458,7 @@ def test_only_a_few_sites_stay_open_in_a_process(sites: LocalSites) -> None:
 
 
 def test_every_listed_method_can_be_built() -> None:
-    for name in methods.METHODS:
-        method = methods.build(name, {})
+    for name in METHODS.names():
+        method = METHODS.build({"name": name})
         task = Segmentation(("x",), unlabelled=("t",))
         assert method.sharing(task).keys() == method.networks(task).keys()

@@ -23,7 +23,7 @@ from fedshift.client.contract.method import (
     StatisticsBank,
 )
 from fedshift.client.contract.task import Task
-from fedshift.client.methods.segmenting import Segmenting
+from fedshift.client.methods.base import Segmenting
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.training import predict_slices
 from fedshift.sites.types import SiteData

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from fedshift.client.contract.method import FitReport
-from fedshift.client.methods.segmenting import representation
+from fedshift.client.methods.base import representation
 from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.rules.base import LocalRule, Train, Visit
 from fedshift.protocol.messages import Arrays

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedshift import strategies
 from fedshift.server.advice.rules import Advice
+from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Family, Strategy
 from fedshift.strategies.base.robust import Tolerant
 
@@ -22,7 +22,7 @@ def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
     empty what these rules do not know."""
     name, method = config["strategy"]["name"], config["method"]
     augmentation = method.get("augmentation") or {}
-    own = strategies.named(name).family if name in strategies.STRATEGIES else None
+    own = STRATEGIES.named(name).family if name in STRATEGIES.names() else None
     found: set[Family] = {own} if own else set()
     if method["name"] != PLAIN_METHOD or any(augmentation.get(key) for key in AUGMENTATIONS):
         found = {*found, "harmonise"} - {"nothing"}
@@ -32,7 +32,7 @@ def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
 def options(family: Family, advice: Advice) -> dict[str, list[str]]:
     """What to set on the command line for ``family``: the values worth trying, by option, the
     plainest first. Left out is what the federation of ``advice`` is too small for."""
-    known = {name: strategies.named(name) for name in strategies.STRATEGIES}
+    known = {name: STRATEGIES.named(name) for name in STRATEGIES.names()}
     named = [name for name, one in known.items() if one.family == family and _suits(one, advice)]
     found = {"strategy": sorted(named, key=lambda name: (not known[name].plain, name))}
     if family == "harmonise":

@@ -41,6 +41,7 @@ from fedshift.protocol.messages import (
     read_arrays,
 )
 from fedshift.protocol.settings import setting
+from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import guards
 from fedshift.strategies.base.adam import adam_step
 from fedshift.strategies.base.aggregate import DomainMeans, Unpacked, Update
@@ -98,7 +99,7 @@ class Strategy(Timeline, FlowerStrategy):
     @property
     def name(self) -> str:
         """What it is called in a config."""
-        return type(self).__module__.rpartition(".")[2]
+        return STRATEGIES.name_of(type(self))
 
     # What a strategy decides.
 

@@ -63,6 +63,7 @@ from fedshift.client.contract.method import (
 )
 from fedshift.client.contract.task import Task, Warp
 from fedshift.client.gan import is_collapsed
+from fedshift.client.methods.base import Segmenting
 from fedshift.client.methods.drai.content_preserving import Transform, change
 from fedshift.client.methods.drai.disentangling import Codes, cross_image_consistency
 from fedshift.client.methods.drai.dual_inference import (
@@ -79,7 +80,6 @@ from fedshift.client.methods.drai.networks import (
     ImageGenerator,
     PairDiscriminator,
 )
-from fedshift.client.methods.segmenting import Segmenting
 from fedshift.client.networks.halving import check_halvings
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.training import (

@@ -57,7 +57,7 @@ from fedshift.client.contract.method import (
     StatisticsBank,
 )
 from fedshift.client.contract.task import Task, Warp
-from fedshift.client.methods.segmenting import Segmenting
+from fedshift.client.methods.base import Segmenting
 from fedshift.client.methods.style_transfer.extractor import (
     FIXED_WIDTHS,
     Extractor,

@@ -76,7 +76,7 @@ from fedshift.client.contract.method import (
 )
 from fedshift.client.contract.task import Task
 from fedshift.client.gan import fake_loss, generator_loss, is_collapsed, real_loss
-from fedshift.client.methods.segmenting import Segmenting
+from fedshift.client.methods.base import Segmenting
 from fedshift.client.methods.unet_gan.patch_discriminator import PatchDiscriminator
 from fedshift.client.methods.unet_gan.ssim import ssim
 from fedshift.client.methods.unet_gan.translator import Translator

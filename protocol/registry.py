@@ -1,0 +1,176 @@
+"""Methods, strategies and tasks by name: each is found where it lies, and stands in no list.
+
+A module or folder in the package of its kind is one, and is called as it is; so is what another
+installed package names in an entry point of the kind's group, and what a program registered in its
+own process. Names that begin with an underscore, and ``base``, are none: there lies what the others
+share. A module defines one concrete class of its kind.
+
+Nothing is imported before it is built, so that names can be listed at once. A message brings a name
+and never a module: only what is installed at a site can run there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
+
+from fedshift import UserError
+from fedshift.protocol.settings import from_mapping, suggest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """All of a ``kind``, such as "method": modules of ``package``, and entry points of ``group``,
+    that define a subclass of ``base``, which is written ``module:class``."""
+
+    kind: str
+    package: str
+    group: str
+    base: str
+    registered: dict[str, type[T]] = field(default_factory=dict)
+    """What :meth:`register` added in this process."""
+
+    def names(self) -> list[str]:
+        """The names of all, sorted."""
+        return sorted({*self._modules(), *_entry_points(self.group), *self.registered})
+
+    def named(self, name: str) -> type[T]:
+        """The class called ``name``.
+
+        Raises :class:`UserError` when there is none or more than one, and when what an entry point
+        names cannot be imported.
+        """
+        found: dict[str, Callable[[], type[T]]] = {}
+        if name in self._modules():
+            found[f"{self.package}.{name}"] = partial(self._defined, name)
+        for point in _entry_points(self.group).get(name, ()):
+            found[f"{point.value} of {_owner(point)}"] = partial(self._loaded, point)
+        if name in self.registered:
+            found["this process"] = lambda: self.registered[name]
+        if not found:
+            raise UserError(f"{self.kind}={name} is not known{suggest(name, self.names())}")
+        if len(found) > 1:
+            raise UserError(
+                f"{self.kind}={name} is there more than once, in {' and in '.join(found)}; rename "
+                "or remove all but one"
+            )
+        return next(iter(found.values()))()
+
+    def build(self, settings: Mapping[str, Any]) -> T:
+        """What ``settings["name"]`` calls, of the other settings.
+
+        Raises :class:`UserError` as :meth:`named`, and for an unknown setting and for a value of
+        the wrong type or out of range.
+        """
+        fields = dict(settings)
+        return from_mapping(self.named(str(fields.pop("name", ""))), fields, self.kind)
+
+    def register(self, cls: type[T], name: str) -> None:
+        """Make ``cls`` known in this process as ``name``. A class that is defined once more, as by
+        running a cell of a notebook again, takes its own place.
+
+        Raises :class:`UserError` for a name that cannot be one, or is another's.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(
+                f"'{name}' cannot be the name of a {self.kind}; use small letters, digits and "
+                "underscores"
+            )
+        if inspect.isabstract(cls):
+            lacking = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+            raise UserError(f"{cls.__name__} is no whole {self.kind}: it lacks {lacking}")
+        before = self.registered.get(name)
+        again = before is not None and _place(before) == _place(cls)
+        if name in self.names() and not again:
+            raise UserError(f"there is a {self.kind} called {name}; register yours by another name")
+        self.registered[name] = cls
+
+    def name_of(self, cls: type[T]) -> str:
+        """What ``cls`` is called: as it is registered, or as its module or entry point is."""
+        for name, registered in self.registered.items():
+            if registered is cls:
+                return name
+        if cls.__module__.startswith(f"{self.package}."):
+            return cls.__module__.removeprefix(f"{self.package}.").partition(".")[0]
+        for name, points in _entry_points(self.group).items():
+            if any(point.value == _place(cls) for point in points):
+                return name
+        return in_words(cls)
+
+    def is_one(self, cls: type) -> bool:
+        """Whether ``cls`` is of this kind; imports nothing."""
+        return any(_place(parent) == self.base for parent in cls.__mro__)
+
+    def _modules(self) -> list[str]:
+        spec = find_spec(self.package)
+        places = spec.submodule_search_locations if spec is not None else None
+        names = [module.name for module in pkgutil.iter_modules(places)]
+        return [name for name in names if name != "base" and not name.startswith("_")]
+
+    def _defined(self, name: str) -> type[T]:
+        """The one class of this kind that the module or folder ``name`` defines."""
+        module = import_module(f"{self.package}.{name}")
+        found = {
+            cls.__name__: cls
+            for cls in vars(module).values()
+            if isinstance(cls, type)
+            and self.is_one(cls)
+            and not inspect.isabstract(cls)
+            and not cls.__name__.startswith("_")
+            and f"{cls.__module__}.".startswith(f"{module.__name__}.")
+        }
+        if len(found) != 1:
+            there = f"defines {' and '.join(sorted(found))}" if found else "defines none"
+            raise UserError(
+                f"{module.__file__} must define one {self.kind}, a subclass of {self.base} without "
+                f"an abstract method, and {there}; what others share begins with an underscore"
+            )
+        return next(iter(found.values()))
+
+    def _loaded(self, point: EntryPoint) -> type[T]:
+        try:
+            cls = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{self.kind}={point.name}: {point.value} of {_owner(point)} cannot be imported "
+                f"({error}); repair or remove that package"
+            ) from error
+        if not isinstance(cls, type) or not self.is_one(cls):
+            raise UserError(
+                f"{self.kind}={point.name}: {point.value} of {_owner(point)} is no subclass of "
+                f"{self.base}; repair or remove that package"
+            )
+        return cls
+
+
+@lru_cache
+def _entry_points(group: str) -> dict[str, tuple[EntryPoint, ...]]:
+    """Those of all installed packages, by name."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in entry_points(group=group):
+        found[point.name] = (*found.get(point.name, ()), point)
+    return found
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an installed package"
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def in_words(cls: type) -> str:
+    """The name of a class as that of a module: ``FedAvgM`` is ``fed_avg_m``, ``DRAI`` ``drai``."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", cls.__name__)
+    return "_".join(parts).lower()
