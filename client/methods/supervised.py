@@ -24,6 +24,8 @@ from fedshift.client.contract.method import (
 )
 from fedshift.client.contract.task import Task
 from fedshift.client.methods.base import Segmenting
+from fedshift.client.tasks.landmarks import Landmarks
+from fedshift.client.tasks.points import Points
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.training import predict_slices
 from fedshift.sites.types import SiteData
@@ -33,7 +35,7 @@ from fedshift.sites.types import SiteData
 class Supervised(Segmenting):
     """Every site with labels trains one LV-Unet, which the strategy averages."""
 
-    tasks = frozenset({Segmentation})
+    tasks = frozenset({Segmentation, Landmarks, Points})
 
     def networks(self, task: Task) -> Networks:
         return {"segmenter": self.segmenter(task)}

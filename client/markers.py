@@ -1,0 +1,55 @@
+"""Points over an image, as marks: what a model finds beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedshift.client.examples import color_of, draw_panels, edge
+from fedshift.sites.types import Case
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_SLICES = 3
+
+
+def draw_points(
+    case: Case,
+    predictions: Mapping[str, np.ndarray],
+    parts: Sequence[str],
+    path: Path,
+    *,
+    site: str,
+) -> Path:
+    """Draw one PNG of ``case``: a row a slice; the image, the true points as rings, and each
+    model's as crosses beside them.
+
+    ``predictions`` maps a model's name to points (N, 4) on the network's grid: slice, x, y and the
+    part's number. Up to three labelled slices with the most points are shown, whole.
+    """
+    truth = np.asarray(case.labels["points"].native)
+    counts = np.where(case.labelled, np.isfinite(truth[..., 0]).sum(axis=1), -1)
+    slices = sorted(np.argsort(-counts, kind="stable")[: min(MAX_SLICES, (counts >= 0).sum())])
+    slices = [index for index in slices if counts[index] > 0] or slices[:1]
+
+    def marks(axes: Axes, index: int, name: str, points: np.ndarray) -> str:
+        for part in range(1, len(parts) + 1):
+            ring = truth[index][truth[index][:, 2] == part]
+            style = {"linestyle": "none", "color": color_of(part), "path_effects": edge()}
+            axes.plot(ring[:, 0], ring[:, 1], marker="o", fillstyle="none", markersize=7, **style)
+            mine = points[(points[:, 0] == index) & (points[:, 3] == part)]
+            x, y = case.grid.points_to_native(mine[:, 1:3]).T
+            axes.plot(x, y, marker="x", markersize=5, markeredgewidth=1.4, **style)
+        return name or "truth"
+
+    nothing = np.zeros((0, 4))
+    shown = {"": nothing, **predictions}
+    panels = [partial(marks, name=name, points=points) for name, points in shown.items()]
+    rows, columns = case.grid.shape
+    view = (slice(0, rows), slice(0, columns))
+    return draw_panels(case, slices, view, panels, parts, path, site=site)

@@ -1,0 +1,77 @@
+"""What the tasks on points have in common: their networks regress heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedshift.client.contract.task import Task
+from fedshift.protocol.settings import setting
+from fedshift.sites.types import Case
+
+if TYPE_CHECKING:
+    import torch
+
+CELLS = 4
+"""Cells a side of the grid in which points are counted, for label shift."""
+
+
+@dataclass(frozen=True)
+class HeatmapTask(Task):
+    """A task whose labels are points, (S, N, 3) float32: x, y and the part's number, and whose
+    networks predict a heatmap for each part (:mod:`fedshift.client.heatmaps`). ``sigma`` is the
+    heatmaps' standard deviation in pixels of the grid."""
+
+    form = "points"
+
+    sigma: float = setting(2.0, at_least=0.5)
+
+    @property
+    def outputs(self) -> int:
+        """The number of parts."""
+        return len(self.parts)
+
+    def loss(
+        self, raw: torch.Tensor, labels: torch.Tensor, told: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        from fedshift.client.heatmaps import heatmap_loss
+
+        return heatmap_loss(raw, labels, self.sigma, told)
+
+    def risk(
+        self, predicted: torch.Tensor, labels: torch.Tensor, told: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.loss(predicted, labels, told)
+
+    def predictions(self, raw: torch.Tensor) -> torch.Tensor:
+        return raw.float()
+
+    def warp(self, labels: torch.Tensor, theta: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        from fedshift.client.heatmaps import warp_points
+
+        return warp_points(labels, theta, size)
+
+    def shown(self, case: Case) -> set[int]:
+        label = np.asarray(case.labels[self.form].grid)
+        known = np.isfinite(label).all(axis=-1)
+        return set(label[known][:, 2].astype(int).tolist())
+
+    def described(self, cases: Sequence[Case], min_count: int) -> np.ndarray | None:
+        """How many points of each part lie in each of 4 x 4 cells of the grid, row by row, and last
+        outside it."""
+        if sum(int(case.labelled.sum()) for case in cases) < max(min_count, 1):
+            return None
+        counts = np.zeros((self.outputs, CELLS * CELLS + 1))
+        for case in cases:
+            label = np.asarray(case.labels[self.form].grid)
+            x, y, part = label[np.isfinite(label).all(axis=-1)].T
+            height, width = case.image.shape[2:]
+            columns = np.floor((x + 0.5) / width * CELLS).astype(int)
+            rows = np.floor((y + 0.5) / height * CELLS).astype(int)
+            inside = (columns >= 0) & (columns < CELLS) & (rows >= 0) & (rows < CELLS)
+            cells = np.where(inside, rows * CELLS + columns, CELLS * CELLS)
+            np.add.at(counts, (part.astype(int) - 1, cells), 1.0)
+        return counts.ravel()
