@@ -58,7 +58,7 @@ def simulation(out: Path, cache: Path, sites: int, *overrides: str) -> Simulatio
 
 
 def train_and_score(grid: Grid, plan: RunPlan) -> list[Row]:
-    """Run the rounds, then score the global model at every site; the rows, a case and structure.
+    """Run the rounds, then score the global model at every site; the rows, a case and part.
 
     That is the whole of a run but for the shift statistics and the tables made of these rows.
     """
@@ -66,9 +66,9 @@ def train_and_score(grid: Grid, plan: RunPlan) -> list[Row]:
     train(training, plan, Silent())
     models = finished_models(training, plan)
     asked = training.instruction.but(round=plan.rounds)
-    rows, problems = score(training.sites, asked, models, SPLITS, Silent())
-    assert not problems, problems
-    return rows
+    scores = score(training.sites, asked, training.method.task, models, SPLITS, Silent())
+    assert not scores.problems, scores.problems
+    return scores.cases
 
 
 def open_all(sites: LocalSites) -> None:

@@ -80,8 +80,7 @@ def engine(run: Simulation, workers: int) -> Outcome:
     held = checkpoint.load(run.plan.checkpoints, run.plan.rounds, run.plan.identity)
     weights = {name.removeprefix("segmenter/"): array for name, array in held.model.items()}
     scores = {
-        (row["site"], row["case"], row["structure"]): [row[metric] for metric in METRICS]
-        for row in rows
+        (row["site"], row["case"], row["part"]): [row[metric] for metric in METRICS] for row in rows
     }
     return Outcome(weights, scores, wall_s, cpu_s)
 

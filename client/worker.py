@@ -8,6 +8,7 @@ names the site, never an exception: one site never takes the federation down.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -27,7 +28,7 @@ from fedshift.client.policy import Policy, Refused
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.state import SiteState
 from fedshift.client.tasks import TASKS
-from fedshift.protocol.cards import SiteCard
+from fedshift.protocol.cards import MethodCard, SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from fedshift.protocol.messages import (
     BANK,
@@ -159,16 +160,17 @@ class SiteWorker:
 
     def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
         model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
-        described = {
-            "tensors": {name: info.to_json() for name, info in model.infos().items()},
-            "participation": model.method.participation.value,
-            "stages": model.method.stages,
-            "task": model.task.card(instruction.task["name"]).to_json(),
-            "segmenting": model.method.segmenting,
-            "complete_labels": model.method.complete_labels,
-        }
+        loop = {"segmentation network"} if model.method.segmenting else set()
+        card = MethodCard(
+            tensors=model.infos(),
+            participation=model.method.participation.value,
+            stages=model.method.stages,
+            task=model.task.card(instruction.task["name"]),
+            offers=tuple(sorted(loop | model.task.offers)),
+            complete_labels=model.method.complete_labels,
+        )
         return Purpose.INITIAL, answer(
-            self.name, arrays=pack_arrays(model.read()), details=described
+            self.name, arrays=pack_arrays(model.read()), details=card.to_json()
         )
 
     def _fit(self, instruction: Instruction, content: RecordDict) -> Reply:
@@ -267,7 +269,8 @@ class SiteWorker:
             for row in model.task.score(cases, predict, self.data.structures) if cases else ():
                 if not row.case:
                     ((name, value),) = row.values.items()
-                    wholes.append([split, row.vendor, row.part, name, row.n, value, *row.interval])
+                    interval = row.interval or (math.nan, math.nan)
+                    wholes.append([split, row.vendor, row.part, name, row.n, value, *interval])
                     continue
                 keys.append([split, row.vendor, row.subject, row.case, row.part])
                 for name, column in columns.items():
@@ -347,7 +350,7 @@ def describe(data: SiteData, task: Task) -> SiteCard:
         name=data.name,
         role=data.role,
         vendors=tuple(sorted({case.domain.vendor for case in cases})),
-        structures=data.structures,
+        parts=data.structures,
         labelled=tuple(data.structures[index - 1] for index in sorted(shown)),
         teaches=teaches,
         complete=complete,

@@ -25,7 +25,6 @@ from fedshift.runs.stored import read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint
 from fedshift.server.report.run import read_run
-from fedshift.server.tables import read_cross_site
 
 Preset = Literal["small", "paper"]
 Table = dict[str, dict[str, float]]
@@ -123,7 +122,7 @@ class Bench:
 
     def rows(self, run: Path) -> list[dict[str, Any]]:
         """The rows of a run's ``cross_site.csv`` (docs/run_folder.md)."""
-        return read_cross_site(run / "cross_site.csv")
+        return read_run(run).cross_site
 
     def scores(
         self, run: Path, *, model: str = "global", trained_on: str = "all", metric: str = "dice"

@@ -1,4 +1,4 @@
-"""What a site tells of itself before a run: counts and names, never an image or a label."""
+"""What a site tells before a run, of itself and of the method: counts and names, never an image."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedshift.protocol.measures import TaskCard
+from fedshift.protocol.messages import TensorInfo
+
 
 @dataclass(frozen=True)
 class SiteCard:
     """A site's self-description.
 
     ``role`` is ``train`` or ``unseen``. ``splits`` maps ``train``, ``val``, ``test`` to counts of
-    subjects, cases, slices and labelled slices; ``labelled`` are the structures that some training
-    slice shows. ``teaches`` maps each structure to the number of labelled training slices whose
-    label tells of it, and ``complete`` says whether all of them tell of every structure and pixel.
+    subjects, cases, slices and labelled slices; ``parts`` names what its labels tell (structures,
+    landmarks, classes), and ``labelled`` are those that some training slice shows. ``teaches`` maps
+    each part to the number of labelled training slices whose label tells of it, and ``complete``
+    says whether all of them tell of every part and pixel.
     ``spacing_mm`` lists the image grids' distinct (slice, row, column) spacings.
     """
 
     name: str
     role: str
     vendors: tuple[str, ...]
-    structures: tuple[str, ...]
+    parts: tuple[str, ...]
     labelled: tuple[str, ...]
     teaches: Mapping[str, int]
     complete: bool
@@ -36,13 +40,14 @@ class SiteCard:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> SiteCard:
-        """Undo :meth:`to_json`, also of an older fedshift, whose labels told of all structures."""
-        of_all = dict.fromkeys(fields["structures"], fields["splits"]["train"]["labelled"])
+        """Undo :meth:`to_json`, also of an older fedshift, whose labels told of all parts."""
+        parts = tuple(fields["parts"] if "parts" in fields else fields["structures"])
+        of_all = dict.fromkeys(parts, fields["splits"]["train"]["labelled"])
         return cls(
             name=fields["name"],
             role=fields["role"],
             vendors=tuple(fields["vendors"]),
-            structures=tuple(fields["structures"]),
+            parts=parts,
             labelled=tuple(fields["labelled"]),
             teaches=fields.get("teaches", of_all),
             complete=fields.get("complete", True),
@@ -61,3 +66,44 @@ class SiteCard:
     def has_labels(self) -> bool:
         """Whether some training slice is labelled."""
         return self.splits["train"]["labelled"] > 0
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What a site says of the run's method and task.
+
+    ``tensors`` are its networks', ``participation`` says at which sites it trains (``labelled``,
+    ``all`` or ``both``), and ``stages`` are scored beside the finished model. ``task`` is what it
+    is trained for, ``offers`` what strategies that reach into training may ask for, and
+    ``complete_labels`` whether it needs labels that tell of everything.
+    """
+
+    tensors: dict[str, TensorInfo]
+    participation: str
+    stages: tuple[str, ...]
+    task: TaskCard
+    offers: tuple[str, ...]
+    complete_labels: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "tensors": {name: info.to_json() for name, info in self.tensors.items()},
+            "participation": self.participation,
+            "stages": self.stages,
+            "task": self.task.to_json(),
+            "offers": self.offers,
+            "complete_labels": self.complete_labels,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> MethodCard:
+        """Undo :meth:`to_json`."""
+        return cls(
+            tensors={name: TensorInfo.from_json(info) for name, info in fields["tensors"].items()},
+            participation=fields["participation"],
+            stages=tuple(fields["stages"]),
+            task=TaskCard.from_json(fields["task"]),
+            offers=tuple(fields.get("offers", ())),  # An older run asked before its first round.
+            complete_labels=fields.get("complete_labels", False),  # It had complete ones.
+        )

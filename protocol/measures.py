@@ -22,8 +22,9 @@ class Measure:
     """A number that tells how good a prediction is, or describes it.
 
     ``name`` is its column of ``cases.csv`` and its value of ``metric`` in ``cross_site.csv``;
-    ``title`` and ``unit`` ("mm"; "" for a plain number) are for readers. ``better`` says which
-    values are, "" where neither, as of a volume. ``low`` and ``high`` bound its values.
+    ``title``, as in a sentence ("Dice", "radial error"), ``unit`` ("mm"; "" for a plain number) and
+    ``note``, a sentence on what it tells where the title does not, are for readers. ``better`` says
+    which values are, "" where neither, as of a volume. ``low`` and ``high`` bound its values.
 
     ``listed`` measures are columns of ``cases.csv``, ``summarised`` ones have rows in
     ``cross_site.csv``. A ``sparse`` measure is nan for the cases that do not have it and summarised
@@ -43,6 +44,7 @@ class Measure:
     summarised: bool = True
     sparse: bool = False
     whole: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -66,8 +68,25 @@ class Measure:
 
     @property
     def label(self) -> str:
-        """Title and unit, as an axis says them."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
+        """Title and unit, as an axis or a column says them."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.title[:1].upper()}{self.title[1:]}{unit}"
+
+    @property
+    def worsening(self) -> str:
+        """How it changes for the worse, as the end of a sentence: "drop in Dice"."""
+        return f"{'drop' if self.sign > 0 else 'rise'} in {self.title}"
+
+    def cell(self, value: float) -> str:
+        """``value`` as a table shows it: two decimals of what has a unit, three of a plain number,
+        a dash for nan."""
+        if math.isnan(value):
+            return "–"
+        return f"{value:.2f}" if self.unit else f"{value:.3f}"
+
+    def said(self, value: float) -> str:
+        """``value`` with its unit, as in a sentence."""
+        return f"{self.cell(value)} {self.unit}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, without what is at its default: an infinite bound is no JSON."""
@@ -89,7 +108,8 @@ class TaskCard:
     second is shown beside it. ``failure`` says what a case's ``failed`` = 1 means, as the end of a
     sentence ("exactly one of the two masks is empty").
 
-    Raises ``ValueError`` where two columns of a table would have one name.
+    Raises ``ValueError`` where the headline has no better direction, or two columns of a table
+    would have one name.
     """
 
     name: str
@@ -100,8 +120,8 @@ class TaskCard:
     failure: str
 
     def __post_init__(self) -> None:
-        if not self.measures:
-            raise ValueError(f"the task {self.name} measures nothing")
+        if not self.measures or not self.measures[0].better:
+            raise ValueError(f"the task {self.name} has no measure by which models are ranked")
         names = [measure.name for measure in self.measures]
         taken = {*CASE_KEYS, *SUMMARY_KEYS, *SUMMARY_COLUMNS, "failed"}
         if len({self.part, *names}) <= len(names) or taken & {self.part, *names}:

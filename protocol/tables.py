@@ -1,4 +1,4 @@
-"""The tables of a run folder: their columns, which other programs read, and their metrics."""
+"""The tables of a run folder: how a cell is written, and the columns that every task has."""
 
 from __future__ import annotations
 
@@ -46,69 +46,4 @@ SUMMARY_KEYS = ("model", "trained_on", "site", "vendor")
 SUMMARY_COLUMNS = ("metric", "n", "n_failed", "mean", "std", "median", "ci_low", "ci_high")
 """``cross_site.csv``: over the test split; between the two comes the part of the label."""
 
-CASE_COLUMNS = (
-    "model",
-    "trained_on",
-    "site",
-    "vendor",
-    "split",
-    "subject",
-    "case",
-    "structure",
-    "dice",
-    "hd95_mm",
-    "assd_mm",
-    "nsd",
-    "volume_ml",
-    "reference_volume_ml",
-    "false_positive_ml",
-    "false_positive_components",
-    "failed",
-)
-"""``cases.csv``: one row a model, case and structure. ``failed`` is 1 when exactly one of the two
-masks is empty, 0 otherwise."""
-
-CROSS_SITE_COLUMNS = (
-    "model",
-    "trained_on",
-    "site",
-    "vendor",
-    "structure",
-    "metric",
-    "n",
-    "n_failed",
-    "mean",
-    "std",
-    "median",
-    "ci_low",
-    "ci_high",
-)
-"""``cross_site.csv``: one row a model, site, structure and metric, over the test split."""
-
 SHIFT_COLUMNS = ("site_a", "site_b", "metric", "value")
-
-EXTRA_METRICS = ("jaccard", "precision", "recall", "volume_error_ml")
-"""Measured for each case and summarised in ``cross_site.csv``, not listed in ``cases.csv``."""
-
-METRICS = (
-    "dice",
-    "hd95_mm",
-    "assd_mm",
-    "nsd",
-    "volume_ml",
-    "false_positive_ml",
-    "false_positive_components",
-    *EXTRA_METRICS,
-)
-"""Every metric of a case, summarised in ``cross_site.csv``."""
-
-NEGATIVE_METRICS = ("specificity", "dice_positives")
-"""In ``cross_site.csv`` only, where a site's test split has negative cases of a structure: the
-share of these in which nothing is found, and the mean Dice of the others."""
-
-HIGHER_IS_BETTER = frozenset({"dice", "nsd", "jaccard", "precision", "recall", *NEGATIVE_METRICS})
-
-LOWER_IS_BETTER = frozenset(
-    {"hd95_mm", "assd_mm", "false_positive_ml", "false_positive_components"}
-)
-"""Distances and false positives; of the volumes neither more nor less is better."""

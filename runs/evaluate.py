@@ -18,9 +18,10 @@ from fedshift.runs.federation import open_federation
 from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import StoredRun, stored_run
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
-from fedshift.server import tables
 from fedshift.server.cross_site import score
 from fedshift.server.rounds import Sites, find
+from fedshift.server.tables.files import write_cases, write_cross_site
+from fedshift.server.tables.summary import summarise
 from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import Federation
 
@@ -36,7 +37,7 @@ def evaluate(
     """Write ``cases.csv`` and ``cross_site.csv`` to ``RUN/evaluations/NAME/``, which is returned.
 
     With ``manifest`` every image of that table is scored; without, the run's own test split.
-    Raises :class:`UserError` when the run is not finished or shares no structure with the data.
+    Raises :class:`UserError` when the run is not finished or the data label nothing that it learnt.
     """
     if name is not None and name != folder_name(name):
         raise UserError(
@@ -62,17 +63,17 @@ def evaluate(
             ):
                 reached = Sites(grid, find(grid, stored.instruction), {})
                 watcher.expect(len(stored.models) * len(reached.scored))
-                rows, problems = score(
-                    reached, stored.instruction, stored.models, ["test"], watcher
+                scores = score(
+                    reached, stored.instruction, stored.task, stored.models, ["test"], watcher
                 )
-        if not rows:
-            raise UserError(
-                f"nothing could be scored: {problems[0] if problems else 'no image has a label'}"
-            )
+        if not scores.cases:
+            why = scores.problems[0] if scores.problems else "no image has a label"
+            raise UserError(f"nothing could be scored: {why}")
         node = {**stored.config, "data": config, "out": str(folder)}
         write_yaml(folder / "config.yaml", node)
-        tables.write_cases(folder / "cases.csv", rows)
-        tables.write_cross_site(folder / "cross_site.csv", tables.summarise(rows, seed))
+        write_cases(folder / "cases.csv", scores.cases, stored.task)
+        summary = summarise(scores.cases, stored.task, seed, scores.wholes)
+        write_cross_site(folder / "cross_site.csv", summary, stored.task)
     return folder
 
 

@@ -12,6 +12,7 @@ from fedshift import UserError
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
+from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
 from fedshift.runs import examples, provenance
 from fedshift.runs.checking import for_report, settle
@@ -22,9 +23,16 @@ from fedshift.runs.folder import open_folder
 from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
 from fedshift.runs.stored import build_plan, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
-from fedshift.server import checkpoint, report, tables, tracking
+from fedshift.server import checkpoint, report, tracking
 from fedshift.server.lock import alone_in
-from fedshift.server.rounds import read_rounds
+from fedshift.server.rounds import read_rounds, read_task
+from fedshift.server.tables.files import (
+    read_cases,
+    read_cross_site,
+    write_cases,
+    write_cross_site,
+)
+from fedshift.server.tables.summary import summarise
 from fedshift.sites.types import Federation
 
 
@@ -183,7 +191,7 @@ def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool
 
     The tables of ``out`` hold, for every site, the models that never saw it, or never its labels.
     Of a site with several vendors that are left out in turn, each image has the models that never
-    saw its vendor; its summary lacks the metrics that ``cases.csv`` lacks.
+    saw its vendor; its summary lacks the measures that ``cases.csv`` lacks.
     """
     federation, _ = open_federation(config)
     turns = folds(config, federation)
@@ -195,13 +203,20 @@ def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool
         fold = out / "folds" / turn.name
         changed = {**config, "out": str(fold), "protocol": "together", **turn.changes}
         run_folder(fold, changed, tell, watch, drawn=drawn)
-        cases += filter(turn.holds, tables.read_cases(fold / "cases.csv"))
-        summary += filter(turn.holds, tables.read_cross_site(fold / "cross_site.csv"))
+        task = _measured(fold)
+        cases += filter(turn.holds, read_cases(fold / "cases.csv", task))
+        summary += filter(turn.holds, read_cross_site(fold / "cross_site.csv", task))
+    task = _measured(out)
     whole = {row["site"] for row in summary}
     mixed = [row for row in cases if row["site"] not in whole]
-    tables.write_cases(out / "cases.csv", cases)
-    tables.write_cross_site(
-        out / "cross_site.csv", summary + tables.summarise(mixed, config["seed"])
-    )
+    write_cases(out / "cases.csv", cases, task)
+    summary += summarise(mixed, task, config["seed"])
+    write_cross_site(out / "cross_site.csv", summary, task)
     if drawn:
         report.build(out)
+
+
+def _measured(run: Path) -> TaskCard:
+    task = read_task(run)
+    assert task is not None, "a finished run says what it measures"
+    return task

@@ -11,6 +11,7 @@ from fedshift import UserError, strategies
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.cards import SiteCard
+from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
 from fedshift.protocol.storage import read_yaml
 from fedshift.runs import provenance
@@ -28,10 +29,12 @@ from fedshift.strategies.base.clock import Clock
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run folder's config, its models (loaded one at a time), and what to ask of sites."""
+    """A run folder's config, what it measures, its models (loaded one at a time), and what to ask
+    of sites."""
 
     config: Config
     cards: list[SiteCard]
+    task: TaskCard
     models: list[ModelRef]
     instruction: Instruction
 
@@ -144,7 +147,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
             f"{run} holds {done} of {settings.rounds} rounds; finish it first with "
             "fedshift simulate ... resume=true"
         )
-    structures = cards[0].structures
+    structures = cards[0].parts
     specs = tuple(
         SiteSpec(card.name, (), "train" if card.role == "train" else "unseen")
         for card in cards
@@ -168,6 +171,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
         yield StoredRun(
             config,
             cards,
+            training.method.task,
             finished_models(training, plan),
             training.instruction.but(round=training.done),
         )

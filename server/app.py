@@ -7,10 +7,12 @@ import json
 from fedshift.protocol.flower import Context, Grid, ServerApp
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import some
-from fedshift.server import tables, tracking
+from fedshift.server import tracking
 from fedshift.server.cross_site import finished_models, measure_shift, score
 from fedshift.server.progress import Progress
 from fedshift.server.rounds import RunPlan, Sites, meet, messages_left, prepare, read_rounds, train
+from fedshift.server.tables.files import write_cases, write_cross_site, write_shift
+from fedshift.server.tables.summary import summarise
 
 SPLITS = ("val", "test")
 """What is scored at the end; every summary is of the test split alone."""
@@ -41,19 +43,21 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
     train(training, plan, progress)
 
     instruction = training.instruction.but(round=training.done)
-    rows, problems = score(sites, instruction, models, SPLITS, progress)
+    task = training.method.task
+    scores = score(sites, instruction, task, models, SPLITS, progress)
     shift = measure_shift(sites, instruction, models, progress, plan.shift_pairs)
     plan.after_round()
     tracking.write_table(plan.out / "rounds.csv", read_rounds(plan.out), plan.strategies[0].model)
-    tables.write_cases(plan.out / "cases.csv", rows)
-    tables.write_shift(plan.out / "shift.csv", shift.rows)
+    write_cases(plan.out / "cases.csv", scores.cases, task)
+    write_shift(plan.out / "shift.csv", shift.rows)
     notes = {
-        "problems": problems + shift.missing,
+        "problems": scores.problems + shift.missing,
         "encoder": shift.encoder,
         "shift_pairs": {"how": shift.chosen.how, "told": shift.chosen.sentence},
     }
     write_atomic(plan.checkpoints / "evaluation.json", json.dumps(notes, indent=1) + "\n")
-    tables.write_cross_site(plan.out / "cross_site.csv", tables.summarise(rows, plan.seed))
+    summary = summarise(scores.cases, task, plan.seed, scores.wholes)
+    write_cross_site(plan.out / "cross_site.csv", summary, task)
 
 
 def _tell_notes(sites: Sites, progress: Progress) -> None:

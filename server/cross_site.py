@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from fedshift.protocol.flower import Message, MetricRecord
+from fedshift.protocol.flower import Message
+from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import (
     METRICS,
     POOLED,
@@ -39,12 +40,16 @@ class NoModel(Exception):
     """A model cannot be had; the message says why."""
 
 
+class NoScores(Exception):
+    """A site has no scores of a model; the message says why."""
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A finished model: its kind, what it was trained on, and how to get its tensors.
 
-    ``load`` raises :class:`NoModel` when it cannot be had. ``structures`` are those it was taught,
-    None for all: it is not scored on others. ``bank`` is what sites published to it,
+    ``load`` raises :class:`NoModel` when it cannot be had. ``parts`` are those it was taught, None
+    for all: it is not scored on others. ``bank`` is what sites published to it,
     and ``stage`` the method's stage that predicts with it, empty for the finished method.
     """
 
@@ -53,7 +58,7 @@ class ModelRef:
     load: Callable[[], Arrays]
     bank: Mapping[str, Arrays] = field(default_factory=dict)
     stage: str = ""
-    structures: frozenset[str] | None = None
+    parts: frozenset[str] | None = None
 
 
 def finished_models(training: Training, plan: RunPlan) -> list[ModelRef]:
@@ -106,7 +111,7 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
     if not strategy.exchanges:
         for name in names:
             taught = frozenset(key for key, count in sites.cards[name].teaches.items() if count)
-            yield ModelRef(strategy.model, name, partial(own, name), structures=taught)
+            yield ModelRef(strategy.model, name, partial(own, name), parts=taught)
         return
     if strategy.kept or strategy.personal:
         for name in names:
@@ -117,20 +122,27 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model), strategy.bank)
 
 
+@dataclass
+class Scores:
+    """What models reach: a row a model, ``cases`` and part (the keys of ``cases.csv`` and the
+    measures that are not listed there), ``wholes`` as :func:`fedshift.server.tables.summary.
+    summarise` takes them, and a sentence for every model or site that could not be scored."""
+
+    cases: list[Row] = field(default_factory=list)
+    wholes: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
 def score(
     sites: Sites,
     instruction: Instruction,
+    task: TaskCard,
     models: Sequence[ModelRef],
     splits: Sequence[str],
     progress: Progress,
-) -> tuple[list[Row], list[str]]:
-    """Score every model at every site.
-
-    Returns a row a model, case and structure (the columns of ``cases.csv`` and the extra
-    metrics), and a sentence for every model or site that could not be scored.
-    """
-    rows: list[Row] = []
-    problems: list[str] = []
+) -> Scores:
+    """Score every model at every site."""
+    scores = Scores()
     for ref in models:
         options = {"splits": list(splits), "stage": ref.stage}
         ask = instruction.but(action=Action.SCORE, options=options)
@@ -138,39 +150,53 @@ def score(
         try:
             packed = pack_arrays(ref.load())
         except NoModel as reason:
-            problems.append(str(reason))
+            scores.problems.append(str(reason))
             progress.say(f"not scored: {reason}")
             continue
         for name, reply in sites.ask(sites.scored, ask, packed, bank):
             progress.advance(f"scoring {ref.model} model of {ref.trained_on} at {name}")
-            if reply.has_error():
-                problem = f"{ref.model} model of {ref.trained_on} at {name}: {reply.error.reason}"
-                problems.append(problem)
+            try:
+                cases, wholes = _rows(ref, name, task, reply)
+            except NoScores as reason:
+                problem = f"{ref.model} model of {ref.trained_on} at {name}: {reason}"
+                scores.problems.append(problem)
                 progress.say(f"not scored: {problem}")
                 continue
-            rows.extend(_case_rows(ref, name, reply))
-    return rows, problems
+            scores.cases += cases
+            scores.wholes += wholes
+    return scores
 
 
-def _case_rows(ref: ModelRef, site: str, reply: Message) -> Iterator[Row]:
-    record = reply.content[METRICS]
-    assert isinstance(record, MetricRecord)
-    columns = {name: values for name, values in record.items() if isinstance(values, list)}
-    for index, key in enumerate(details(reply.content)["rows"]):
-        split, vendor, subject, case, structure = key
-        if ref.structures is not None and structure not in ref.structures:
-            continue
-        yield {
-            "model": ref.model,
-            "trained_on": ref.trained_on,
-            "site": site,
-            "vendor": vendor,
-            "split": split,
-            "subject": subject,
-            "case": case,
-            "structure": structure,
-            **{name: values[index] for name, values in columns.items()},
-        }
+def _rows(ref: ModelRef, site: str, task: TaskCard, reply: Message) -> tuple[list[Row], list[Row]]:
+    """The rows of cases, and those of whole splits, that a site answers; raises :class:`NoScores`
+    when there are none to be read."""
+    if reply.has_error():
+        raise NoScores(reply.error.reason)
+    model = {"model": ref.model, "trained_on": ref.trained_on, "site": site}
+    whole = {measure.name for measure in task.measures if measure.whole}
+
+    def taught(part: str) -> bool:
+        return ref.parts is None or not part or part in ref.parts
+
+    cases: list[Row] = []
+    wholes: list[Row] = []
+    try:
+        told, record = details(reply.content), reply.content[METRICS]
+        columns = {name: record[name] for name in ("failed", *(m.name for m in task.per_case))}
+        for keys, values in zip(told["rows"], zip(*columns.values(), strict=True), strict=True):
+            key = dict(zip(("split", "vendor", "subject", "case", "part"), keys, strict=True))
+            if taught(key["part"]):
+                cases.append({**model, **key, **dict(zip(columns, values, strict=True))})
+        for line in told["wholes"]:
+            names = ("split", "vendor", "part", "metric", "n", "value", "low", "high")
+            row = dict(zip(names, line, strict=True))
+            if row["metric"] not in whole:
+                raise ValueError(f"{row['metric']} is no measure of a whole split")
+            if taught(row["part"]):
+                wholes.append({**model, **row})
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoScores(f"sent scores that cannot be read: {error}") from error
+    return cases, wholes
 
 
 @dataclass(frozen=True)

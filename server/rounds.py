@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedshift import UserError
-from fedshift.protocol.cards import SiteCard
+from fedshift.protocol.cards import MethodCard, SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Grid, Message
+from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import (
     ANSWER,
     POOLED,
     Action,
     Arrays,
     Instruction,
-    TensorInfo,
     details,
     pack_arrays,
     read_arrays,
@@ -214,7 +214,7 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     """Find out which sites there are, and what each says of itself.
 
     Cards are asked for once a run and kept in ``checkpoints/sites.json``. Raises
-    :class:`UserError` when a site cannot open its data, none can train, or a structure is labelled
+    :class:`UserError` when a site cannot open its data, none can train, or a part is labelled
     nowhere.
     """
     sites = Sites(grid, find(grid, plan.instruction), {}, plan.deadline_s)
@@ -253,9 +253,9 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
                 "it to a site in data.annotates"
             )
         raise UserError(
-            f"{len(plan.task['parts'])} structures are to be learnt and the training labels "
-            f"hold {len(found)}: '{absent[0]}' is labelled nowhere{because}; take it out of "
-            "data.labels or correct its value"
+            f"'{absent[0]}' is to be learnt and labelled nowhere{because}: the training labels "
+            f"hold {len(found)} of {len(plan.task['parts'])} names; take it out of data.labels or "
+            "correct its value"
         )
     return sites
 
@@ -270,6 +270,17 @@ def read_cards(path: Path) -> list[SiteCard] | None:
         return [SiteCard.from_json(fields) for fields in node]
 
     return read_json(path, parse)
+
+
+def read_task(run: Path) -> TaskCard | None:
+    """What the run in that folder measures, None before its first round is done; where each site is
+    left out in turn, any fold says it. Raises :class:`UserError` when ``method.json`` is damaged.
+    """
+    for folder in (run, *sorted(run.glob("folds/*"))):
+        card = read_json(folder / "checkpoints" / "method.json", MethodCard.from_json)
+        if card is not None:
+            return card.task
+    return None
 
 
 def _ask_again(sites: Sites, plan: RunPlan) -> None:
@@ -294,41 +305,6 @@ class Arm:
     def site_of(self, node: int) -> str:
         """The name of the site at ``node``."""
         return self.strategy.names[node]
-
-
-@dataclass(frozen=True)
-class MethodCard:
-    """What a site says of the run's method: its tensors, at which sites it trains (``labelled``,
-    ``all`` or ``both``), the stages that are scored beside the finished model, whether it trains a
-    segmentation network in the usual loop, and whether it needs labels that tell of everything."""
-
-    tensors: dict[str, TensorInfo]
-    participation: str
-    stages: tuple[str, ...]
-    segmenting: bool
-    complete_labels: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {
-            "tensors": {name: info.to_json() for name, info in self.tensors.items()},
-            "participation": self.participation,
-            "stages": self.stages,
-            "segmenting": self.segmenting,
-            "complete_labels": self.complete_labels,
-        }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> MethodCard:
-        """Undo :meth:`to_json`."""
-        tensors = {name: TensorInfo.from_json(info) for name, info in fields["tensors"].items()}
-        return cls(
-            tensors,
-            fields["participation"],
-            tuple(fields["stages"]),
-            fields["segmenting"],
-            fields.get("complete_labels", False),  # An older run had complete ones.
-        )
 
 
 @dataclass
@@ -372,6 +348,7 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
             method.tensors,
             instruction.but(steps=steps),
         )
+        strategy.validated = f"val_{method.task.headline.name}"
         strategy.clock = plan.clock
         arms.append(Arm(strategy, pack_arrays(strategy.shared(initial))))
     done = checkpoint.last_round(plan.checkpoints)
@@ -432,7 +409,7 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
                 f"strategy={strategy.name} decides by the simulated clock, and there is none; add "
                 "clock=hospitals or clock=lan"
             )
-        if strategy.segmenting and not method.segmenting:
+        if strategy.segmenting and "segmentation network" not in method.offers:
             raise UserError(
                 f"strategy={strategy.name} reaches into the training of a segmentation "
                 f"network, and method={name} trains in a loop of its own; choose another strategy "
@@ -462,9 +439,9 @@ def _check_labels(method: MethodCard, sites: Sites, plan: RunPlan) -> None:
     partial = [name for name in sites.labelled if not sites.cards[name].complete]
     if method.complete_labels and partial:
         raise UserError(
-            f"method={plan.method['name']} needs labels of every structure and pixel, and those of "
-            f"{partial[0]} tell of some only; choose another method, or leave such sites' labels "
-            "out with data.unlabelled_sites"
+            f"method={plan.method['name']} needs labels that tell of everything, and those of "
+            f"{partial[0]} tell of some parts only; choose another method, or leave such sites' "
+            "labels out with data.unlabelled_sites"
         )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kit.measured import SEGMENTATION
 
 from fedshift.cli.simulate import simulate
-from fedshift.server.tables import read_cross_site
+from fedshift.server.tables.files import read_cross_site
 
 COMMON = (
     "federation.subjects=6",
@@ -76,7 +77,7 @@ def test_every_method_runs_under_every_strategy(
     rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     for line in rounds:
         assert (line["failed"], line["rejected"], line["skipped"]) == ({}, {}, None)
-    scored = read_cross_site(out / "cross_site.csv")
+    scored = read_cross_site(out / "cross_site.csv", SEGMENTATION)
     assert {row["site"] for row in scored} == {"vendor_a", "vendor_b", "vendor_c", "vendor_d"}
     assert {row["model"] for row in scored} >= {"global", *STAGES.get(method, set())}
     notes = json.loads((out / "checkpoints" / "evaluation.json").read_text())["problems"]

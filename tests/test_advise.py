@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from kit.measured import DICE, SEGMENTATION, measured, write_method
 
 from fedshift import UserError
-from fedshift.protocol.tables import CASE_COLUMNS
 from fedshift.runs import graded
 from fedshift.runs.config import choices
 from fedshift.server.advice import rules
@@ -21,7 +21,8 @@ from fedshift.server.advice.families import families_of, options
 from fedshift.server.advice.rules import Advice, Evidence, advise
 from fedshift.server.comparison.advice import check
 from fedshift.server.comparison.cells import Cell
-from fedshift.server.tables import summarise, write_cases, write_cross_site, write_shift
+from fedshift.server.tables.files import write_cases, write_cross_site, write_shift
+from fedshift.server.tables.summary import summarise
 from fedshift.strategies import STRATEGIES
 
 SITES = ("a", "b", "c", "d")
@@ -43,7 +44,7 @@ def score(model: str, trained_on: str, site: str, dice: float) -> dict[str, Any]
         "trained_on": trained_on,
         "site": site,
         "vendor": "",
-        "structure": "x",
+        "part": "x",
         "metric": "dice",
         "mean": dice,
         "std": 0.1,
@@ -69,6 +70,7 @@ def evidence(
         **{
             "shift": shift,
             "cross_site": scores,
+            "headline": DICE,
             "cards": {name: card(name) for name in SITES},
             "loss": dict.fromkeys(SITES, 0.2),
             **more,
@@ -117,6 +119,7 @@ def test_one_pair_of_many_is_what_chance_gives() -> None:
             Evidence(
                 shift,
                 [score("global", "all", name, 0.9) for name in names],
+                DICE,
                 {name: card(name) for name in names},
             )
         )
@@ -267,24 +270,26 @@ def write_cell(
         for place, site in enumerate(SITES):
             rng = np.random.default_rng([place, seed])
             for number in range(10):
-                row: dict[str, Any] = dict.fromkeys(CASE_COLUMNS, 0.0)
+                row: dict[str, Any] = measured()
                 subject = f"{site}-{number}"
                 row |= {"model": kind, "trained_on": trained, "site": site, "vendor": "v"}
-                row |= {"split": "test", "subject": subject, "case": subject, "structure": "x"}
+                row |= {"split": "test", "subject": subject, "case": subject, "part": "x"}
                 row |= {"dice": dice[site] + rng.normal(0, 0.01), "failed": 0}
                 rows.append(row)
     (folder / "checkpoints").mkdir(parents=True)
     config = {"strategy": {"name": strategy}, "method": {"name": "supervised"}, "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"federation": {"name": "x"}}))
-    cards = [{**entry, "structures": ["x"]} for entry in told.cards.values()]
+    cards = [{**entry, "parts": ["x"]} for entry in told.cards.values()]
     (folder / "checkpoints" / "sites.json").write_text(json.dumps(cards))
     line = {"round": 1, "seconds": 1.0, "bytes_down": 1, "bytes_up": 1, "failed": {}}
     line |= {"rejected": {}, "skipped": None, "baselines": {}}
     line["sites"] = {site: {"loss": 0.5 if dice[site] < 0.6 else 0.2} for site in SITES}
     (folder / "rounds.jsonl").write_text(json.dumps(line) + "\n")
-    write_cases(folder / "cases.csv", rows)
+    write_method(folder)
+    write_cases(folder / "cases.csv", rows, SEGMENTATION)
     write_shift(folder / "shift.csv", told.shift)
-    write_cross_site(folder / "cross_site.csv", summarise(rows, seed))
+    summary = summarise(rows, SEGMENTATION, seed)
+    write_cross_site(folder / "cross_site.csv", summary, SEGMENTATION)
     settings = {"strategy": strategy, "seed": str(seed)}
     return Cell(settings, folder, "done")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.measured import SEGMENTATION
 
 from fedshift import UserError
 from fedshift.runs.stored import stored_run
 from fedshift.server.rounds import Budget
-from fedshift.server.tables import read_cross_site
+from fedshift.server.tables.files import read_cross_site
 
 Simulate = Callable[..., Path]
 Contents = Callable[..., dict[str, Any]]
@@ -85,7 +86,7 @@ def test_training_apart_costs_no_bytes_and_resumes_to_the_same_models(
     options = (f"strategy={strategy}", "budget=bytes", "budget_limit=1")
     whole = simulate_undrawn(tmp_path / "run", *options)
     assert [line["ended"] for line in lines(whole)] == [None, None]
-    rows = read_cross_site(whole / "cross_site.csv")
+    rows = read_cross_site(whole / "cross_site.csv", SEGMENTATION)
     assert {row["model"] for row in rows} == {strategy}
     trained_on = {"vendor_a", "vendor_b", "vendor_c"} if strategy == "local" else {"all"}
     assert {row["trained_on"] for row in rows} == trained_on

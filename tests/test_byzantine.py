@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.measured import SEGMENTATION
 
 from fedshift.cli.simulate import simulate
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.flower import ArrayRecord, Message
 from fedshift.protocol.messages import ARRAYS, pack_arrays, unpack_arrays
-from fedshift.server.tables import read_cases
+from fedshift.server.tables.files import read_cases
 
 FACTORS = {"scaled": 30.0, "flipped": -30.0}
 """What a faulty site multiplies its change by. The flip is made long, too: 2 of 10 changes of the
@@ -77,7 +78,7 @@ def attacked(factor: float) -> Iterator[None]:
 def mean_dice(run: Path) -> float:
     """Test Dice, subjects counting alike."""
     by_subject: dict[tuple[str, str], list[float]] = {}
-    for row in read_cases(run / "cases.csv"):
+    for row in read_cases(run / "cases.csv", SEGMENTATION):
         if row["split"] == "test":
             by_subject.setdefault((row["site"], row["subject"]), []).append(row["dice"])
     return float(np.mean([np.mean(values) for values in by_subject.values()]))

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.measured import SEGMENTATION, measured, write_method
 from rich.console import Console
 from scipy import stats
 
 from fedshift import UserError
-from fedshift.protocol.tables import CASE_COLUMNS
 from fedshift.server import comparison
 from fedshift.server.comparison import statistics, training
 from fedshift.server.comparison.cells import Cell
@@ -28,7 +28,8 @@ from fedshift.server.comparison.statistics import Estimate, estimate
 from fedshift.server.comparison.tables import read_standings
 from fedshift.server.comparison.words import interval_words, sentences
 from fedshift.server.report.run import read_run
-from fedshift.server.tables import read_cases, summarise, write_cases, write_cross_site
+from fedshift.server.tables.files import read_cases, write_cases, write_cross_site
+from fedshift.server.tables.summary import summarise
 
 SITES = ("north", "south", "west")
 UNSEEN = ("outside",)
@@ -38,7 +39,7 @@ Truth = Callable[[str, str, int], float]
 
 
 def case_row(model: str, trained_on: str, site: str, subject: str, dice: float, **more: Any) -> Any:
-    row: dict[str, Any] = dict.fromkeys(CASE_COLUMNS, 0.0)
+    row: dict[str, Any] = measured()
     row |= {
         "model": model,
         "trained_on": trained_on,
@@ -47,7 +48,7 @@ def case_row(model: str, trained_on: str, site: str, subject: str, dice: float, 
         "split": "test",
         "subject": subject,
         "case": subject,
-        "structure": "cavity",
+        "part": "cavity",
         "dice": dice,
         "hd95_mm": 40 * (1 - dice),
         "failed": 0,
@@ -81,13 +82,15 @@ def write_run(
                 value = float(np.clip(truth(site, subject, seed) - away, 0, 1))
                 rows.append(case_row(model, trained_on, site, subject, value))
     (folder / "checkpoints").mkdir(parents=True)
-    write_cases(folder / "cases.csv", rows)
-    write_cross_site(folder / "cross_site.csv", summarise(rows, seed))
+    write_method(folder)
+    write_cases(folder / "cases.csv", rows, SEGMENTATION)
+    summary = summarise(rows, SEGMENTATION, seed)
+    write_cross_site(folder / "cross_site.csv", summary, SEGMENTATION)
     cards = [
         {
             "name": site,
             "role": "train" if site in SITES else "unseen",
-            "structures": ["cavity"],
+            "parts": ["cavity"],
             "splits": {"train": {"labelled": 0 if site in unlabelled else 9}},
         }
         for site in (*SITES, *UNSEEN)
@@ -312,7 +315,7 @@ def test_what_an_entrant_gives_a_site(tmp_path: Path) -> None:
 
     def dice(strategy: str) -> dict[str, float]:
         folder = write_run(tmp_path / strategy, strategy, 0, truth, subjects=2)
-        found = run_scores(read_run(folder), read_cases(folder / "cases.csv"))
+        found = run_scores(read_run(folder), read_cases(folder / "cases.csv", SEGMENTATION))
         return {site: float(found[site, f"{site}-00"][0]) for site in (*SITES, *UNSEEN)}
 
     assert dice("fedavg") == pytest.approx(dict.fromkeys((*SITES, *UNSEEN), 0.8))
@@ -325,7 +328,7 @@ def test_what_an_entrant_gives_a_site(tmp_path: Path) -> None:
 
 def test_baselines_of_a_run_are_not_what_it_gives(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "fedavg", 0, lambda *_: 0.5, subjects=1)
-    rows = read_cases(folder / "cases.csv")
+    rows = read_cases(folder / "cases.csv", SEGMENTATION)
     rows += [case_row("local", "north", "north", "north-00", 0.9)]
     rows += [case_row("pooled", "all", "north", "north-00", 0.9)]
     assert run_scores(read_run(folder), rows)["north", "north-00"][0] == 0.5
@@ -333,7 +336,11 @@ def test_baselines_of_a_run_are_not_what_it_gives(tmp_path: Path) -> None:
 
 def test_a_missing_personal_model_is_missing(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "fedbn", 0, lambda *_: 0.5, subjects=1)
-    rows = [row for row in read_cases(folder / "cases.csv") if row["trained_on"] != "north"]
+    rows = [
+        row
+        for row in read_cases(folder / "cases.csv", SEGMENTATION)
+        if row["trained_on"] != "north"
+    ]
     found = run_scores(read_run(folder), rows)
     assert {site for site, _ in found} == {"south", "west", "outside"}
 
@@ -344,7 +351,11 @@ def test_a_training_site_without_labels_is_given_what_the_others_have(
 ) -> None:
     """The shared model or, of local training, the mean of models that are 0.2 worse there."""
     folder = write_run(tmp_path, strategy, 0, lambda *_: 0.8, subjects=1, unlabelled=["north"])
-    rows = [row for row in read_cases(folder / "cases.csv") if row["trained_on"] != "north"]
+    rows = [
+        row
+        for row in read_cases(folder / "cases.csv", SEGMENTATION)
+        if row["trained_on"] != "north"
+    ]
     found = run_scores(read_run(folder), rows)
     assert found["north", "north-00"][0] == pytest.approx(expected)
     assert found["south", "south-00"][0] == pytest.approx(0.8)
@@ -356,7 +367,7 @@ def test_left_out_in_turn_every_site_is_given_what_never_saw_it(tmp_path: Path) 
     config.write_text(config.read_text() + "protocol: leave_one_site_out\n")
     rows = [
         row
-        for row in read_cases(folder / "cases.csv")
+        for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != row["site"] != "outside"
     ]
     found = run_scores(read_run(folder), rows)
@@ -366,8 +377,8 @@ def test_left_out_in_turn_every_site_is_given_what_never_saw_it(tmp_path: Path) 
 def test_cases_then_structures_make_a_subject(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "fedavg", 0, lambda *_: 0.5, subjects=1)
     rows = [
-        case_row("global", "all", "north", "n1", dice, case=case, structure=structure, hd95_mm=mm)
-        for case, structure, dice, mm in (
+        case_row("global", "all", "north", "n1", dice, case=case, part=part, hd95_mm=mm)
+        for case, part, dice, mm in (
             ("first", "cavity", 0.2, 1.0),
             ("second", "cavity", 0.6, 3.0),
             ("first", "wall", 0.9, 5.0),

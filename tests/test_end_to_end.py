@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from fedshift.protocol.tables import CASE_COLUMNS, CROSS_SITE_COLUMNS, SHIFT_COLUMNS
+from fedshift.protocol.tables import SHIFT_COLUMNS
 
 SITES = ("vendor_a", "vendor_b", "vendor_c", "vendor_d")
 REAL = (
@@ -24,6 +24,42 @@ REAL = (
     "engine.devices=cpu",
     "engine.workers=1",
 )
+
+# Other programs read these.
+CASE_COLUMNS = [
+    "model",
+    "trained_on",
+    "site",
+    "vendor",
+    "split",
+    "subject",
+    "case",
+    "structure",
+    "dice",
+    "hd95_mm",
+    "assd_mm",
+    "nsd",
+    "volume_ml",
+    "reference_volume_ml",
+    "false_positive_ml",
+    "false_positive_components",
+    "failed",
+]
+CROSS_SITE_COLUMNS = [
+    "model",
+    "trained_on",
+    "site",
+    "vendor",
+    "structure",
+    "metric",
+    "n",
+    "n_failed",
+    "mean",
+    "std",
+    "median",
+    "ci_low",
+    "ci_high",
+]
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from kit.measured import SEGMENTATION
 
 from fedshift import UserError
 from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation
 from fedshift.runs.simulate import folds, run
 from fedshift.server import report
-from fedshift.server.tables import read_cases, read_cross_site
+from fedshift.server.tables.files import read_cases, read_cross_site
 
 SITES = "federation.sites={a1: [vendor_a], a2: [vendor_a], b: [vendor_b], m: [vendor_a, vendor_c]}"
 
@@ -50,24 +51,23 @@ def test_a_fold_leaves_out_every_site_with_images_of_its_vendor(in_turn: Path) -
 
 
 def test_each_image_is_scored_by_the_fold_without_its_vendor(in_turn: Path) -> None:
-    cases = read_cases(in_turn / "cases.csv")
+    cases = read_cases(in_turn / "cases.csv", SEGMENTATION)
     assert {row["site"] for row in cases} == {"a1", "a2", "b", "m"}
     for vendor in ("vendor_a", "vendor_b", "vendor_c"):
-        fold = read_cases(in_turn / "folds" / vendor / "cases.csv")
+        fold = read_cases(in_turn / "folds" / vendor / "cases.csv", SEGMENTATION)
         mine = [row for row in cases if row["vendor"] == vendor]
         assert mine == [row for row in fold if row["vendor"] == vendor]
     assert {row["trained_on"] for row in cases if row["vendor"] == "vendor_a"} == {"all", "b"}
     mixed = {row["vendor"] for row in cases if row["site"] == "m"}
     assert mixed == {"vendor_a", "vendor_c"}
     both = [row for row in cases if row["site"] == "m" and row["model"] == "global"]
-    assert len(both) == len({(row["case"], row["structure"]) for row in both}) == 6 * 3
+    assert len(both) == len({(row["case"], row["part"]) for row in both}) == 6 * 3
 
 
 def test_the_summary_has_every_site_once(in_turn: Path) -> None:
-    rows = read_cross_site(in_turn / "cross_site.csv")
+    rows = read_cross_site(in_turn / "cross_site.csv", SEGMENTATION)
     keys = [
-        tuple(row[key] for key in ("model", "trained_on", "site", "structure", "metric"))
-        for row in rows
+        tuple(row[key] for key in ("model", "trained_on", "site", "part", "metric")) for row in rows
     ]
     assert len(keys) == len(set(keys))
     assert {row["site"]: row["vendor"] for row in rows}["m"] == "vendor_a+vendor_c"
@@ -78,14 +78,14 @@ def test_the_summary_has_every_site_once(in_turn: Path) -> None:
     assert "dice" in metrics["m"]
     mixed = [
         row
-        for row in read_cases(in_turn / "cases.csv")
+        for row in read_cases(in_turn / "cases.csv", SEGMENTATION)
         if row["site"] == "m" and row["model"] == "global"
     ]
-    dice = [row["dice"] for row in mixed if row["structure"] == "myocardium"]
+    dice = [row["dice"] for row in mixed if row["part"] == "myocardium"]
     found = next(
         row["mean"]
         for row in rows
-        if (row["model"], row["site"], row["structure"], row["metric"])
+        if (row["model"], row["site"], row["part"], row["metric"])
         == ("global", "m", "myocardium", "dice")
     )
     assert found == pytest.approx(sum(dice) / len(dice))

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.measured import DICE, SEGMENTATION
 from scipy.stats import spearmanr
 from test_report import Page, shown, write_run
 
 from fedshift.protocol import statistics as names
-from fedshift.server import shift, tables
+from fedshift.server import shift
 from fedshift.server.advice.rules import advise
 from fedshift.server.pairs import FEW_SITES, NEAREST, RINGS, choose
 from fedshift.server.report import build, figures
 from fedshift.server.report.run import read_run
-from fedshift.server.tables import rank_correlation
+from fedshift.server.tables.correlation import rank_correlation
+from fedshift.server.tables.files import write_cross_site, write_shift
 
 
 def sent_by(count: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -151,7 +153,7 @@ def test_five_hundred_sites_are_compared_in_little_time_and_space(tmp_path: Path
     chosen = choose(sent, "auto", 0)
     asked = shift.questions(sent, 0, chosen.pairs)
     rows, _ = shift.pairwise(sent, answers_to(asked, sent), 0, chosen.pairs)
-    tables.write_shift(tmp_path / "shift.csv", rows)
+    write_shift(tmp_path / "shift.csv", rows)
     assert time.perf_counter() - start < 60
     assert len(rows) == len(chosen.pairs) * len({row["metric"] for row in rows})
     assert (tmp_path / "shift.csv").stat().st_size < 3_000_000
@@ -179,7 +181,7 @@ def rows_of(
     cells = [
         {
             "model": "local", "trained_on": home, "site": site, "vendor": "v",
-            "structure": "x", "metric": "dice", "mean": dice[i, j],
+            "part": "x", "metric": "dice", "mean": dice[i, j],
         }
         for (i, home), (j, site) in itertools.product(enumerate(sites), repeat=2)
         if np.isfinite(dice[i, j])
@@ -190,7 +192,7 @@ def rows_of(
 def test_rho_and_p_of_sampled_pairs_are_those_of_renaming_the_drops() -> None:
     sites, values, dice = federation(5, seed=2)
     pairs = [(0, 1), (1, 2), (2, 4), (0, 3)]
-    (found,) = rank_correlation(*rows_of(sites, values, dice, pairs), sampled=True)
+    (found,) = rank_correlation(*rows_of(sites, values, dice, pairs), DICE, sampled=True)
     ways = [way for pair in pairs for way in (pair, pair[::-1])]
     shifts = [values[way] for way in ways]
     rhos = []
@@ -205,7 +207,7 @@ def test_rho_and_p_of_sampled_pairs_are_those_of_renaming_the_drops() -> None:
 def test_all_pairs_taken_for_sampled_give_the_same() -> None:
     sites, values, dice = federation(5, seed=3)
     rows = rows_of(sites, values, dice, list(itertools.combinations(range(5), 2)))
-    (whole,), (part,) = rank_correlation(*rows), rank_correlation(*rows, sampled=True)
+    (whole,), (part,) = rank_correlation(*rows, DICE), rank_correlation(*rows, DICE, sampled=True)
     assert (part.n_pairs, part.rho) == (whole.n_pairs, pytest.approx(whole.rho))
     assert part.p_value == pytest.approx(whole.p_value)
 
@@ -214,7 +216,7 @@ def test_a_site_without_a_model_is_left_out_of_sampled_pairs() -> None:
     sites, values, dice = federation(6, seed=4)
     pairs = [(0, 1), (1, 2), (2, 4), (0, 3), (3, 5), (4, 5)]
     dice[5] = np.nan
-    (found,) = rank_correlation(*rows_of(sites, values, dice, pairs), sampled=True)
+    (found,) = rank_correlation(*rows_of(sites, values, dice, pairs), DICE, sampled=True)
     assert found.n_pairs == 8
 
 
@@ -260,7 +262,7 @@ def test_the_report_of_many_sites_is_small_and_names_few(tmp_path: Path) -> None
     # A head, three best, what lies between, three worst.
     assert len(found.cells["0|0"]) == 8
     assert "94 sites between" in found.cells["0|0"][4][0]
-    values = {row["site"]: row["mean"] for row in read_run(run).rows("dice", "cavity")
+    values = {row["site"]: row["mean"] for row in read_run(run).rows(DICE, "cavity")
               if row["model"] == "global"}  # fmt: skip
     order = sorted(values, key=lambda site: -values[site])
     rows = [row[0] for row in found.cells["0|0"][1:]]
@@ -278,11 +280,11 @@ def test_the_matrix_of_many_sites_is_drawn_by_vendor(tmp_path: Path) -> None:
                     scores_only=True)  # fmt: skip
     vendor = {site: "AB"[place % 2] for place, site in enumerate(sites)}
     rows = [{**row, "vendor": vendor[row["site"]]} for row in read_run(run).cross_site]
-    tables.write_cross_site(run / "cross_site.csv", rows)
+    write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
     found = read_run(run)
     groups = figures.vendor_groups(found)
     assert list(groups) == ["A", "A\n(unseen)", "B", "B\n(unseen)"]
-    names, labels, mean = figures._grouped(found, found.matrix("dice"), groups)
+    names, labels, mean = figures._grouped(found, found.matrix(DICE), groups)
     assert names == list(groups)
     assert set(labels) == {
         "local, at home", "local, A", "local, B", "personal (each site's own)", "federated",
@@ -306,5 +308,5 @@ def test_the_matrix_of_many_sites_is_drawn_by_vendor(tmp_path: Path) -> None:
         at_home = over("local", name[0], name, True)
         assert seen["local, at home"] == pytest.approx(at_home, nan_ok=True)
     rows = [{**row, "vendor": row["site"]} for row in rows]
-    tables.write_cross_site(run / "cross_site.csv", rows)
+    write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
     assert figures.vendor_groups(read_run(run)) == {}

@@ -81,6 +81,15 @@ def test_no_two_columns_of_a_table_have_one_name(broken: dict) -> None:
         replace(CARD, **broken)
 
 
-def test_a_task_measures_something() -> None:
-    with pytest.raises(ValueError, match="measures nothing"):
-        replace(CARD, measures=())
+def test_a_task_has_a_measure_by_which_models_are_ranked() -> None:
+    for measures in ((), (COUNT, ERROR)):
+        with pytest.raises(ValueError, match="models are ranked"):
+            replace(CARD, measures=measures)
+
+
+def test_a_value_is_printed_by_its_unit_and_a_change_by_its_direction() -> None:
+    assert (ERROR.cell(1.234), ERROR.said(1.234), ERROR.cell(math.nan)) == ("1.23", "1.23 mm", "–")
+    assert (RATE.cell(0.5), RATE.said(0.5)) == ("0.500", "0.500")
+    assert (ERROR.label, RATE.label) == ("Mean radial error (mm)", "Success rate")
+    assert ERROR.worsening == "rise in mean radial error"
+    assert RATE.worsening == "drop in success rate"

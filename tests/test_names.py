@@ -23,7 +23,7 @@ from rich.text import Text
 from fedshift.cli.console import PlainConsole
 from fedshift.protocol.tables import cell_text, csv_text, text_cell
 from fedshift.protocol.words import short, some, visible
-from fedshift.server.tables import read_shift, write_shift
+from fedshift.server.tables.files import read_shift, write_shift
 
 Command = Callable[..., Any]
 

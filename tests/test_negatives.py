@@ -10,11 +10,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from kit.cases import mask_case
+from kit.measured import SEGMENTATION
 
 from fedshift import UserError
 from fedshift.client.metrics import score_case
-from fedshift.protocol.tables import CASE_COLUMNS
-from fedshift.server.tables import read_cases, read_cross_site, summarise
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.server.tables.files import read_cases, read_cross_site
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.types import SiteData
 
@@ -63,30 +65,33 @@ def test_false_positives_by_flooding(seed: int, slices: int) -> None:
         assert row["false_positive_ml"] == pytest.approx(volume)
 
 
-def a_row(subject: str, dice: float, reference: float, failed: int) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(CASE_COLUMNS, 0.0)
-    texts = {"model": "global", "trained_on": "all", "site": "a", "vendor": "v", "split": "test"}
-    row |= texts | {"subject": subject, "case": subject, "structure": "lesion"}
-    return row | {"dice": dice, "reference_volume_ml": reference, "failed": failed}
-
-
-def test_specificity_is_over_the_negatives_and_dice_over_the_positives() -> None:
-    rows = [
-        a_row("p1", 0.8, 2.0, 0),
-        a_row("p2", 0.6, 1.0, 0),
-        a_row("n1", 0.0, 0.0, 1),
-        a_row("n2", 1.0, 0.0, 0),
-        a_row("n3", 1.0, 0.0, 0),
+def test_specificity_is_of_the_negatives_and_dice_once_more_of_the_positives() -> None:
+    size = (1, 8, 8)
+    ill, healthy = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    ill[0, 2:4, 2:4] = 1
+    finds = [ill, healthy, ill, healthy]
+    cases = [
+        mask_case(np.zeros(size, np.float32), mask, id=f"c{number}")
+        for number, mask in enumerate((ill, ill, healthy, healthy))
     ]
-    found = {row["metric"]: row for row in summarise(rows, 0)}
-    assert found["specificity"]["mean"] == pytest.approx(2 / 3)
-    assert (found["specificity"]["n"], found["specificity"]["n_failed"]) == (3, 1)
-    assert found["dice_positives"]["mean"] == pytest.approx(0.7)
-    assert found["dice"]["mean"] == pytest.approx(0.68)
-    healthy = {row["metric"]: row for row in summarise(rows[2:], 0)}
-    assert healthy["specificity"]["mean"] == pytest.approx(2 / 3)
-    assert "dice_positives" not in healthy
-    assert "specificity" not in {row["metric"] for row in summarise(rows[:2], 0)}
+    task = Segmentation(("lesion",), size=(8, 8))
+
+    def scores(chosen: list[int]) -> list[dict[str, float]]:
+        found = iter([finds[number] for number in chosen])
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            mask = next(found)
+            return np.stack([mask == 0, mask == 1], axis=1).astype(np.float32)
+
+        rows = task.score([cases[number] for number in chosen], predict, ["lesion"])
+        return [row.values for row in rows]
+
+    all_four = scores([0, 1, 2, 3])
+    np.testing.assert_equal([row["specificity"] for row in all_four], [np.nan, np.nan, 0, 1])
+    np.testing.assert_equal([row["dice_positives"] for row in all_four], [1, 0, np.nan, np.nan])
+    assert [row["dice"] for row in all_four] == [1, 0, 0, 1]
+    # Where no case is negative there is nothing to tell apart.
+    assert all(np.isnan(row["dice_positives"]) for row in scores([0, 1]))
 
 
 # What is read
@@ -228,20 +233,20 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
     ]
     with alone_in(out):
         simulate(out, load(overrides), drawn=False)
-    rows = [row for row in read_cases(out / "cases.csv") if row["site"] == "b"]
+    rows = [row for row in read_cases(out / "cases.csv", SEGMENTATION) if row["site"] == "b"]
     healthy = [row for row in rows if row["reference_volume_ml"] == 0]
     assert len(rows) == 8 and len(healthy) == 4
     assert all(row["false_positive_ml"] > 0 and row["failed"] for row in healthy)
     assert all(row["false_positive_components"] >= 1 for row in healthy)
     found = {
         row["metric"]: row["mean"]
-        for row in read_cross_site(out / "cross_site.csv")
+        for row in read_cross_site(out / "cross_site.csv", SEGMENTATION)
         if row["site"] == "b"
     }
     assert found["specificity"] == 0 and found["dice_positives"] > 0.8
     assert found["dice"] == pytest.approx(found["dice_positives"] / 2)
     page = report.build(out).read_text()
-    assert "Where nothing is to be found" in page and "Dice positives" in page
+    assert "Of some cases only" in page and "Specificity" in page
 
 
 def test_phantoms_have_no_mask_that_could_be_empty() -> None:

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from kit.measured import DICE, SEGMENTATION
 from scipy.stats import spearmanr
 
 from fedshift import UserError
@@ -19,7 +20,8 @@ from fedshift.client.summaries import _class_volumes
 from fedshift.client.training import LabelledSlices
 from fedshift.client.worker import describe
 from fedshift.server.shift import _label_shift, _total_variation
-from fedshift.server.tables import rank_correlation, read_cases, read_cross_site
+from fedshift.server.tables.correlation import rank_correlation
+from fedshift.server.tables.files import read_cases, read_cross_site
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.fingerprint import fingerprint
 from fedshift.sites.labels import never_shown
@@ -326,7 +328,7 @@ def test_the_drop_is_over_structures_that_both_sites_score() -> None:
             "trained_on": home,
             "site": site,
             "vendor": "v",
-            "structure": name,
+            "part": name,
             "metric": "dice",
             "mean": value,
         }
@@ -339,7 +341,7 @@ def test_the_drop_is_over_structures_that_both_sites_score() -> None:
     shift = [
         {"site_a": a, "site_b": b, "metric": "m", "value": d} for (a, b), d in distances.items()
     ]
-    (found,) = rank_correlation(shift, rows)
+    (found,) = rank_correlation(shift, rows, DICE)
     apart = [distances.get(pair, distances.get(pair[::-1])) for pair in drops]
     expected = spearmanr(apart, list(drops.values())).statistic
     assert found.rho == pytest.approx(expected)
@@ -378,8 +380,8 @@ def run(path: Path, out: Path, *overrides: str) -> Path:
 def mean(folder: Path, model: str, site: str, structure: str) -> float:
     (value,) = (
         row["mean"]
-        for row in read_cross_site(folder / "cross_site.csv")
-        if (row["model"], row["site"], row["structure"], row["metric"])
+        for row in read_cross_site(folder / "cross_site.csv", SEGMENTATION)
+        if (row["model"], row["site"], row["part"], row["metric"])
         == (model, site, structure, "dice")
     )
     return float(value)
@@ -407,8 +409,8 @@ def test_a_model_is_scored_on_what_it_was_taught_at_images_that_show_it(
     annotates = "data.annotates={a: [liver], b: [spleen], d: [liver]}"
     said = run(path, tmp_path / "said", *settings, annotates)
     scored = {
-        (row["model"], row["trained_on"], row["site"], row["structure"])
-        for row in read_cases(said / "cases.csv")
+        (row["model"], row["trained_on"], row["site"], row["part"])
+        for row in read_cases(said / "cases.csv", SEGMENTATION)
     }
     whole = {("global", "all")}
     expected = {("global", "all", "c", organ) for organ in ORGANS}
@@ -433,7 +435,9 @@ def test_a_structure_that_no_training_site_annotates_is_refused(
 
 def test_a_method_that_needs_every_structure_says_so(table: Folder, tmp_path: Path) -> None:
     path = table({"a": (1,), "b": (1, 2)}, subjects=3)
-    with pytest.raises(UserError, match="method=online_rendering needs labels of every structure"):
+    with pytest.raises(
+        UserError, match="method=online_rendering needs labels that tell of everything"
+    ):
         run(
             path,
             tmp_path / "run",

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from kit.measured import DICE, HD95, SEGMENTATION, write_method
 from PIL import Image
 from rich.console import Console
 
@@ -23,11 +24,11 @@ from fedshift import UserError
 from fedshift.client import examples
 from fedshift.client.contract.method import Scene
 from fedshift.client.model import shared_model
-from fedshift.protocol.tables import CROSS_SITE_COLUMNS
+from fedshift.protocol.tables import SUMMARY_COLUMNS, SUMMARY_KEYS
 from fedshift.server.report import build, summary
-from fedshift.server.report.figures import is_dark, shade, shift_drop
+from fedshift.server.report.figures import is_dark, shade, shade_gains, shift_drop
 from fedshift.server.report.run import format_bytes, read_run
-from fedshift.server.tables import write_cross_site, write_shift
+from fedshift.server.tables.files import write_cross_site, write_shift
 from fedshift.sites.geometry import Grid
 from fedshift.sites.types import Case, Domain, SiteData
 
@@ -77,7 +78,8 @@ def write_run(
                             n_failed=2 if away > 0.5 else 0,
                         )
                     )
-    write_cross_site(folder / "cross_site.csv", rows)
+    write_method(folder)
+    write_cross_site(folder / "cross_site.csv", rows, SEGMENTATION)
     write_shift(
         folder / "shift.csv",
         [
@@ -158,7 +160,7 @@ def write_run(
                 "val": {"subjects": 2, "cases": 2, "slices": 24, "labelled": 24},
                 "test": {"subjects": 4, "cases": 4, "slices": 48, "labelled": 48},
             },
-            "structures": list(structures),
+            "parts": list(structures),
             "spacing_mm": [[8.0, 1.5, 1.5]],
             "notes": ["single subject split by blocks of slices"] if site == train[-1] else [],
         }
@@ -186,7 +188,8 @@ def cross_site_row(
         model, trained_on, site, site if vendor is None else vendor, structure, metric,
         12, n_failed, mean, 0.05, mean, mean - 0.02, mean + 0.02,
     )  # fmt: skip
-    return dict(zip(CROSS_SITE_COLUMNS, values, strict=True))
+    keys = (*SUMMARY_KEYS, "part", *SUMMARY_COLUMNS)
+    return dict(zip(keys, values, strict=True))
 
 
 class Page(HTMLParser):
@@ -245,11 +248,11 @@ def test_the_page_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
     dice = {("local", "a", "a"): 0.9, ("local", "a", "b"): 0.4, ("global", "all", "b"): 0.8125}
     rows = [cross_site_row(*key, "cavity", "dice", value) for key, value in dice.items()]
     rows += [cross_site_row(*key, "wall", "dice", value - 0.2) for key, value in dice.items()]
-    write_cross_site(run / "cross_site.csv", rows)
+    write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
 
     page = Page(build(run))
 
-    # Tables are numbered metric|structure: mean of both structures, cavity, wall.
+    # Tables are numbered measure|part: mean of both structures, cavity, wall.
     assert [row[0] for row in page.cells["0|0"][1:3]] == ["local, a", "federated"]
     assert page.cells["0|0"][1][-2:] == ["0.800", "0.300"]
     assert page.cells["0|1"][1] == ["local, a", "0.650", "0.400", "0.500", "0.900", "0.400"]
@@ -269,7 +272,7 @@ def test_the_headline_is_the_mean_over_sites(tmp_path: Path) -> None:
         for model, sites in scores.items()
         for site, value in sites.items()
     ]
-    write_cross_site(run / "cross_site.csv", rows)
+    write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
 
     text = " ".join(Page(build(run)).text.split())
 
@@ -336,7 +339,7 @@ def test_one_site_and_a_run_without_local_models_are_reported(tmp_path: Path) ->
     alone = write_run(tmp_path / "alone", ["a"])
     federated = write_run(tmp_path / "federated", ["a", "b"])
     rows = [cross_site_row("global", "all", site, "cavity", "dice", 0.5) for site in ("a", "b")]
-    write_cross_site(federated / "cross_site.csv", rows)
+    write_cross_site(federated / "cross_site.csv", rows, SEGMENTATION)
 
     assert "over 1 training site." in Page(build(alone)).text
     assert "cannot be set against a drop" in Page(build(federated)).text
@@ -347,7 +350,8 @@ def test_sites_that_trained_no_model_are_unseen_in_an_evaluation(tmp_path: Path)
     scores = {("local", "a", "a"): 0.9, ("local", "a", "new"): 0.25, ("global", "all", "new"): 0.5}
     rows = [cross_site_row(*key, "cavity", "dice", value) for key, value in scores.items()]
     (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
-    write_cross_site(tmp_path / "cross_site.csv", rows)
+    write_method(tmp_path)
+    write_cross_site(tmp_path / "cross_site.csv", rows, SEGMENTATION)
 
     assert "At unseen new: federated 0.500, single-site models 0.250." in shown(tmp_path)
 
@@ -364,7 +368,7 @@ def test_an_evaluation_takes_who_trained_from_its_run(tmp_path: Path) -> None:
         for model, value in scores.items()
         for site in ("a", "b", "x", "new")
     ]
-    write_cross_site(folder / "cross_site.csv", rows)
+    write_cross_site(folder / "cross_site.csv", rows, SEGMENTATION)
 
     assert read_run(folder).unseen == {"x", "new"}
     assert "over 2 training sites" in shown(folder)
@@ -397,7 +401,7 @@ def test_a_site_left_out_in_turn_is_scored_by_models_that_never_saw_it(tmp_path:
         for model, sites in scores.items()
         for site, value in sites.items()
     ]
-    write_cross_site(run / "cross_site.csv", rows)
+    write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
 
     page = Page(build(run))
     text = " ".join(page.text.split())
@@ -437,7 +441,7 @@ def test_a_site_without_labels_in_turn_is_called_so(tmp_path: Path) -> None:
         for model, sites in scores.items()
         for site, value in sites.items()
     ]
-    write_cross_site(run / "cross_site.csv", rows)
+    write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
 
     page = Page(build(run))
     text = " ".join(page.text.split())
@@ -471,7 +475,9 @@ def test_the_vendors_have_a_table_where_some_have_several_sites(tmp_path: Path) 
             for site, value in sites.items()
         ]
 
-    write_cross_site(run / "cross_site.csv", rows({"a": "Philips", "b": "Philips", "c": "GE+X"}))
+    write_cross_site(
+        run / "cross_site.csv", rows({"a": "Philips", "b": "Philips", "c": "GE+X"}), SEGMENTATION
+    )
     page = Page(build(run))
     assert page.cells["vendors"] == [
         ["model", "GE+X1 site", "Philips2 sites"],
@@ -482,7 +488,7 @@ def test_the_vendors_have_a_table_where_some_have_several_sites(tmp_path: Path) 
     assert page.cells["0|0"][0][4:] == ["aPhilips", "bPhilips", "cGE+X"]
 
     # One vendor each: the columns say it all; a vendor that is the site's name is not repeated.
-    write_cross_site(run / "cross_site.csv", rows({"a": "a", "b": "GE", "c": ""}))
+    write_cross_site(run / "cross_site.csv", rows({"a": "a", "b": "GE", "c": ""}), SEGMENTATION)
     page = Page(build(run))
     assert "vendors" not in page.cells
     assert page.cells["0|0"][0][4:] == ["a", "bGE", "c"]
@@ -538,7 +544,7 @@ def test_in_80_columns_no_models_name_wraps(
         for site in [*train, *unseen]
         if site != home
     ]
-    write_cross_site(run / "cross_site.csv", rows + extra)
+    write_cross_site(run / "cross_site.csv", rows + extra, SEGMENTATION)
 
     lines = shown(run, width=80).splitlines()
 
@@ -723,8 +729,8 @@ def test_the_best_of_a_column_is_marked_and_pooled_does_not_compete(tmp_path: Pa
             cross_site_row(model, "a" if model == "local" else "all", "a", "wall", metric, value)
             for model, value in scores.items()
         ]
-        write_cross_site(run / "cross_site.csv", rows)
-        matrix = read_run(run).matrix(metric)
+        write_cross_site(run / "cross_site.csv", rows, SEGMENTATION)
+        matrix = read_run(run).matrix(SEGMENTATION.measure(metric))
         marked = [matrix.models[row][0] for row in np.flatnonzero(matrix.best[:, 0])]
         assert marked == ([best] if best else [])
 
@@ -735,11 +741,13 @@ def test_darker_cells_are_better_and_their_numbers_readable() -> None:
         return linear[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
 
     values = np.linspace(0, 1, 21)
-    dice, distance = shade(values, "dice"), shade(values, "hd95_mm")
+    dice, distance = shade(values, DICE), shade(values, HD95)
 
     assert (np.diff(luminance(dice)) < 0).all()
     assert (np.diff(luminance(distance)) > 0).all()
-    for color in (*dice, *shade(values - 0.5, "volume_error_ml"), *shade(values, "volume_ml")):
+    signed = shade(values - 0.5, SEGMENTATION.measure("volume_error_ml"))
+    volume = shade(values, SEGMENTATION.measure("volume_ml"))
+    for color in (*dice, *signed, *shade_gains(values - 0.5, 0.1), *volume):
         light = float(luminance(color))
         contrast = 1.05 / (light + 0.05) if is_dark(color) else (light + 0.05) / 0.05
         assert contrast > 4.5
@@ -880,7 +888,7 @@ def test_an_upper_bound_that_is_none_in_this_run_is_called_so() -> None:
     unseen = {"unseen": (), "unseen_federated": nan, "unseen_single": nan, "unseen_pooled": nan}
 
     def pooled(value: float) -> str:
-        found = Answer(False, 2, 0.7, "b", 0.6, pooled=value, **values, **unseen)
+        found = Answer(DICE, False, 2, 0.7, "b", 0.6, pooled=value, **values, **unseen)
         return found.sentences()[-1]
 
     assert pooled(0.65).endswith("reaches 0.650, in this run less than federated.")
@@ -893,6 +901,6 @@ def test_an_upper_bound_that_is_none_in_this_run_is_called_so() -> None:
 def test_what_does_not_correlate_is_not_titled_nan(rho: float, told: str) -> None:
     found = SimpleNamespace(metric="intensity_js", rho=rho, p_value=rho / 2, n_pairs=2)
     pairs = [SimpleNamespace(home=home, shift=0.1, drop=0.2) for home in "ab"]
-    run = SimpleNamespace(correlations=[found], pairs=lambda metric: pairs)
+    run = SimpleNamespace(correlations=[found], pairs=lambda metric: pairs, headline=DICE)
     (axes,) = shift_drop(cast("Any", run)).axes
     assert axes.get_title().splitlines()[1] == told

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.measured import SEGMENTATION
 from torch import nn
 
 from fedshift import UserError
@@ -29,7 +30,7 @@ from fedshift.client.tasks import Segmentation
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
 from fedshift.protocol.storage import read_tensors
-from fedshift.server.tables import read_cross_site
+from fedshift.server.tables.files import read_cross_site
 
 RATE = 0.25
 
@@ -142,12 +143,15 @@ def test_domains_meet_at_the_coordinator_and_stages_are_models(
     np.testing.assert_allclose(model["bridge/value"], -3 * RATE, rtol=1e-6)
     np.testing.assert_allclose(model["state::m/bridge/value"], 3 * (1 - 0.9**3), rtol=1e-6)
     np.testing.assert_array_equal(model["shared/value"], 3)
-    found = {(row["model"], row["trained_on"]) for row in read_cross_site(run / "cross_site.csv")}
+    found = {
+        (row["model"], row["trained_on"])
+        for row in read_cross_site(run / "cross_site.csv", SEGMENTATION)
+    }
     assert found == {("early", "all"), ("global", "all")}
     dice = {
         (row["model"], row["site"]): row["mean"]
-        for row in read_cross_site(run / "cross_site.csv")
-        if row["metric"] == "dice" and row["structure"] == "LV cavity"
+        for row in read_cross_site(run / "cross_site.csv", SEGMENTATION)
+        if row["metric"] == "dice" and row["part"] == "LV cavity"
     }
     # The site without training labels is scored like the others.
     assert {site for _, site in dice} == {"vendor_a", "vendor_b", "vendor_d"}
@@ -168,7 +172,10 @@ def test_what_a_method_notes_stays_at_its_site_and_survives_a_resume(
     run = run_toy(tmp_path / "run")
     assert [line["sites"]["vendor_a"]["noted"] for line in lines(run)] == [0, 1, 2]
     assert "noted_here" not in (run / "egress.jsonl").read_text()
-    assert {row["model"] for row in read_cross_site(run / "cross_site.csv")} == {"early", "global"}
+    assert {row["model"] for row in read_cross_site(run / "cross_site.csv", SEGMENTATION)} == {
+        "early",
+        "global",
+    }
     for name in ("round_0003.json", "round_0003.safetensors"):
         (run / "checkpoints" / name).unlink()
     (run / "cross_site.csv").unlink()
@@ -229,7 +236,7 @@ def test_each_site_in_turn_loses_its_labels(run_toy: Callable[..., Path], tmp_pa
         labelled = {card["name"]: card["splits"]["train"]["labelled"] > 0 for card in cards}
         assert not labelled[fold]
         assert sum(labelled[name] for name in ("vendor_a", "vendor_b")) == 1
-    sites = {row["site"] for row in read_cross_site(run / "cross_site.csv")}
+    sites = {row["site"] for row in read_cross_site(run / "cross_site.csv", SEGMENTATION)}
     assert sites == {"vendor_a", "vendor_b"}
 
 

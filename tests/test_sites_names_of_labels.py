@@ -10,11 +10,12 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+from kit.measured import SEGMENTATION
 from pydicom.uid import generate_uid
 from test_sites_dicom_labels import Scan, box, hand_made_seg, rtstruct, upright
 
 from fedshift import UserError
-from fedshift.server.tables import read_cross_site
+from fedshift.server.tables.files import read_cross_site
 from fedshift.sites import DataSettings, Finding, check, load_federation, open_site
 from fedshift.sites.findings import CODES
 from fedshift.sites.types import Federation, SiteData
@@ -423,8 +424,8 @@ def test_a_run_learns_each_structure_by_its_name(hospital: Hospital, tmp_path: P
     with alone_in(out):
         run(out, load(overrides), drawn=False)
     dice = {
-        row["structure"]: float(row["mean"])
-        for row in read_cross_site(out / "cross_site.csv")
+        row["part"]: float(row["mean"])
+        for row in read_cross_site(out / "cross_site.csv", SEGMENTATION)
         if (row["model"], row["site"], row["metric"]) == ("global", "C", "dice")
     }
     assert dice["liver"] > 0.8 and dice["heart"] > 0.8

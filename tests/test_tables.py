@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kit.measured import DICE, HD95, SEGMENTATION, measured
 from scipy.stats import spearmanr
 
 from fedshift import UserError
 from fedshift.client.metrics import score_case
-from fedshift.protocol.tables import CASE_COLUMNS, CROSS_SITE_COLUMNS, METRICS, SHIFT_COLUMNS
-from fedshift.server import tables
-from fedshift.server.tables import (
-    Overview,
-    overview,
-    rank_correlation,
+from fedshift.protocol.measures import Measure
+from fedshift.protocol.tables import SHIFT_COLUMNS
+from fedshift.server.tables.correlation import PERMUTATIONS, rank_correlation
+from fedshift.server.tables.files import (
     read_cases,
     read_cross_site,
     read_shift,
-    summarise,
     write_cases,
     write_cross_site,
     write_shift,
 )
+from fedshift.server.tables.overview import Overview, overview
+from fedshift.server.tables.summary import summarise
+
+CASE_COLUMNS, CROSS_SITE_COLUMNS = SEGMENTATION.case_columns, SEGMENTATION.summary_columns
+VOLUME, ASSD = SEGMENTATION.measure("volume_ml"), SEGMENTATION.measure("assd_mm")
 
 
 def case_row(subject: str, case: str, dice: float, **other: Any) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | {
+    row: dict[str, Any] = measured(0.5) | {
         "model": "global",
         "trained_on": "all",
         "site": "a",
@@ -38,8 +42,7 @@ def case_row(subject: str, case: str, dice: float, **other: Any) -> dict[str, An
         "split": "test",
         "subject": subject,
         "case": case,
-        "structure": "it",
-        "reference_volume_ml": 0.5,
+        "part": "it",
         "failed": 0,
     }
     return row | {"dice": dice} | other
@@ -51,7 +54,7 @@ def cross_row(model: str, trained_on: str, site: str, mean: float, **other: Any)
         "trained_on": trained_on,
         "site": site,
         "vendor": f"V{site}",
-        "structure": "it",
+        "part": "it",
         "metric": "dice",
         "n": 1,
         "n_failed": 0,
@@ -73,24 +76,25 @@ def test_cases_keep_their_columns_order_and_every_bit(tmp_path: Path) -> None:
         case_row("s2", "c1", np.float64(0.1) + 0.2, hd95_mm=1e-17, failed=np.int64(1)),
         case_row("007", 'c"2,\n', 1 / 3, hd95_mm=math.pi),
     ]
-    write_cases(tmp_path / "cases.csv", rows)
+    write_cases(tmp_path / "cases.csv", rows, SEGMENTATION)
     text = (tmp_path / "cases.csv").read_text()
     assert text.splitlines()[0] == ",".join(CASE_COLUMNS)
     assert "np.float64" not in text
-    found = read_cases(tmp_path / "cases.csv")
+    found = read_cases(tmp_path / "cases.csv", SEGMENTATION)
     assert [row["subject"] for row in found] == ["007", "s2"]
-    assert found == [{column: row[column] for column in CASE_COLUMNS} for row in reversed(rows)]
-    write_cases(tmp_path / "again.csv", reversed(rows))
+    keys = ["part" if column == "structure" else column for column in CASE_COLUMNS]
+    assert found == [{key: row[key] for key in keys} for row in reversed(rows)]
+    write_cases(tmp_path / "again.csv", reversed(rows), SEGMENTATION)
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "cases.csv").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.csv", "cases.csv"]
 
 
 def test_cross_site_and_shift_come_back_with_their_nans(tmp_path: Path) -> None:
-    cross = summarise([case_row("s", "c", 0.25)], seed=0)
-    write_cross_site(tmp_path / "cross_site.csv", cross)
+    cross = summarise([case_row("s", "c", 0.25)], SEGMENTATION, seed=0)
+    write_cross_site(tmp_path / "cross_site.csv", cross, SEGMENTATION)
     header = (tmp_path / "cross_site.csv").read_text().splitlines()[0]
     assert header == ",".join(CROSS_SITE_COLUMNS)
-    found = one(read_cross_site(tmp_path / "cross_site.csv"), metric="dice")
+    found = one(read_cross_site(tmp_path / "cross_site.csv", SEGMENTATION), metric="dice")
     assert (found["mean"], found["n"], found["vendor"]) == (0.25, 1, "V")
     assert math.isnan(found["ci_low"])
     shift = [{"site_a": "a", "site_b": "b", "metric": "mmd", "value": 0.1}]
@@ -103,7 +107,7 @@ def test_a_failed_write_leaves_the_earlier_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "cases.csv"
-    write_cases(path, [case_row("s", "c", 0.5)])
+    write_cases(path, [case_row("s", "c", 0.5)], SEGMENTATION)
     before = path.read_bytes()
 
     def full(self: Path, target: Path) -> None:
@@ -111,7 +115,7 @@ def test_a_failed_write_leaves_the_earlier_table(
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
-        write_cases(path, [])
+        write_cases(path, [], SEGMENTATION)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -134,7 +138,7 @@ def test_broken_tables_are_named(tmp_path: Path) -> None:
 
 def test_cases_are_averaged_by_subject_before_the_site() -> None:
     rows = [case_row("s1", f"c{i}", 0.9) for i in range(9)] + [case_row("s2", "c", 0.1)]
-    dice = one(summarise(rows, seed=0), metric="dice")
+    dice = one(summarise(rows, SEGMENTATION, seed=0), metric="dice")
     assert dice["mean"] == pytest.approx(0.5)  # 0.82 if every case counted alike.
     assert dice["median"] == pytest.approx(0.5)
     assert dice["std"] == pytest.approx(math.sqrt(2 * 0.4**2))
@@ -143,20 +147,20 @@ def test_cases_are_averaged_by_subject_before_the_site() -> None:
 
 def test_only_the_test_split_is_summarised() -> None:
     rows = [case_row("s1", "c", 0.2), case_row("s2", "c", 0.9, split="val")]
-    assert one(summarise(rows, seed=0), metric="dice")["mean"] == 0.2
-    assert summarise(rows[1:], seed=0) == []
+    assert one(summarise(rows, SEGMENTATION, seed=0), metric="dice")["mean"] == 0.2
+    assert summarise(rows[1:], SEGMENTATION, seed=0) == []
 
 
 def test_groups_are_told_apart_and_vendors_joined() -> None:
     rows = [
         case_row("s1", "c", 0.2),
         case_row("s2", "c", 0.4, vendor="A"),
-        case_row("s1", "c", 0.6, structure="other", failed=1),
+        case_row("s1", "c", 0.6, part="other", failed=1),
         case_row("s1", "c", 0.8, site="b"),
         case_row("s1", "c", 1.0, model="local", trained_on="b"),
     ]
-    found = [row for row in summarise(rows, seed=0) if row["metric"] == "dice"]
-    keys = ("model", "trained_on", "site", "vendor", "structure", "n", "n_failed", "mean")
+    found = [row for row in summarise(rows, SEGMENTATION, seed=0) if row["metric"] == "dice"]
+    keys = ("model", "trained_on", "site", "vendor", "part", "n", "n_failed", "mean")
     assert [tuple(row[key] for key in keys) for row in found] == [
         ("global", "all", "a", "A+V", "it", 2, 0, pytest.approx(0.3)),
         ("global", "all", "a", "A+V", "other", 1, 1, 0.6),
@@ -165,19 +169,70 @@ def test_groups_are_told_apart_and_vendors_joined() -> None:
     ]
 
 
-def test_every_metric_has_its_row_and_rows_from_a_file_have_theirs(tmp_path: Path) -> None:
+def test_every_measure_has_its_row_and_rows_from_a_file_have_theirs(tmp_path: Path) -> None:
     rows = [case_row("s1", "c", 0.2), case_row("s2", "c", 0.4)]
-    assert [row["metric"] for row in summarise(rows, seed=0)] == list(METRICS)
-    write_cases(tmp_path / "cases.csv", rows)
-    again = summarise(read_cases(tmp_path / "cases.csv"), seed=0)
-    assert [row["metric"] for row in again] == list(METRICS[:7])
-    assert again == [row for row in summarise(rows, seed=0) if row["metric"] in METRICS[:7]]
+    told = [measure for measure in SEGMENTATION.measures if measure.summarised]
+    dense = [measure.name for measure in told if not measure.sparse]
+    listed = [measure.name for measure in told if measure.listed]
+    assert [row["metric"] for row in summarise(rows, SEGMENTATION, seed=0)] == dense
+    write_cases(tmp_path / "cases.csv", rows, SEGMENTATION)
+    again = summarise(read_cases(tmp_path / "cases.csv", SEGMENTATION), SEGMENTATION, seed=0)
+    assert [row["metric"] for row in again] == listed
+    whole = summarise(rows, SEGMENTATION, seed=0)
+    assert again == [row for row in whole if row["metric"] in listed]
+
+
+def test_a_sparse_measure_is_of_the_cases_that_have_it() -> None:
+    rows = [
+        case_row("s1", "c", 0.2),
+        case_row("s2", "c", 0.4, specificity=1.0),
+        case_row("s3", "c", 0.0, specificity=0.0, failed=1),
+        case_row("s1", "c", 0.6, site="b"),
+    ]
+    found = summarise(rows, SEGMENTATION, seed=0)
+    share = one(found, metric="specificity")
+    assert (share["site"], share["n"], share["n_failed"], share["mean"]) == ("a", 2, 1, 0.5)
+    # What others have does not depend on it.
+    without = summarise([row | {"specificity": math.nan} for row in rows], SEGMENTATION, seed=0)
+    assert repr([row for row in found if row["metric"] != "specificity"]) == repr(without)
+
+
+def test_measures_of_a_whole_split_keep_the_interval_that_they_came_with(tmp_path: Path) -> None:
+    precision = Measure("ap", "average precision", "higher", low=0, high=1, whole=True)
+    task = replace(SEGMENTATION, part="", parts=(), measures=(*SEGMENTATION.measures, precision))
+    whole = {
+        "model": "global",
+        "trained_on": "all",
+        "site": "a",
+        "vendor": "A",
+        "split": "test",
+        "part": "",
+        "metric": "ap",
+        "n": 40,
+        "value": 0.75,
+        "low": 0.5,
+        "high": 0.875,
+    }
+    wholes = [whole, whole | {"split": "val"}, whole | {"site": "b", "value": math.nan}]
+    rows = [case_row("s", "c", 0.5, part=""), case_row("t", "c", 0.5, part="", vendor="W")]
+    write_cross_site(tmp_path / "x.csv", summarise(rows, task, 0, wholes), task)
+    found = one(read_cross_site(tmp_path / "x.csv", task), metric="ap")
+    assert (found["vendor"], found["part"], found["n"], found["n_failed"]) == ("V+W", "", 40, 0)
+    assert (found["mean"], found["median"]) == (0.75, 0.75)
+    assert (found["ci_low"], found["ci_high"]) == (0.5, 0.875)
+    assert math.isnan(found["std"])
+    assert "structure" not in (tmp_path / "x.csv").read_text()
+    # A split may have no case of its own that could be listed.
+    assert [row["vendor"] for row in summarise([], task, 0, wholes)] == ["A"]
 
 
 def test_a_single_case_has_no_interval_and_a_single_subject_no_deviation() -> None:
-    alone = one(summarise([case_row("s", "c", 0.2)], seed=0), metric="dice")
+    alone = one(summarise([case_row("s", "c", 0.2)], SEGMENTATION, seed=0), metric="dice")
     assert all(math.isnan(alone[key]) for key in ("std", "ci_low", "ci_high"))
-    two = one(summarise([case_row("s", "c", 0.2), case_row("s", "d", 0.6)], 0), metric="dice")
+    two = one(
+        summarise([case_row("s", "c", 0.2), case_row("s", "d", 0.6)], SEGMENTATION, 0),
+        metric="dice",
+    )
     assert math.isnan(two["std"])
     assert (two["ci_low"], two["ci_high"]) == (0.2, 0.6)
 
@@ -190,7 +245,7 @@ def test_the_interval_is_that_of_a_plain_nested_resampling_loop() -> None:
         for subject, cases in values.items()
         for index, value in enumerate(cases)
     ]
-    found = one(summarise(rows, seed=0), metric="dice")
+    found = one(summarise(rows, SEGMENTATION, seed=0), metric="dice")
     means = []
     for _ in range(8000):
         drawn = rng.choice(list(values), len(values))
@@ -204,11 +259,13 @@ def test_the_interval_is_that_of_a_plain_nested_resampling_loop() -> None:
 def test_the_interval_depends_on_the_seed_alone() -> None:
     rng = np.random.default_rng(1)
     rows = [case_row(f"s{i}", "c", float(rng.random())) for i in range(8)]
-    first = summarise(rows, seed=3)
-    assert summarise(rows[::-1], seed=3) == first
+    first = summarise(rows, SEGMENTATION, seed=3)
+    assert summarise(rows[::-1], SEGMENTATION, seed=3) == first
     others = [case_row(f"s{i}", "c", 0.5, site="b") for i in range(3)]
-    assert [row for row in summarise(rows + others, seed=3) if row["site"] == "a"] == first
-    assert one(summarise(rows, seed=4), metric="dice")["ci_low"] != first[0]["ci_low"]
+    assert [
+        row for row in summarise(rows + others, SEGMENTATION, seed=3) if row["site"] == "a"
+    ] == first
+    assert one(summarise(rows, SEGMENTATION, seed=4), metric="dice")["ci_low"] != first[0]["ci_low"]
 
 
 def test_missed_cases_stay_in_the_mean() -> None:
@@ -219,7 +276,7 @@ def test_missed_cases_stay_in_the_mean() -> None:
     for index, prediction in enumerate([moved] * 5 + [missed] * 5):
         (scores,) = score_case(reference, prediction, (1.0, 1.0, 1.0), ["it"], 2.0)
         rows.append(case_row(f"s{index}", "c", 0.0) | scores)
-    summary = summarise(rows, seed=0)
+    summary = summarise(rows, SEGMENTATION, seed=0)
     distance, dice = one(summary, metric="hd95_mm"), one(summary, metric="dice")
     assert rows[0]["hd95_mm"] == 4.0
     assert distance["mean"] == pytest.approx((5 * 4.0 + 5 * 80.0) / 10)
@@ -238,7 +295,7 @@ def test_overview_of_a_matrix_computed_by_hand() -> None:
         cross_row("local", "a", "new", 0.25, vendor="X"),
         cross_row("local", "a", "a", 9.0, metric="hd95_mm"),
     ]
-    (found,) = overview(rows[:4], unseen={"new"})
+    (found,) = overview(rows[:4], DICE, unseen={"new"})
     assert found == Overview(
         model="local",
         trained_on="a",
@@ -251,16 +308,16 @@ def test_overview_of_a_matrix_computed_by_hand() -> None:
         unseen=0.25,
         vendors={"V": 0.6875, "W": 0.125, "X": 0.25},
     )
-    assert overview(rows, {"new"})[0].macro_mean == found.macro_mean
+    assert overview(rows, DICE, {"new"})[0].macro_mean == found.macro_mean
 
 
 def test_overview_averages_structures_before_sites() -> None:
     rows = [
-        cross_row("global", "all", "a", 0.2, structure="x"),
-        cross_row("global", "all", "a", 0.4, structure="y"),
-        cross_row("global", "all", "b", 0.9, structure="x"),
+        cross_row("global", "all", "a", 0.2, part="x"),
+        cross_row("global", "all", "a", 0.4, part="y"),
+        cross_row("global", "all", "b", 0.9, part="x"),
     ]
-    (found,) = overview(rows)
+    (found,) = overview(rows, DICE)
     assert found.macro_mean == pytest.approx((0.3 + 0.9) / 2)
     assert (found.worst_site, found.worst) == ("a", pytest.approx(0.3))
     assert all(math.isnan(value) for value in (found.home, found.away, found.unseen))
@@ -271,14 +328,14 @@ def test_the_worst_site_has_the_largest_distance() -> None:
         cross_row("global", "all", site, mean, metric="assd_mm")
         for site, mean in (("a", 1.0), ("b", 7.0), ("c", 2.0))
     ]
-    (found,) = overview(rows, metric="assd_mm")
+    (found,) = overview(rows, ASSD)
     assert (found.worst_site, found.worst, found.gap) == ("b", 7.0, 6.0)
     with pytest.raises(ValueError, match="volume_ml"):
-        overview(rows, metric="volume_ml")
+        overview(rows, VOLUME)
 
 
 def test_overview_where_every_site_is_unseen() -> None:
-    (found,) = overview([cross_row("global", "all", "new", 0.4)], unseen={"new"})
+    (found,) = overview([cross_row("global", "all", "new", 0.4)], DICE, unseen={"new"})
     assert (found.unseen, found.worst_site) == (0.4, "")
     assert all(math.isnan(value) for value in (found.macro_mean, found.worst, found.gap))
 
@@ -314,7 +371,7 @@ def random_federation(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_rho_and_p_are_those_of_renaming_the_sites_in_every_way() -> None:
     shift, dice = random_federation(4, seed=2)
     dice[3] = np.nan  # Site d is unseen: scored, but nothing is trained there.
-    (found,) = rank_correlation(shift_rows(shift, "abcd"), matrix_rows(dice, "abcd"))
+    (found,) = rank_correlation(shift_rows(shift, "abcd"), matrix_rows(dice, "abcd"), DICE)
     pairs = [(i, j) for i in range(3) for j in range(4) if i != j]
     drop = [dice[i, i] - dice[i, j] for i, j in pairs]
     rhos = [
@@ -331,14 +388,14 @@ def test_many_sites_are_renamed_at_random_and_alike_for_the_same_seed() -> None:
     shift, dice = random_federation(8, seed=0)
     sites = "abcdefgh"
     rows = (shift_rows(shift, sites), matrix_rows(dice, sites))
-    (found,) = rank_correlation(*rows, seed=1)
+    (found,) = rank_correlation(*rows, DICE, seed=1)
     off = ~np.eye(8, dtype=bool)
     drop = (np.diag(dice)[:, None] - dice)[off]
     assert found.rho == pytest.approx(spearmanr(shift[off], drop).statistic)
-    assert found.p_value == pytest.approx(1 / tables.PERMUTATIONS)
-    assert [found] == rank_correlation(*rows, seed=1)
+    assert found.p_value == pytest.approx(1 / PERMUTATIONS)
+    assert [found] == rank_correlation(*rows, DICE, seed=1)
     unrelated = shift_rows(random_federation(8, seed=9)[0], sites)
-    assert rank_correlation(unrelated, rows[1])[0].p_value > 0.05
+    assert rank_correlation(unrelated, rows[1], DICE)[0].p_value > 0.05
 
 
 def test_a_drop_is_positive_where_a_distance_grows() -> None:
@@ -347,11 +404,11 @@ def test_a_drop_is_positive_where_a_distance_grows() -> None:
         row | {"metric": "hd95_mm", "mean": 1 - row["mean"]} for row in matrix_rows(dice, "abcd")
     ]
     rows = shift_rows(shift, "abcd")
-    (by_dice,) = rank_correlation(rows, matrix_rows(dice, "abcd"))
-    (by_distance,) = rank_correlation(rows, worse, metric="hd95_mm")
+    (by_dice,) = rank_correlation(rows, matrix_rows(dice, "abcd"), DICE)
+    (by_distance,) = rank_correlation(rows, worse, HD95)
     assert by_distance.rho == pytest.approx(by_dice.rho)
     with pytest.raises(ValueError, match="volume_ml"):
-        rank_correlation(rows, worse, metric="volume_ml")
+        rank_correlation(rows, worse, VOLUME)
 
 
 def test_a_direction_of_its_own_is_used_where_the_table_has_it() -> None:
@@ -361,7 +418,7 @@ def test_a_direction_of_its_own_is_used_where_the_table_has_it() -> None:
         {"site_a": "abcd"[i], "site_b": "abcd"[j], "metric": "directed", "value": shift[i, j]}
         for i, j in itertools.permutations(range(4), 2)
     ]
-    (found,) = rank_correlation(rows, matrix_rows(dice, "abcd"))
+    (found,) = rank_correlation(rows, matrix_rows(dice, "abcd"), DICE)
     off = ~np.eye(4, dtype=bool)
     expected = spearmanr(shift[off], (np.diag(dice)[:, None] - dice)[off]).statistic
     assert found.rho == pytest.approx(expected)
@@ -371,33 +428,36 @@ def test_sites_without_a_shift_are_left_out_and_the_pairs_counted() -> None:
     shift, dice = random_federation(5, seed=3)
     shift[2, :] = shift[:, 2] = np.nan
     rows = shift_rows(shift, "abcde")
-    (found,) = rank_correlation(rows, matrix_rows(dice, "abcde"))
+    (found,) = rank_correlation(rows, matrix_rows(dice, "abcde"), DICE)
     kept = [0, 1, 3, 4]
     (without,) = rank_correlation(
         shift_rows(shift[np.ix_(kept, kept)], "abde"),
         matrix_rows(dice[np.ix_(kept, kept)], "abde"),
+        DICE,
     )
     assert found == without
     assert found.n_pairs == 12
     missing = [row for row in rows if not np.isnan(row["value"])]
-    assert rank_correlation(missing, matrix_rows(dice, "abcde")) == [found]
+    assert rank_correlation(missing, matrix_rows(dice, "abcde"), DICE) == [found]
 
 
 def test_metrics_named_are_skipped_and_others_kept() -> None:
     shift, dice = random_federation(3, seed=1)
     rows = shift_rows(shift, "abc", "mmd") + shift_rows(shift, "abc", "mmd_p")
-    found = rank_correlation(rows, matrix_rows(dice, "abc"), skip={"mmd_p"})
+    found = rank_correlation(rows, matrix_rows(dice, "abc"), DICE, skip={"mmd_p"})
     assert [item.metric for item in found] == ["mmd"]
 
 
 def test_nothing_to_correlate_is_nan_and_not_an_error() -> None:
     shift, dice = random_federation(3, seed=1)
     rows = shift_rows(shift, "abc")
-    (no_models,) = rank_correlation(rows, [cross_row("global", "all", "a", 0.5)])
+    (no_models,) = rank_correlation(rows, [cross_row("global", "all", "a", 0.5)], DICE)
     assert no_models.n_pairs == 0
-    (constant,) = rank_correlation(shift_rows(np.ones((3, 3)), "abc"), matrix_rows(dice, "abc"))
+    (constant,) = rank_correlation(
+        shift_rows(np.ones((3, 3)), "abc"), matrix_rows(dice, "abc"), DICE
+    )
     assert constant.n_pairs == 6
     assert all(
         math.isnan(value) for item in (no_models, constant) for value in (item.rho, item.p_value)
     )
-    assert rank_correlation([], matrix_rows(dice, "abc")) == []
+    assert rank_correlation([], matrix_rows(dice, "abc"), DICE) == []

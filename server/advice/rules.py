@@ -20,9 +20,10 @@ from itertools import combinations
 from statistics import median
 from typing import Any, Literal
 
+from fedshift.protocol.measures import Measure
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.words import NAMED, count, some
-from fedshift.server.tables import site_values
+from fedshift.server.tables.overview import site_values
 from fedshift.strategies.base import Family
 
 VERBS: Mapping[Family, str] = {
@@ -60,12 +61,13 @@ STAKE = 0.01
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, the site cards by
-    name, which sites train nothing, the last training loss of those that told one, and whether
-    only the ``nearest`` pairs were compared."""
+    """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, its headline, the site
+    cards by name, which sites train nothing, the last training loss of those that told one, and
+    whether only the ``nearest`` pairs were compared."""
 
     shift: Sequence[Mapping[str, Any]]
     cross_site: Sequence[Mapping[str, Any]]
+    headline: Measure
     cards: Mapping[str, Mapping[str, Any]]
     unseen: AbstractSet[str] = frozenset()
     loss: Mapping[str, float] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class Evidence:
     @cached_property
     def dice(self) -> dict[tuple[str, str], dict[str, float]]:
         """Each model's mean Dice at each site."""
-        return site_values(self.cross_site, "dice")
+        return site_values(self.cross_site, self.headline)
 
     def subjects(self, site: str) -> int:
         """How many subjects the site's summary is of."""

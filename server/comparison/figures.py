@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from fedshift.protocol.words import short
 from fedshift.server.comparison.ranking import Result, Standing
+from fedshift.server.comparison.read import HEADLINE
 from fedshift.server.comparison.statistics import Estimate, Friedman, alike
 from fedshift.server.comparison.tables import gain
 from fedshift.server.comparison.training import SECONDS_PER_HOUR, Curve, curve, trainings
@@ -25,6 +26,7 @@ from fedshift.server.report.figures import (
     is_dark,
     overlong,
     shade,
+    shade_gains,
     site_names,
     to_png,
 )
@@ -154,9 +156,9 @@ def heat_maps(result: Result) -> Figure:
     labels = [_line(row.title) for row in scored]
     names = site_names(sites, result.comparison.unseen)
     panels: list[tuple[str, np.ndarray, np.ndarray, Callable[[float], str]]]
-    panels = [("Dice", dice, shade(dice, "dice"), "{:.3f}".format)]
+    panels = [("Dice", dice, shade(dice, HEADLINE), "{:.3f}".format)]
     if len(scored) > 1 and np.isfinite(gains).any():
-        panels.append(("gain on the baseline", gains, shade(gains, "gain"), gain))
+        panels.append(("gain on the baseline", gains, shade_gains(gains, 0.1), gain))
     many = len(sites) > MANY_SITES
     width = 0.16 if many else 0.72
     figure = Figure(
@@ -261,7 +263,7 @@ def single_site_models(matrices: Sequence[SingleSiteModels]) -> Figure:
     for axes, item in zip(grid, matrices, strict=False):
         axes.set_title(_line(item.label))
         sites, homes = site_names(item.sites, ()), site_names(item.trained_on, ())
-        _heat_map(axes, item.dice, shade(item.dice, "dice"), sites, homes, "{:.2f}".format)
+        _heat_map(axes, item.dice, shade(item.dice, HEADLINE), sites, homes, "{:.2f}".format)
     for axes in grid[len(matrices) :]:
         axes.set_visible(False)
     return figure

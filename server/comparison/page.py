@@ -12,6 +12,7 @@ import numpy as np
 from fedshift.protocol.words import count, some
 from fedshift.server.comparison import tables
 from fedshift.server.comparison.ranking import Result, Standing
+from fedshift.server.comparison.read import HEADLINE
 from fedshift.server.comparison.statistics import DRAWS, FEWEST_PAIRS, PERMUTATIONS, Estimate
 from fedshift.server.comparison.words import p_words, sentences, time_words
 from fedshift.server.report.figures import MANY_SITES, shade
@@ -306,7 +307,9 @@ def _at_sites(result: Result) -> str:
         small = "".join(f"<small>{escape(note)}</small>" for note in notes)
         head += f'<th scope="col" class="site">{escape(site)}{small}</th>'
     body = ""
-    for row, line, colors, top in zip(result.scored, at, shade(values, "dice"), best, strict=True):
+    for row, line, colors, top in zip(
+        result.scored, at, shade(values, HEADLINE), best, strict=True
+    ):
         cells = ""
         for item, color, first in zip(line, colors, top, strict=True):
             if item is None:

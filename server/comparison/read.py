@@ -11,10 +11,12 @@ from typing import Literal
 import numpy as np
 
 from fedshift import UserError
+from fedshift.protocol.measures import Measure
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.report.run import Model, Row, Run, read_run
-from fedshift.server.tables import read_cases
+from fedshift.server.tables.files import read_cases
 
+HEADLINE = Measure("dice", "Dice", "higher", low=0, high=1)
 METRICS = ("dice", "hd95_mm")
 """What is compared: the columns of a score."""
 
@@ -131,7 +133,8 @@ def _entrant(name: str, cells: Sequence[Cell]) -> Entrant:
         if cell.status == "done":
             try:
                 run = read_run(cell.folder)
-                found = run_scores(run, read_cases(cell.folder / "cases.csv"))
+                assert run.task is not None, "a finished run says what it measures"
+                found = run_scores(run, read_cases(cell.folder / "cases.csv", run.task))
             except UserError as error:
                 checked.append(replace(cell, status="failed", error=str(error)))
                 continue
@@ -185,8 +188,8 @@ def _given(run: Run, site: str, scored: set[Model]) -> list[Model]:
 
 def _subject_means(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     values: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in sorted(rows, key=lambda row: (row["subject"], row["structure"], row["case"])):
-        values[row["subject"]][row["structure"]].append([row[metric] for metric in METRICS])
+    for row in sorted(rows, key=lambda row: (row["subject"], row["part"], row["case"])):
+        values[row["subject"]][row["part"]].append([row[metric] for metric in METRICS])
     return {
         subject: np.mean([np.mean(cases, axis=0) for cases in structures.values()], axis=0)
         for subject, structures in values.items()

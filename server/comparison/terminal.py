@@ -18,7 +18,7 @@ from fedshift.server.comparison.tables import (
     read_standings,
 )
 from fedshift.server.comparison.words import sentences
-from fedshift.server.report.run import format_bytes, format_value
+from fedshift.server.report.run import format_bytes, format_number
 
 STYLES = {"better": "green", "worse": "red"}
 
@@ -49,7 +49,7 @@ def summary(out: Path) -> RenderableType:
         table.add_row(
             str(row.place or "–"),
             Text(row.title.replace(" · ", "\n")),  # One line an axis: a terminal is narrow.
-            *(format_value("dice", value) for value in values),
+            *(format_number(value) for value in values),
             known(row.bytes, format_bytes),
             known(row.difference.value, gain),
             known(deciding_p(row), p_value),

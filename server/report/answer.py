@@ -7,16 +7,17 @@ from typing import Literal
 
 import numpy as np
 
+from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import count, some
 from fedshift.server.report.run import EACH_OWN, Run
-from fedshift.server.tables import Overview, overview
+from fedshift.server.tables.overview import Overview, overview
 
 UPPER_BOUND = "all data in one place; simulation only"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Mean Dice over sites, nan where the run has no such model or site.
+    """The mean headline over sites, nan where the run has no such model or site.
 
     ``in_turn`` says what was left out of each site in turn, if anything: all values are then of
     models that never saw the site, its vendor, or its labels, and ``away`` those of the other
@@ -26,6 +27,7 @@ class Answer:
     other training sites. The ``unseen_*`` values are means over the sites that train nothing.
     """
 
+    headline: Measure
     in_turn: Literal["", "site", "vendor", "labels"]
     sites: int
     federated: float
@@ -45,28 +47,29 @@ class Answer:
         if self.in_turn:
             return self._sentences_in_turn()
         said = []
+        reach, cell = self.headline.said, self.headline.cell
         if _known(self.federated):
-            worst = f" (worst: {self.worst_site}, {self.worst:.3f})" if self.sites > 1 else ""
+            worst = f" (worst: {self.worst_site}, {reach(self.worst)})" if self.sites > 1 else ""
             said.append(
-                f"The federated model reaches {self.federated:.3f} mean Dice "
+                f"The federated model reaches {reach(self.federated)} mean {self.headline.title} "
                 f"over {count(self.sites, 'training site')}{worst}."
             )
         if _known(self.home) and _known(self.away):
             said.append(
-                f"Models trained at a single site reach {self.home:.3f} at home "
-                f"and {self.away:.3f} at the other sites."
+                f"Models trained at a single site reach {reach(self.home)} at home "
+                f"and {reach(self.away)} at the other sites."
             )
         elif _known(self.home):
-            said.append(f"The single site's own model reaches {self.home:.3f} there.")
+            said.append(f"The single site's own model reaches {reach(self.home)} there.")
         if _known(self.personal):
-            said.append(f"Personalised models reach {self.personal:.3f} at home.")
+            said.append(f"Personalised models reach {reach(self.personal)} at home.")
         if _known(self.pooled):
-            less = ", in this run less than federated" if self.pooled < self.federated else ""
             said.append(
-                f"Pooled, the upper bound ({UPPER_BOUND}), reaches {self.pooled:.3f}{less}."
+                f"Pooled, the upper bound ({UPPER_BOUND}), reaches {reach(self.pooled)}"
+                f"{self._beaten()}."
             )
         parts = [
-            f"{name} {value:.3f}"
+            f"{name} {cell(value)}"
             for name, value in (
                 ("federated", self.unseen_federated),
                 ("single-site models", self.unseen_single),
@@ -80,8 +83,16 @@ class Answer:
             said.append(f"At {which}: {', '.join(parts)}.")
         return said
 
+    def _beaten(self) -> str:
+        """That the federated model is better than the upper bound, where it is."""
+        if not self.headline.sign * (self.federated - self.pooled) > 0:
+            return ""
+        less = "less" if self.headline.better == "higher" else "more"
+        return f", in this run {less} than federated"
+
     def _sentences_in_turn(self) -> list[str]:
         said = []
+        reach = self.headline.said
         never, each, without = "that it never saw", "left out", "the site"
         if self.in_turn == "vendor":
             never, each = "whose vendor it never saw", "left out with its vendor"
@@ -90,28 +101,29 @@ class Answer:
             never, each, without = "whose labels it never saw", "without labels", "its labels"
         if _known(self.federated):
             said.append(
-                f"At a site {never}, the federated model reaches {self.federated:.3f} "
-                f"mean Dice ({count(self.sites, 'site')}, each {each} in turn; "
-                f"worst: {self.worst_site}, {self.worst:.3f})."
+                f"At a site {never}, the federated model reaches {reach(self.federated)} "
+                f"mean {self.headline.title} ({count(self.sites, 'site')}, each {each} in turn; "
+                f"worst: {self.worst_site}, {reach(self.worst)})."
             )
         if _known(self.away):
-            said.append(f"Models trained at a single other site reach {self.away:.3f} there.")
+            said.append(f"Models trained at a single other site reach {reach(self.away)} there.")
         if _known(self.pooled):
             said.append(
                 f"Pooled without {without}, the upper bound ({UPPER_BOUND}), "
-                f"reaches {self.pooled:.3f}."
+                f"reaches {reach(self.pooled)}."
             )
         return said
 
 
 def answer(run: Run) -> Answer:
-    """Gather the headline values of ``run`` from its cross-site Dice."""
-    found = overview(run.scores, run.unseen)
+    """Gather what ``run`` reaches in its headline, which some model must have been scored by."""
+    found = overview(run.scores, run.headline, run.unseen)
     single = [item for item in found if item.model == "local"]
     federated = next((item for item in found if item.model == "global"), None)
     pooled = next((item for item in found if item.model == "pooled"), None)
     scored = {row["site"] for row in run.cross_site}
     return Answer(
+        headline=run.headline,
         in_turn=run.in_turn,
         sites=len(scored - run.unseen),
         federated=federated.macro_mean if federated else np.nan,

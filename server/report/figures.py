@@ -18,13 +18,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import count, short, some
 from fedshift.server.report.run import (
     Matrix,
     Run,
     format_bytes,
-    format_value,
     shift_label,
     time_unit,
 )
@@ -32,7 +31,8 @@ from fedshift.server.report.run import (
 MANY_SITES = 12
 LISTED_SITES = 60
 """Of more sites than this neither page nor figures show them one by one."""
-HEAT_MAP_METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
+HEAT_MAPS = 4
+"""So many measures are drawn, of those with a better direction the first."""
 
 ARMS: dict[str, tuple[str, Literal["-", "--"], str]] = {
     "federated": ("#0072B2", "-", "federated"),
@@ -76,9 +76,8 @@ STYLE: dict[str, Any] = {
 def draw_all(run: Run) -> dict[str, bytes]:
     """Return file name -> PNG for every figure that the run has the data for."""
     jobs: dict[str, Callable[[], Figure]] = {
-        f"cross_site_{metric}.png": partial(heat_map, run, metric)
-        for metric in HEAT_MAP_METRICS
-        if metric in run.metrics
+        f"cross_site_{measure.name}.png": partial(heat_map, run, measure)
+        for measure in [item for item in run.measures if item.better][:HEAT_MAPS]
     }
     if run.rounds:
         jobs["curves.png"] = partial(curves, run)
@@ -98,28 +97,41 @@ def to_png(jobs: Mapping[str, Callable[[], Figure]]) -> dict[str, bytes]:
         return {name: _png(draw()) for name, draw in jobs.items()}
 
 
-def shade(values: np.ndarray, metric: str) -> np.ndarray:
+def shade(values: np.ndarray, measure: Measure) -> np.ndarray:
     """Return RGBA in 0..1 for ``values`` of any shape; darker is better, nan is light grey.
 
-    Ratios run from 0 to 1, distances from 0 to the largest value, signed errors from minus to plus
-    the largest size on a diverging scale, and so do differences in Dice (``gain``), to 0.1 at
-    least; a metric without a direction stays unshaded.
+    Colours run between the measure's bounds, or to the farthest value where it has none. What has
+    no better direction is shaded by its distance from 0 where it may be negative, such as an error
+    with a sign, and hardly at all otherwise.
     """
     finite = values[np.isfinite(values)]
-    top = float(np.abs(finite).max()) if finite.size else 1.0
-    top = top or 1.0
-    if metric in HIGHER_IS_BETTER:
-        name, norm = "YlGnBu", Normalize(0, 1)
-    elif metric in LOWER_IS_BETTER:
-        name, norm = "YlGnBu_r", Normalize(0, top)
-    elif metric == "volume_error_ml":
-        name, norm = "PuOr", Normalize(-top, top)
-    elif metric == "gain":
-        name, norm = "PuOr", Normalize(-max(top, 0.1), max(top, 0.1))
-    else:
-        name, norm = "Greys", Normalize(-9 * top, 90 * top)
+    if not measure.better:
+        top = float(np.abs(finite).max(initial=0)) or 1.0
+        if measure.low < 0:
+            return _diverging(values, top)
+        return _colors(values, "Greys", Normalize(-9 * top, 90 * top))
+    ends = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    bounds = (measure.low, measure.high)
+    low, high = (
+        bound if np.isfinite(bound) else end for bound, end in zip(bounds, ends, strict=True)
+    )
+    name = "YlGnBu" if measure.better == "higher" else "YlGnBu_r"
+    return _colors(values, name, Normalize(low, high if high > low else low + 1))
+
+
+def shade_gains(values: np.ndarray, least: float) -> np.ndarray:
+    """As :func:`shade` for differences: 0 is pale, and the scale goes to ``least`` at least."""
+    finite = values[np.isfinite(values)]
+    return _diverging(values, max(float(np.abs(finite).max(initial=0)), least))
+
+
+def _diverging(values: np.ndarray, top: float) -> np.ndarray:
+    # The middle of a diverging map is its zero.
+    return _colors(values, "PuOr", Normalize(-top, top), start=0.09)
+
+
+def _colors(values: np.ndarray, name: str, norm: Normalize, start: float = 0.06) -> np.ndarray:
     # The ends of the map are left out: nearly white and nearly black cells hide their numbers.
-    start = 0.09 if name == "PuOr" else 0.06  # The middle of a diverging map is its zero.
     colors = mpl.colormaps[name](start + 0.82 * norm(np.nan_to_num(values)))
     colors[~np.isfinite(values)] = (0.93, 0.93, 0.93, 1.0)
     return np.asarray(colors)
@@ -136,10 +148,10 @@ def is_dark(rgba: np.ndarray) -> bool:
     return bool(channels @ (0.2126, 0.7152, 0.0722) < 0.179)
 
 
-def heat_map(run: Run, metric: str) -> Figure:
+def heat_map(run: Run, measure: Measure) -> Figure:
     """Models x sites; numbers in the cells unless there are more than ``MANY_SITES`` sites. Of more
     than ``LISTED_SITES`` the means over those of each vendor, where vendors are few."""
-    matrix = run.matrix(metric)
+    matrix = run.matrix(measure)
     names = site_names(matrix.sites, run.unseen)
     labels = [short(run.label(model)) for model in matrix.models]
     mean, groups = matrix.mean, vendor_groups(run)
@@ -150,7 +162,7 @@ def heat_map(run: Run, metric: str) -> Figure:
     size = (8.0, 8.0) if many else (2.6 + 0.95 * columns, 1.5 + 0.36 * rows + overlong(names))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    colors = shade(mean, metric)
+    colors = shade(mean, measure)
     axes.imshow(colors, aspect="auto", interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -168,16 +180,16 @@ def heat_map(run: Run, metric: str) -> Figure:
             axes.text(
                 column,
                 row,
-                format_value(metric, float(mean[row, column])),
+                measure.cell(float(mean[row, column])),
                 ha="center",
                 va="center",
                 color="white" if is_dark(colors[row, column]) else "black",
             )
     figure.suptitle(
-        f"{metric_title(metric)}: "
+        f"{measure.label}: "
         + ("means over the models and the sites of each vendor" if groups else "each model (row)")
         + ("\n" if groups else " at each site (column)\n")
-        + f"test split, {_structure_words(run)}"
+        + f"test split{_part_words(run)}"
         + ("; every model trained without the column's site" if run.in_turn else "")
         + {"vendor": "'s vendor", "labels": "'s labels"}.get(run.in_turn, ""),
         x=0.01,
@@ -243,19 +255,20 @@ def overlong(names: Sequence[str], room: int = 12) -> float:
 
 
 def curves(run: Run) -> Figure:
-    """Validation Dice and training loss by round: means over sites, then one panel a site."""
+    """The validated headline and training loss by round: means over sites, then a panel a site."""
     rounds = [line["round"] for line in run.rounds]
-    dice = {arm: run.curve("val_dice", arm) for arm in ARMS}
+    reached = run.validation
     loss = {arm: run.curve("loss", arm) for arm in ARMS}
-    sites = sorted(dice["federated"] | dice["local"])
+    sites = sorted(reached["federated"] | reached["local"])
     panels = sites if 1 < len(sites) <= MANY_SITES else []
-    validated = any(dice.values())
+    validated = any(reached.values())
     columns = min(3, 1 + validated + bool(panels))
     lines = -(-(1 + validated + len(panels)) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.5 * lines + 0.5), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     band = "" if panels or len(sites) < 2 else " (band: lowest to highest site)"
-    means = [(dice, f"validation Dice, mean of {count(len(sites), 'site')}{band}")]
+    what = f"validation {run.headline.title}" if validated else ""
+    means = [(reached, f"{what}, mean of {count(len(sites), 'site')}{band}")]
     means = [*(means if validated else []), (loss, f"training loss, mean{band}")]
     for axes, (data, title) in zip(grid, means, strict=False):
         axes.set_title("\n".join(title.split(" (", 1)).replace("band:", "(band:"))
@@ -272,12 +285,13 @@ def curves(run: Run) -> Figure:
                     rounds, low, high, where=shown, color=color, alpha=0.15, linewidth=0
                 )
     for axes, site in zip(grid[2:], panels, strict=False):
-        axes.set_title(f"{short(site)}: validation Dice")
+        axes.set_title(f"{short(site)}: {what}")
         for arm, (color, dash, _) in ARMS.items():
-            if site in dice[arm]:
-                axes.plot(rounds, dice[arm][site], dash, color=color, **_marker(rounds))
+            if site in reached[arm]:
+                axes.plot(rounds, reached[arm][site], dash, color=color, **_marker(rounds))
     for axes in (grid[0], *grid[2:]) if validated else ():
-        axes.set_ylim(0, 1)
+        axes.set_ylim(*_limits(run.headline, reached))
+        axes.set_ylabel(run.headline.unit)
     for index, axes in enumerate(grid):
         axes.xaxis.get_major_locator().set_params(integer=True)
         if index + columns >= len(means) + len(panels):  # Nothing is drawn below.
@@ -287,10 +301,23 @@ def curves(run: Run) -> Figure:
     handles = [
         Line2D([], [], color=color, linestyle=dash, label=label)
         for arm, (color, dash, label) in ARMS.items()
-        if dice[arm] or loss[arm]
+        if reached[arm] or loss[arm]
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
+
+
+def _limits(
+    measure: Measure, reached: Mapping[str, Mapping[str, np.ndarray]]
+) -> tuple[float, float]:
+    """The ends of an axis for all that arms reached: the measure's bounds, else just outside."""
+    values = np.concatenate([curve for arm in reached.values() for curve in arm.values()])
+    low, high = np.nanmin(values), np.nanmax(values)
+    room = 0.05 * (high - low) or 0.5
+    return (
+        measure.low if np.isfinite(measure.low) else low - room,
+        measure.high if np.isfinite(measure.high) else high + room,
+    )
 
 
 def timeline(run: Run) -> Figure:
@@ -354,7 +381,7 @@ def timeline(run: Run) -> Figure:
 
 
 def shift_drop(run: Run) -> Figure:
-    """Each shift metric against the drop in Dice, over ordered pairs of sites."""
+    """Each shift metric against the drop in the headline, over ordered pairs of sites."""
     columns = min(3, len(run.correlations))
     lines = -(-len(run.correlations) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.7 * lines + 0.6), layout="constrained")
@@ -364,16 +391,16 @@ def shift_drop(run: Run) -> Figure:
     few = len(homes) <= len(PALETTE)
     color_of = {home: PALETTE[index] if few else PALETTE[0] for index, home in enumerate(homes)}
     for axes, found in zip(grid, run.correlations, strict=False):
-        points = pairs[found.metric]
+        shown = pairs[found.metric]
         # Of two pairs, or of equal ones, there is no correlation.
         told = f"ρ = {found.rho:.2f}, p = {found.p_value:.3f}, " if found.rho == found.rho else ""
         axes.set_title(f"{shift_label(found.metric)}\n{told}{found.n_pairs} pairs")
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.scatter(
-            [point.shift for point in points],
-            [point.drop for point in points],
+            [pair.shift for pair in shown],
+            [pair.drop for pair in shown],
             s=34 if few else 6,
-            c=[color_of[point.home] for point in points],
+            c=[color_of[pair.home] for pair in shown],
             alpha=0.9 if few else 0.3,
             edgecolors="white" if few else "none",
             linewidths=0.6,
@@ -381,7 +408,7 @@ def shift_drop(run: Run) -> Figure:
         axes.set_xlabel("shift between the two sites")
         axes.locator_params(axis="x", nbins=4)
     for axes in grid[::columns]:
-        axes.set_ylabel("drop in Dice")
+        axes.set_ylabel(run.headline.worsening)
     for axes in grid[len(run.correlations) :]:
         axes.set_visible(False)
     if few:
@@ -469,13 +496,8 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
     )
 
 
-def metric_title(metric: str) -> str:
-    """A metric's name for readers: ``hd95_mm`` is ``HD95 (mm)``."""
-    if metric in ("hd95_mm", "assd_mm", "nsd"):
-        return metric.upper().replace("_MM", " (mm)")
-    return metric.replace("_mm", " (mm)").replace("_ml", " (mL)").replace("_", " ").capitalize()
-
-
-def _structure_words(run: Run) -> str:
-    mean = "mean of " if len(run.structures) > 1 else ""
-    return mean + some([short(name) for name in run.structures])
+def _part_words(run: Run) -> str:
+    if not run.part_name:
+        return ""
+    mean = "mean of " if len(run.parts) > 1 else ""
+    return f", {mean}{some([short(name) for name in run.parts])}"

@@ -12,21 +12,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedshift import UserError
+from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
-from fedshift.protocol.tables import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, NEGATIVE_METRICS
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
-from fedshift.server.rounds import read_rounds
+from fedshift.server.rounds import read_rounds, read_task
 from fedshift.server.shift import NO_DISTANCES
-from fedshift.server.tables import (
-    Overview,
-    RankCorrelation,
-    overview,
-    rank_correlation,
-    read_cross_site,
-    read_shift,
-)
+from fedshift.server.tables.correlation import RankCorrelation, rank_correlation
+from fedshift.server.tables.files import read_cross_site, read_shift
+from fedshift.server.tables.overview import Overview, overview
 
 Row = dict[str, Any]
 Model = tuple[str, str]
@@ -73,21 +68,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One metric of every model at every site.
+    """One measure of every model at every site.
 
-    ``structure`` is ``None`` for the mean over the structures. ``mean``, ``low`` and ``high``
-    (the 95 % interval) are (models, sites) float64, nan where nothing was measured; ``masks`` and
-    ``failed`` count the masks behind each mean. The mean over several structures has no interval.
+    ``part`` is ``None`` for the mean over the parts. ``mean``, ``low`` and ``high`` (the 95 %
+    interval) are (models, sites) float64, nan where nothing was measured; ``scores`` and ``failed``
+    count the cases and parts behind each mean. The mean over several parts has no interval.
     """
 
-    metric: str
-    structure: str | None
+    measure: Measure
+    part: str | None
     models: tuple[Model, ...]
     sites: tuple[str, ...]
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    masks: np.ndarray
+    scores: np.ndarray
     failed: np.ndarray
 
     @cached_property
@@ -101,25 +96,32 @@ class Matrix:
     @cached_property
     def best(self) -> np.ndarray:
         """Which cells are the best of their column, (models, sites) bool. Pooled, an upper bound,
-        does not compete; a metric without a direction has no best."""
-        if self.metric in HIGHER_IS_BETTER:
-            score = self.mean
-        elif self.metric in LOWER_IS_BETTER:
-            score = -self.mean
-        else:
+        does not compete; a measure without a direction has no best."""
+        if not self.measure.better:
             return np.zeros(self.mean.shape, bool)
+        score = self.measure.sign * self.mean
         pooled = np.array([model == "pooled" for model, _ in self.models])
         score = np.where(np.isnan(score) | pooled[:, None], -np.inf, score)
         return (score == score.max(axis=0)) & np.isfinite(score)
 
 
 class Pair(NamedTuple):
-    """What ``home``'s own model loses at ``site``, in Dice, and the shift between the two."""
+    """What ``home``'s own model loses at ``site``, in the headline, and the shift between them."""
 
     home: str
     site: str
     shift: float
     drop: float
+
+
+class SparseRow(NamedTuple):
+    """What ``model`` reaches at ``site`` in a part of the label, in measures that only some cases
+    have: the mean and the number of these cases, by the measure's name."""
+
+    model: Model
+    site: str
+    part: str
+    values: dict[str, tuple[float, int]]
 
 
 class Picture(NamedTuple):
@@ -133,15 +135,19 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of a run folder; a part that the folder does not hold is empty. ``cards``
-    holds the site cards by name, ``notes`` a sentence for everything missing from the evaluation,
-    and ``encoder`` says in whose features shift was measured; ``shift_pairs`` how the pairs of
-    sites were chosen (``all``, ``sampled`` or ``nearest``), and ``shift_told`` tells it.
-    ``findings`` are what the doctor found in the files, in words that may be passed on."""
+    """The contents of a run folder; a part that the folder does not hold is empty.
+
+    ``task`` says what was measured, None before the first round. ``cards`` holds the site cards by
+    name, ``notes`` a sentence for everything missing from the evaluation, and ``encoder`` says in
+    whose features shift was measured; ``shift_pairs`` how the pairs of sites were chosen (``all``,
+    ``sampled`` or ``nearest``), and ``shift_told`` tells it. ``findings`` are what the doctor found
+    in the files, in words that may be passed on.
+    """
 
     folder: Path
     config_text: str
     config: dict[str, Any]
+    task: TaskCard | None
     cards: dict[str, dict[str, Any]]
     rounds: list[dict[str, Any]]
     cross_site: list[dict[str, Any]]
@@ -235,6 +241,7 @@ class Run:
         return Evidence(
             self.shift,
             self.cross_site,
+            self.headline,
             self.cards,
             self.unseen,
             loss,
@@ -244,7 +251,7 @@ class Run:
     @cached_property
     def advice(self) -> str:
         """What to try next and why, in a few sentences; empty where no shift was measured."""
-        if not self.shift:
+        if not self.shift or self.task is None:
             return ""
         features = f" (Features: {self.encoder}.)" if self.encoder else ""
         return f"{advise(self.evidence).sentence}{features}"
@@ -260,18 +267,47 @@ class Run:
         """The vendor of each scored site, "A+B" where it has several, empty where unknown."""
         return {row["site"]: row["vendor"] for row in self.cross_site}
 
+    @property
+    def headline(self) -> Measure:
+        """What the models are ranked by. Ask only where something is :attr:`scored`."""
+        assert self.task is not None
+        return self.task.headline
+
+    @property
+    def scored(self) -> bool:
+        """Whether a model's headline was measured at some site."""
+        return self.task is not None and self.headline.name in self._rows
+
+    @property
+    def part_name(self) -> str:
+        """What the parts of a label are called, "" where there are none."""
+        return self.task.part if self.task else ""
+
     @cached_property
-    def structures(self) -> tuple[str, ...]:
-        """The structures of ``cross_site.csv``, in the order of the labels where cards give it."""
-        declared = [name for card in self.cards.values() for name in card["structures"]]
-        present = {row["structure"]: None for row in self.cross_site}
+    def parts(self) -> tuple[str, ...]:
+        """The parts of ``cross_site.csv``, in the order of the labels where cards give it."""
+        declared = [name for card in self.cards.values() for name in card["parts"]]
+        present = {row["part"]: None for row in self.cross_site}
         return tuple(dict.fromkeys([name for name in declared if name in present] + [*present]))
 
     @cached_property
-    def metrics(self) -> tuple[str, ...]:
-        """The metrics of ``cross_site.csv``, Dice first; without those of negative cases."""
-        known = [metric for metric in METRICS if metric in self._rows]
-        return (*known, *sorted(set(self._rows).difference(METRICS, NEGATIVE_METRICS)))
+    def measures(self) -> tuple[Measure, ...]:
+        """What ``cross_site.csv`` tells of every case, the headline first."""
+        return tuple(item for item in self._told if not item.sparse and not item.whole)
+
+    @cached_property
+    def sparse_measures(self) -> tuple[Measure, ...]:
+        """What it tells of those cases that have it."""
+        return tuple(item for item in self._told if item.sparse)
+
+    @cached_property
+    def whole_measures(self) -> tuple[Measure, ...]:
+        """What it tells of whole splits."""
+        return tuple(item for item in self._told if item.whole)
+
+    @property
+    def _told(self) -> list[Measure]:
+        return [item for item in self.task.measures if item.name in self._rows] if self.task else []
 
     @cached_property
     def scores(self) -> list[Row]:
@@ -292,40 +328,21 @@ class Run:
             rows.setdefault(row["metric"], []).append(row)
         return rows
 
-    def rows(self, metric: str, structure: str | None) -> list[Row]:
-        """The rows of ``cross_site.csv`` for one metric; ``structure=None`` keeps them all."""
-        return [row for row in self._rows[metric] if structure in (None, row["structure"])]
+    def rows(self, measure: Measure, part: str | None) -> list[Row]:
+        """The rows of ``cross_site.csv`` for one measure; ``part=None`` keeps them all."""
+        return [row for row in self._rows[measure.name] if part in (None, row["part"])]
 
     @cached_property
-    def negatives(self) -> list[Row]:
-        """Where a test split has cases without a structure: a row a model, site and structure with
-        ``model`` (a pair), ``site``, ``structure``, ``n``, ``specificity``, ``dice_positives``
-        (nan where every case is negative), ``false_positive_ml`` and
-        ``false_positive_components`` (means over all cases)."""
-        beside = ("dice_positives", "false_positive_ml", "false_positive_components")
-        values = {
-            (row["model"], row["trained_on"], row["site"], row["structure"], metric): row["mean"]
-            for metric in beside
-            for row in self._rows.get(metric, [])
-        }
-        found = []
-        for row in self._rows.get("specificity", []):
-            key = (row["model"], row["trained_on"], row["site"], row["structure"])
-            found.append(
-                {
-                    "model": key[:2],
-                    "site": row["site"],
-                    "structure": row["structure"],
-                    "n": row["n"],
-                    "specificity": row["mean"],
-                    **{metric: values.get((*key, metric), np.nan) for metric in beside},
-                }
-            )
+    def sparse(self) -> list[SparseRow]:
+        """What each model reaches in the sparse measures, by model, site and part."""
+        found: dict[tuple[Model, str, str], dict[str, tuple[float, int]]] = {}
+        for measure in self.sparse_measures:
+            for row in self._rows[measure.name]:
+                key = (row["model"], row["trained_on"]), row["site"], row["part"]
+                found.setdefault(key, {})[measure.name] = row["mean"], row["n"]
         sites = {site: place for place, site in enumerate(self.sites)}
-        return sorted(
-            found,
-            key=lambda row: (model_key(row["model"]), sites[row["site"]], row["structure"]),
-        )
+        ordered = sorted(found, key=lambda key: (model_key(key[0]), sites[key[1]], key[2]))
+        return [SparseRow(*key, found[key]) for key in ordered]
 
     def label(self, model: Model) -> str:
         """A model's name as the figures and the page print it."""
@@ -339,10 +356,10 @@ class Run:
         """The name chosen for a group of the configuration, such as ``strategy``."""
         return str((self.config.get(group) or {}).get("name", "unnamed"))
 
-    def matrix(self, metric: str, structure: str | None = None) -> Matrix:
-        """Return ``metric`` of every model at every scored site; ``structure=None`` averages over
-        the structures."""
-        rows = self.rows(metric, structure)
+    def matrix(self, measure: Measure, part: str | None = None) -> Matrix:
+        """Return ``measure`` of every model at every scored site; ``part=None`` averages over the
+        parts."""
+        rows = self.rows(measure, part)
         models = tuple(sorted({(row["model"], row["trained_on"]) for row in rows}, key=model_key))
         scored = {row["site"] for row in rows}
         sites = tuple(site for site in self.sites if site in scored)
@@ -350,24 +367,24 @@ class Run:
         column_of = {site: index for index, site in enumerate(sites)}
         shape = (len(models), len(sites))
         total, low, high = np.zeros(shape), np.full(shape, np.nan), np.full(shape, np.nan)
-        count, masks, failed = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
+        count, scores, failed = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
         for row in rows:
             cell = row_of[row["model"], row["trained_on"]], column_of[row["site"]]
-            masks[cell] += row["n"]
+            scores[cell] += row["n"]
             failed[cell] += row["n_failed"]
             total[cell] += row["mean"]
             count[cell] += 1
             low[cell], high[cell] = row["ci_low"], row["ci_high"]
         low[count > 1] = high[count > 1] = np.nan
         mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
-        return Matrix(metric, structure, models, sites, mean, low, high, masks, failed)
+        return Matrix(measure, part, models, sites, mean, low, high, scores, failed)
 
-    def overviews(self, metric: str, structure: str | None = None) -> dict[Model, Overview]:
+    def overviews(self, measure: Measure, part: str | None = None) -> dict[Model, Overview]:
         """The overview of each model that every training site of the matrix scored: a mean over
-        fewer sites would not compare. Empty for a metric without a better direction."""
-        if metric not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
+        fewer sites would not compare. Empty for a measure without a better direction."""
+        if not measure.better:
             return {}
-        matrix = self.matrix(metric, structure)
+        matrix = self.matrix(measure, part)
         trained = np.array([site not in self.unseen for site in matrix.sites])
         if not trained.any():
             return {}
@@ -375,7 +392,7 @@ class Run:
         compared = {model for model, kept in zip(matrix.models, whole, strict=True) if kept}
         return {
             model: item
-            for item in overview(self.rows(metric, structure), self.unseen, metric)
+            for item in overview(self.rows(measure, part), measure, self.unseen)
             if (model := (item.model, item.trained_on)) in compared
         }
 
@@ -391,6 +408,13 @@ class Run:
                 if metrics.get(key) is not None:
                     found.setdefault(site, np.full(len(self.rounds), np.nan))[index] = metrics[key]
         return dict(sorted(found.items()))
+
+    @property
+    def validation(self) -> dict[str, dict[str, np.ndarray]]:
+        """The curves of the headline on the validation splits, by arm and site."""
+        arms = ("federated", "local", "pooled")
+        key = f"val_{self.headline.name}" if self.task else ""
+        return {arm: self.curve(key, arm) for arm in arms}
 
     @property
     def main_arm(self) -> str:
@@ -458,18 +482,18 @@ class Run:
 
     @cached_property
     def drops(self) -> dict[tuple[str, str], float]:
-        """What each site's own model loses at each other site, in Dice, sorted by name."""
-        if "dice" not in self.metrics:
+        """What each site's own model loses at each other site, in the headline, sorted by name."""
+        if not self.scored:
             return {}
-        dice = self.matrix("dice")
+        matrix, sign = self.matrix(self.headline), self.headline.sign
         found: dict[tuple[str, str], float] = {}
-        for row, (model, home) in enumerate(dice.models):
-            if model != "local" or home not in dice.sites:
+        for row, (model, home) in enumerate(matrix.models):
+            if model != "local" or home not in matrix.sites:
                 continue
-            drops = dice.mean[row, dice.sites.index(home)] - dice.mean[row]
+            drops = sign * (matrix.mean[row, matrix.sites.index(home)] - matrix.mean[row])
             found |= {
                 (home, site): float(drop)
-                for site, drop in zip(dice.sites, drops, strict=True)
+                for site, drop in zip(matrix.sites, drops, strict=True)
                 if site != home and np.isfinite(drop)
             }
         return dict(sorted(found.items()))
@@ -490,12 +514,17 @@ class Run:
 
     @cached_property
     def correlations(self) -> list[RankCorrelation]:
-        """Each shift distance against the drop in Dice, where a pair of sites has both; the
+        """Each shift distance against the drop in the headline, where a pair of sites has both; the
         strongest first. None of the nearest pairs alone, which do not stand for all."""
-        if "dice" not in self.metrics or self.shift_pairs == "nearest":
+        if not self.drops or self.shift_pairs == "nearest":
             return []
-        sampled = self.shift_pairs == "sampled"
-        found = rank_correlation(self.shift, self.cross_site, skip=NO_DISTANCES, sampled=sampled)
+        found = rank_correlation(
+            self.shift,
+            self.cross_site,
+            self.headline,
+            skip=NO_DISTANCES,
+            sampled=self.shift_pairs == "sampled",
+        )
         return sorted(
             (item for item in found if item.n_pairs),
             key=lambda item: (-abs(np.nan_to_num(item.rho)), item.metric),
@@ -526,11 +555,9 @@ def shift_label(metric: str) -> str:
     return SHIFT_LABELS.get(metric, metric.replace("_", " "))
 
 
-def format_value(metric: str, value: float) -> str:
-    """Three decimals for ratios, two for millimetres and millilitres, a dash for nan."""
-    if np.isnan(value):
-        return "–"
-    return f"{value:.2f}" if metric.endswith(("_mm", "_ml")) else f"{value:.3f}"
+def format_number(value: float) -> str:
+    """Three decimals, a dash for nan."""
+    return "–" if np.isnan(value) else f"{value:.3f}"
 
 
 def format_bytes(count: float) -> str:
@@ -577,14 +604,23 @@ def read_run(folder: Path) -> Run:
     cards = read_json(home / "checkpoints" / "sites.json", _cards) or []
     evaluation = read_json(folder / "checkpoints" / "evaluation.json", _evaluation) or {}
     cross_site_path, shift_path = folder / "cross_site.csv", folder / "shift.csv"
+    task = read_task(home)
+    if task is None and cross_site_path.is_file():
+        raise UserError(
+            f"{folder} holds scores and no checkpoints/method.json, which says what was measured; "
+            "restore that file from a copy"
+        )
     return Run(
         folder=folder,
         config_text=config_text,
         config=config,
+        task=task,
         # The simulated site that holds all data trains the pooled reference; it is no real site.
         cards={card["name"]: card for card in cards if card["name"] != POOLED},
         rounds=read_rounds(folder),
-        cross_site=read_cross_site(cross_site_path) if cross_site_path.is_file() else [],
+        cross_site=read_cross_site(cross_site_path, task)
+        if task is not None and cross_site_path.is_file()
+        else [],
         shift=read_shift(shift_path) if shift_path.is_file() else [],
         notes=tuple(evaluation.get("problems", ())),
         encoder=evaluation.get("encoder", ""),
@@ -599,15 +635,19 @@ def _parents(paths: Iterator[Path]) -> list[Path]:
 
 
 def _cards(node: Any) -> list[dict[str, Any]]:
+    cards = []
     for fields in node:
-        words = [fields["name"], fields["role"], *fields["structures"], *fields.get("vendors", ())]
-        splits = [counts for split in fields["splits"].values() for counts in split.values()]
-        if not all(isinstance(word, str) for word in (*words, *fields.get("notes", ()))):
+        # An older run calls them by what they were.
+        card = {**fields, "parts": fields["parts"] if "parts" in fields else fields["structures"]}
+        words = [card["name"], card["role"], *card["parts"], *card.get("vendors", ())]
+        splits = [counts for split in card["splits"].values() for counts in split.values()]
+        if not all(isinstance(word, str) for word in (*words, *card.get("notes", ()))):
             raise ValueError("a name is no text")
         if not all(isinstance(number, int) for number in splits):
             raise ValueError("a count is no number")
-        _ = fields["splits"]["train"]["labelled"]
-    return list(node)
+        _ = card["splits"]["train"]["labelled"]
+        cards.append(card)
+    return cards
 
 
 def _evaluation(node: Any) -> dict[str, Any]:

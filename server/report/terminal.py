@@ -13,7 +13,7 @@ from rich.text import Text
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.words import count, short
 from fedshift.server.report.answer import answer
-from fedshift.server.report.run import EACH_OWN, Model, Run, format_value, read_run, shift_label
+from fedshift.server.report.run import EACH_OWN, Model, Run, format_number, read_run, shift_label
 
 MAX_COLUMNS = 6
 """With more sites than this the table shows only the shared models and the summary columns; the
@@ -23,15 +23,15 @@ MAX_CORRELATIONS = 3
 
 
 def summary(run: Path) -> RenderableType:
-    """Return the run's Dice table, what predicts the drop, failures and where the report is.
+    """Return the run's headline as a table, what predicts its drop, failures, where the page is.
 
     Made for 80 columns: the names of models stay on one line, those of sites wrap.
     Raises :class:`fedshift.UserError` when ``run`` is no run folder or a file in it is broken.
     """
     contents = read_run(run)
     lines: list[RenderableType] = []
-    if "dice" in contents.metrics:
-        lines += [_dice(contents), *(Text(line) for line in answer(contents).sentences())]
+    if contents.scored:
+        lines += [_headline(contents), *(Text(line) for line in answer(contents).sentences())]
     else:
         lines.append(Text("No model has been scored yet."))
     if contents.simulated:
@@ -55,10 +55,11 @@ def summary(run: Path) -> RenderableType:
     return Group(*lines)
 
 
-def _dice(run: Run) -> Table:
+def _headline(run: Run) -> Table:
     """Models x sites with the best of a column bold, the pooled upper bound aside."""
-    matrix = run.matrix("dice")
-    found = run.overviews("dice")
+    headline = run.headline
+    matrix = run.matrix(headline)
+    found = run.overviews(headline)
     shown = range(len(matrix.sites)) if len(matrix.sites) <= MAX_COLUMNS else range(0)
     # With a column of its own, a single unseen site needs no mean.
     unseen = sum(site in run.unseen for site in matrix.sites) > (1 if shown else 0)
@@ -68,7 +69,7 @@ def _dice(run: Run) -> Table:
         "vendor": ", each site by models that never saw its vendor",
         "labels": ", each site by models that never saw its labels",
     }[run.in_turn]
-    table = _table(title=f"Dice on the test split{where}")
+    table = _table(title=f"{headline.label} on the test split{where}")
     table.add_column("model", no_wrap=True)
     for column in shown:
         site = matrix.sites[column]
@@ -84,10 +85,10 @@ def _dice(run: Run) -> Table:
         summaries = [""] * len(ends)
         if item := found.get(model):
             values = [item.macro_mean, item.worst, *([item.unseen] if unseen else [])]
-            summaries = [format_value("dice", value) for value in values]
+            summaries = [headline.cell(value) for value in values]
         cells = [
             Text(
-                format_value("dice", matrix.mean[row, column]),
+                headline.cell(matrix.mean[row, column]),
                 style="bold" if matrix.best[row, column] else "",
             )
             for column in shown
@@ -105,10 +106,10 @@ def _label(model: Model) -> str:
 
 
 def _correlations(run: Run) -> Table:
-    """The strongest rank correlations of a shift metric with the drop in Dice."""
+    """The strongest rank correlations of a shift metric with the drop in the headline."""
     left_out = len(run.correlations) - MAX_CORRELATIONS
     table = _table(
-        title="Shift against drop in Dice, over pairs of sites",
+        title=f"Shift against {run.headline.worsening}, over pairs of sites",
         caption=f"and {left_out} more in the report" if left_out > 0 else None,
         caption_justify="left",
     )
@@ -118,8 +119,8 @@ def _correlations(run: Run) -> Table:
     for found in run.correlations[:MAX_CORRELATIONS]:
         table.add_row(
             shift_label(found.metric),
-            format_value("rho", found.rho),
-            format_value("p", found.p_value),
+            format_number(found.rho),
+            format_number(found.p_value),
             str(found.n_pairs),
         )
     return table

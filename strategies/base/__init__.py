@@ -177,6 +177,8 @@ class Strategy(Timeline, FlowerStrategy):
         self.state: Arrays = {}
         """What the coordinator keeps between rounds beside the model and the bank."""
         self._sent = ArrayRecord()
+        self.validated = ""
+        """The metric that sites answer when they validate: that of the task's headline."""
         self.clock, self.now = None, 0.0
 
     @property
@@ -350,9 +352,10 @@ class Strategy(Timeline, FlowerStrategy):
                 continue
             self.outcome.bytes_up[name] += content_bytes(reply.content)
             metrics = metrics_of(reply.content)
-            if "val_dice" in metrics:
+            if self.validated in metrics:
                 validated[name] = metrics
-                self.outcome.sites.setdefault(name, {})["val_dice"] = metrics["val_dice"]
+                reached = {self.validated: metrics[self.validated]}
+                self.outcome.sites.setdefault(name, {}).update(reached)
         return mean_metrics(validated)
 
     def summary(self) -> None:
