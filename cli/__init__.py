@@ -148,6 +148,14 @@ def reproduce(
 
 
 @app.command()
+def tasks() -> None:
+    """List what can be learnt: the labels that each task needs and the methods that serve it."""
+    from fedshift.cli.methods import list_tasks
+
+    list_tasks()
+
+
+@app.command()
 def methods() -> None:
     """List the adaptation methods, their papers and the sites they train at."""
     from fedshift.cli.methods import list_methods

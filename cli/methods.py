@@ -1,4 +1,4 @@
-"""``fedshift methods``: what sites can train, and from which paper."""
+"""``fedshift methods`` and ``tasks``: what sites can train, for what, and from which paper."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.table import Table
 from fedshift.cli.console import PlainConsole
 from fedshift.client.contract.method import Participation
 from fedshift.client.methods import METHODS
+from fedshift.client.tasks import TASKS
 
 _SITES = {
     Participation.LABELLED: "with labels",
@@ -18,15 +19,18 @@ _SITES = {
 
 
 def list_methods() -> None:
-    """Print every method's name, what it does, where it trains and its stages."""
+    """Print every method's name, what it does, for which tasks, where it trains and its stages."""
     table = Table(box=None, padding=(0, 2), show_header=True)
-    for column in ("method", "what it is", "trains at sites", "stages"):
-        table.add_column(column, overflow="fold")
+    for column in ("method", "what it is", "tasks", "trains at sites", "stages"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("method", "task"))
     for name in METHODS.names():
         method = METHODS.named(name)
-        headline = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n\n")[0].split("\n")
         table.add_row(
-            name, " ".join(headline), _SITES[method.participation], ", ".join(method.stages)
+            name,
+            _headline(method),
+            ", ".join(task for task in TASKS.names() if method.serves(TASKS.named(task))),
+            _SITES[method.participation],
+            ", ".join(method.stages),
         )
     console = PlainConsole()
     console.print(table)
@@ -34,3 +38,23 @@ def list_methods() -> None:
         "Settings: configs/method/NAME.yaml; pages: docs/methods/NAME.md. Any of them takes an "
         "augmentation, such as augmentation=fbp.",
     )
+
+
+def list_tasks() -> None:
+    """Print every task's name, what it is, the labels it needs and the methods that serve it."""
+    table = Table(box=None, padding=(0, 2), show_header=True)
+    for column in ("task", "what it is", "labels", "methods"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("method", "task"))
+    for name in TASKS.names():
+        task = TASKS.named(name)
+        serving = [method for method in METHODS.names() if METHODS.named(method).serves(task)]
+        table.add_row(name, _headline(task), task.form, ", ".join(serving))
+    console = PlainConsole()
+    console.print(table)
+    console.print("Settings: configs/task/NAME.yaml; labels: docs/sites.md.")
+
+
+def _headline(cls: type) -> str:
+    """What the module of a class says first."""
+    paragraph = (inspect.getdoc(inspect.getmodule(cls)) or "").split("\n\n")[0]
+    return " ".join(paragraph.split("\n"))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedshift import UserError, derive_seed
+from fedshift import derive_seed
 from fedshift.client.contract.method import Method, Networks, Scene, of_method
 from fedshift.client.methods import METHODS
 from fedshift.client.spectra import harmonised, mean_amplitude
@@ -38,13 +38,7 @@ class Model:
         """
         self.method: Method = METHODS.build(method)
         self.task = TASKS.build(task)
-        served = self.method.tasks
-        if not isinstance(self.task, tuple(served)):
-            known = ", ".join(sorted(kind.title for kind in served)) or "no task"
-            raise UserError(
-                f"method={method['name']} is for {known}, and task={task['name']} is another; "
-                "choose a method that serves it (`fedshift methods`), or another task"
-            )
+        self.method.check_serves(type(self.task))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initial weights"))
             nets = self.method.networks(self.task)

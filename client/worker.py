@@ -358,4 +358,5 @@ def describe(data: SiteData, task: Task) -> SiteCard:
         spacing_mm=tuple(sorted({case.native_spacing_mm for case in cases})),
         size=data.size,
         notes=data.notes,
+        channels=data.channels,
     )

@@ -19,7 +19,8 @@ class SiteCard:
     landmarks, classes), and ``labelled`` are those that some training slice shows. ``teaches`` maps
     each part to the number of labelled training slices whose label tells of it, and ``complete``
     says whether all of them tell of every part and pixel.
-    ``spacing_mm`` lists the image grids' distinct (slice, row, column) spacings.
+    ``spacing_mm`` lists the image grids' distinct (slice, row, column) spacings; ``size`` is the
+    network grid's rows and columns, and ``channels`` are the images'.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SiteCard:
     spacing_mm: tuple[tuple[float, float, float], ...]
     size: tuple[int, int]
     notes: tuple[str, ...]
+    channels: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -55,6 +57,7 @@ class SiteCard:
             spacing_mm=tuple(tuple(spacing) for spacing in fields["spacing_mm"]),
             size=tuple(fields["size"]),
             notes=tuple(fields["notes"]),
+            channels=fields.get("channels", 1),
         )
 
     @property

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshift import UserError, strategies
+from fedshift.client.methods import METHODS
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
+from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
@@ -75,8 +77,11 @@ def read_config(path: Path) -> Config:
 
 
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:
-    """What the coordinator needs to know of the run that ``config`` describes."""
+    """What the coordinator needs to know of the run that ``config`` describes.
+
+    Raises :class:`UserError` for wrong settings, and for a method that does not serve the task."""
     settings = RunSettings.from_config(config)
+    METHODS.named(config["method"]["name"]).check_serves(TASKS.named(config["task"]["name"]))
     asked = config["strategy"]
     baselines = [name for name in settings.baselines if name != asked["name"]]
     arms = [asked, *({"name": name} for name in baselines)]

@@ -327,8 +327,20 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     Raises :class:`UserError` when the method cannot train at the federation's sites.
     """
     unlabelled = [name for name in sites.trainable if not sites.cards[name].has_labels]
-    size = sites.cards[sites.labelled[0]].size
-    task = {**plan.task, "size": list(size), "unlabelled": unlabelled}
+    one = sites.cards[sites.labelled[0]]
+    for other in sites.cards.values():
+        if other.channels != one.channels:
+            raise UserError(
+                f"the images of {one.name} have {one.channels} channels and those of {other.name} "
+                f"{other.channels}: a network takes one number; bring them to the same, or leave "
+                "one of the sites out with data.sites"
+            )
+    task = {
+        **plan.task,
+        "size": list(one.size),
+        "in_channels": one.channels,
+        "unlabelled": unlabelled,
+    }
     instruction = plan.instruction.but(task=task)
     method, initial = _method(sites, plan, instruction)
     _check_roles(method, unlabelled, plan)

@@ -147,9 +147,18 @@ class SiteData:
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of the network's grid."""
+        return self._shape[2], self._shape[3]
+
+    @property
+    def channels(self) -> int:
+        """How many channels the images have."""
+        return self._shape[1]
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
         for cases in self.splits.values():
             if cases:
-                return cases[0].image.shape[2], cases[0].image.shape[3]
+                return cases[0].image.shape
         raise ValueError(f"site {self.name} has no case in any split")
 
     def counts(self, split: Split) -> dict[str, int]:

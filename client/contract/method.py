@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedshift import UserError
 from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.task import Task
 from fedshift.protocol.messages import Adam
@@ -164,6 +165,21 @@ class Method(ABC):
     complete_labels: ClassVar[bool] = False
     """Whether it needs training labels that tell of every structure and pixel. Others take what
     :class:`fedshift.client.training.LabelledSlices` says of each slice to the loss."""
+
+    @classmethod
+    def serves(cls, task: type[Task]) -> bool:
+        """Whether it trains for tasks of that kind."""
+        return issubclass(task, tuple(cls.tasks))
+
+    @classmethod
+    def check_serves(cls, task: type[Task]) -> None:
+        """Raise :class:`fedshift.UserError` for a task that it does not serve."""
+        if not cls.serves(task):
+            known = " or ".join(sorted(kind.title for kind in cls.tasks))
+            raise UserError(
+                f"the method {cls.__name__} is for {known}, and the task is {task.title}; choose a "
+                "method that serves it (`fedshift methods`), or another task"
+            )
 
     @abstractmethod
     def networks(self, task: Task) -> Networks:

@@ -1,4 +1,4 @@
-"""Supervised segmentation with the LV-Unet: the baseline of every comparison.
+"""Supervised training of the LV-Unet: the baseline of every comparison.
 
 Yan et al., "The Domain Shift Problem of Medical Image Segmentation and Vendor-Adaptation by
 Unet-GAN", MICCAI 2019: step 1 of the workflow (section 2) and, with ``augmentation.noise`` above
