@@ -7,8 +7,13 @@ the error a user can mend, and the derivation of seeds.
 from __future__ import annotations
 
 import hashlib
+from importlib import import_module
+from typing import TypeVar
 
 __version__ = "0.1.0"
+
+
+_Class = TypeVar("_Class", bound=type)
 
 
 class UserError(Exception):
@@ -27,3 +32,15 @@ def derive_seed(*keys: str | int) -> int:
     """
     text = "\x1f".join(str(key) for key in keys)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def register(cls: _Class, name: str | None = None) -> _Class:
+    """Make a subclass of ``Method``, ``Strategy`` or ``Task`` known in this process, as in a
+    notebook; return it, so that this may decorate it. A config calls it ``name``, by default the
+    class's in small letters: ``FedAvgM`` is ``fed_avg_m``.
+
+    Other processes do not know it: a run needs ``engine.workers=1``. Raises :class:`UserError` for
+    a class that is none of these or not whole, and for a name that is another's.
+    """
+    import_module("fedshift.runs.plugins").register(cls, name)
+    return cls

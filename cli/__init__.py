@@ -33,6 +33,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as federation=manifest rounds=5."),
 ]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A folder of further configs, such as DIR/method/NAME.yaml."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
@@ -47,28 +51,28 @@ def version(
 
 
 @app.command()
-def demo(overrides: Overrides = None) -> None:
+def demo(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Run a small federation of phantom vendors and write its report to ./demo."""
     from fedshift.cli.simulate import simulate
 
     ours = ["federation=cardiac_phantom", "rounds=5", "out=demo", "resume=true"]
-    simulate([*ours, *(overrides or [])])
+    simulate([*ours, *(overrides or [])], config_dir)
 
 
 @app.command()
-def simulate(overrides: Overrides = None) -> None:
+def simulate(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Train and compare a federation on this machine; write a run folder with a report."""
     from fedshift.cli.simulate import simulate as run
 
-    run(overrides or [])
+    run(overrides or [], config_dir)
 
 
 @app.command()
-def compare(overrides: Overrides = None) -> None:
+def compare(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Run a grid of simulations, such as strategy=fedavg,fedbn seed=0,1,2, and rank them."""
     from fedshift.cli.compare import compare as run
 
-    run(overrides or [])
+    run(overrides or [], config_dir)
 
 
 @app.command()
@@ -81,11 +85,12 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option(help="Folder of the tables under RUN/evaluations.")
     ] = None,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Score a finished run's models again without training, also on other data."""
     from fedshift.cli.evaluate import evaluate as score
 
-    score(run, overrides or [], manifest, name)
+    score(run, overrides or [], manifest, name, config_dir)
 
 
 @app.command()
@@ -172,35 +177,35 @@ def strategies() -> None:
 
 
 @app.command()
-def explain(overrides: Overrides = None) -> None:
+def explain(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Say which tensors a strategy averages and which stay at their site."""
     from fedshift.cli.explain import explain as tell
 
-    tell(overrides or [])
+    tell(overrides or [], config_dir)
 
 
 @sites_app.command("list")
-def sites_list(overrides: Overrides = None) -> None:
+def sites_list(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """List a federation's sites, without reading an image."""
     from fedshift.cli.sites import list_sites
 
-    list_sites(overrides or [])
+    list_sites(overrides or [], config_dir)
 
 
 @sites_app.command("inspect")
-def sites_inspect(overrides: Overrides = None) -> None:
+def sites_inspect(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Print each site's fingerprint: counts, spacing, intensity, labels, vendor."""
     from fedshift.cli.sites import inspect_sites
 
-    inspect_sites(overrides or [])
+    inspect_sites(overrides or [], config_dir)
 
 
 @sites_app.command("check")
-def sites_check(overrides: Overrides = None) -> None:
+def sites_check(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Look for faulty images and labels; exit with 2 when there are errors."""
     from fedshift.cli.sites import check_sites
 
-    check_sites(overrides or [])
+    check_sites(overrides or [], config_dir)
 
 
 @sites_app.command("adopt")
@@ -259,11 +264,11 @@ def sites_adopt(
 
 
 @sites_app.command("plan")
-def sites_plan(overrides: Overrides = None) -> None:
+def sites_plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Say what auto would set for the federation, why, and what a training step costs."""
     from fedshift.cli.sites import plan_sites
 
-    plan_sites(overrides or [])
+    plan_sites(overrides or [], config_dir)
 
 
 _MENDABLE = (

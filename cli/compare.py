@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from fedshift.cli.board import Board
 from fedshift.cli.console import PlainConsole
@@ -14,10 +15,10 @@ from fedshift.runs.grid import Grid
 from fedshift.server import comparison
 
 
-def compare(overrides: Sequence[str]) -> None:
+def compare(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Run and compare the cells of the grid; print the comparison and what failed."""
     console = PlainConsole()
-    grid = Grid.parse(overrides)
+    grid = Grid.parse(overrides, config_dir)
     cells = run(grid, console.tell, partial(Board, console))
     console.print(comparison.summary(grid.out))
     failed = Counter(cell.error for cell in cells if cell.status == "failed")

@@ -12,9 +12,15 @@ from fedshift.runs.evaluate import evaluate as score
 from fedshift.server import report
 
 
-def evaluate(run: Path, overrides: Sequence[str], manifest: Path | None, name: str | None) -> None:
+def evaluate(
+    run: Path,
+    overrides: Sequence[str],
+    manifest: Path | None,
+    name: str | None,
+    config_dir: Path | None,
+) -> None:
     """Score the models of ``run``; print the summary."""
     console = PlainConsole()
     watch = partial(Screen, console)
-    folder = score(run, overrides, manifest, name, console.tell, watch)
+    folder = score(run, overrides, manifest, name, config_dir, console.tell, watch)
     console.print(report.summary(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from fedshift.cli.console import PlainConsole
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
 from fedshift.protocol.words import count, some
-from fedshift.runs.config import choices, load
+from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation, task_settings
+from fedshift.runs.plugins import method_settings
 from fedshift.sites.types import Federation
+from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Strategy
 
 _ROLES = {
@@ -32,15 +35,15 @@ _SHARED = {
 }
 
 
-def explain(overrides: Sequence[str]) -> None:
+def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print what is averaged and what is kept, what travels, and which strategies are the same."""
-    config = load(overrides)
+    config = load(overrides, config_dir)
     federation, data = open_federation(config)
     strategy = strategies.build(config["strategy"])
     training = [site.name for site in federation.sites if site.role == "train"]
     unlabelled = [name for name in training if name in data.unlabelled_sites]
     task = {**task_settings(config, federation.structures), "unlabelled": unlabelled}
-    model = Model(config["method"], task, torch.device("cpu"), seed=0)
+    model = Model(method_settings(config), task, torch.device("cpu"), seed=0)
     infos = model.infos()
     kept = strategy.keeps(infos)
     name = config["strategy"]["name"]
@@ -116,7 +119,7 @@ def same_as(
     if sites == 1 and strategy.model == "federated":
         sentences.append(f"with one training site {name} is local training.")
     mine = (strategy.keeps(infos), strategy.rules(), strategy.model, strategy.combines)
-    for other_name in choices("strategy"):
+    for other_name in STRATEGIES.names():
         # silobn is fedavg on most networks: that is worth a warning to who asked for silobn only.
         if other_name in (name, "pooled", "flower", "silobn"):
             continue

@@ -16,15 +16,16 @@ from fedshift.protocol.words import count
 from fedshift.runs.checking import UNPLANNED, Checked, examine, sentences, settle
 from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation, task_settings
+from fedshift.runs.plugins import method_settings
 from fedshift.sites import fingerprint, open_site
 from fedshift.sites.plan import PLANES, written
 from fedshift.sites.settings import PLANNED
 from fedshift.sites.types import SPLITS
 
 
-def list_sites(overrides: Sequence[str]) -> None:
+def list_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print a line a site; no image is read."""
-    federation, _ = open_federation(load(overrides))
+    federation, _ = open_federation(load(overrides, config_dir))
     table = _table(f"{federation.name}: {', '.join(federation.structures)}")
     for column in ("site", "role", "vendors", "scanners", "subjects", "images"):
         table.add_column(column, justify="right" if column in ("subjects", "images") else "left")
@@ -40,10 +41,10 @@ def list_sites(overrides: Sequence[str]) -> None:
     PlainConsole().print(table)
 
 
-def inspect_sites(overrides: Sequence[str]) -> None:
+def inspect_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print each site's fingerprint, from its prepared images."""
     console = PlainConsole()
-    config = settle(load(overrides), console.tell)
+    config = settle(load(overrides, config_dir), console.tell)
     federation, data = open_federation(config)
     for site in federation.sites:
         found = fingerprint(open_site(site, federation.structures, data, config["seed"]))
@@ -78,9 +79,9 @@ def inspect_sites(overrides: Sequence[str]) -> None:
         console.print(table)
 
 
-def check_sites(overrides: Sequence[str]) -> None:
+def check_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print what the doctor finds; exit with 2 when a run would stop at it."""
-    found = examine(load(overrides))
+    found = examine(load(overrides, config_dir))
     console = PlainConsole()
     for sentence in sentences(found):
         console.tell(sentence)
@@ -161,11 +162,11 @@ def _hydra(text: str) -> str:
     return f"'{escaped}'"
 
 
-def plan_sites(overrides: Sequence[str]) -> None:
+def plan_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print what a run would set where ``data`` says auto, why, and what a training step costs."""
     from fedshift.client.memory import step_cost  # torch, which the other commands here do without
 
-    config = load(overrides)
+    config = load(overrides, config_dir)
     found = examine(config)
     console = PlainConsole()
     if config["federation"]["kind"] == "phantom":
@@ -184,7 +185,7 @@ def plan_sites(overrides: Sequence[str]) -> None:
         told = " ".join(f"data.{key}={written(getattr(found.data, key))}" for key in given)
         console.print(f"by hand: {told}", soft_wrap=True)
     cost = step_cost(
-        config["method"],
+        method_settings(config),
         task_settings(config, found.federation.structures),
         config["rounds"],
         found.data.size,

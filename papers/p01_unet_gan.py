@@ -22,7 +22,7 @@ STALE = "Unet-GAN, stale, 2 local steps"
 AUGMENTED = "appearance-augmented U-Net"
 REFERENCE = "U-Net with the target's labels"
 
-NOISE = "method.augmentation.noise=0.5"
+NOISE = "augmentation.noise=0.5"
 UNLABELLED = f"data.unlabelled_sites=[{MILDER},{WORSE}]"
 # As many subjects as the paper has from Philips.
 SMALL = ("federation=cardiac_phantom", "federation.subjects=44")
@@ -55,7 +55,7 @@ def measure(bench: Bench, seed: int) -> Table:
 
 
 def _appearance() -> Sequence[str]:
-    return "method.augmentation.intensity=1.0", NOISE
+    return "augmentation.intensity=1.0", NOISE
 
 
 def _half_the_rounds(bench: Bench) -> Sequence[str]:

@@ -94,7 +94,7 @@ def _federation(training: Sequence[str]) -> list[str]:
         f"federation.unseen=[{','.join(unseen)}]",
         "strategy.weighting=uniform",
         # The paper's rows without traditional augmentation.
-        "method.augmentation.affine=false",
+        "augmentation.affine=false",
         "baselines=[]",
         "evaluated=[global]",
         "validate_every=0",

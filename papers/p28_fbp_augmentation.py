@@ -49,7 +49,7 @@ SIZES = {
         "method.depth=6",
         "method.batch=32",
         "method.lr=1e-3",
-        "method.augmentation.affine=true",
+        "augmentation.affine=true",
         "federation.subjects=48",
         "federation.slices=20",
         "federation.size=320",
@@ -61,7 +61,7 @@ ARMS = {
     "Gamma": ("augmentation=gamma",),
     # A standard deviation of 0.1 of the paper's window of 1500 HU is 0.42 of a slice's own; ours is
     # drawn between 0 and the setting, whose mean square is a third of the setting's.
-    "Noise": ("augmentation=noise", "method.augmentation.noise=0.72"),
+    "Noise": ("augmentation=noise", "augmentation.noise=0.72"),
     "Windowing": ("augmentation=windowing",),
 }
 

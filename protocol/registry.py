@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -47,8 +47,8 @@ class Registry(Generic[T]):
     def named(self, name: str) -> type[T]:
         """The class called ``name``.
 
-        Raises :class:`UserError` when there is none or more than one, and when what an entry point
-        names cannot be imported.
+        Raises :class:`UserError` when there is none or more than one, when it is no dataclass, and
+        when what an entry point names cannot be imported.
         """
         found: dict[str, Callable[[], type[T]]] = {}
         if name in self._modules():
@@ -64,7 +64,13 @@ class Registry(Generic[T]):
                 f"{self.kind}={name} is there more than once, in {' and in '.join(found)}; rename "
                 "or remove all but one"
             )
-        return next(iter(found.values()))()
+        cls = next(iter(found.values()))()
+        if not is_dataclass(cls):
+            raise UserError(
+                f"{self.kind}={name}: {cls.__name__} is no dataclass, whose fields are its "
+                "settings; write @dataclass before it"
+            )
+        return cls
 
     def build(self, settings: Mapping[str, Any]) -> T:
         """What ``settings["name"]`` calls, of the other settings.
@@ -157,7 +163,7 @@ class Registry(Generic[T]):
 def _entry_points(group: str) -> dict[str, tuple[EntryPoint, ...]]:
     """Those of all installed packages, by name."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for point in entry_points(group=group):
+    for point in sorted(entry_points(group=group), key=lambda point: point.value):
         found[point.name] = (*found.get(point.name, ()), point)
     return found
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedshift import UserError
 from fedshift.protocol.settings import suggest
+from fedshift.runs import plugins
 from fedshift.sites.settings import AUTO
 
 Config = dict[str, Any]
@@ -21,41 +24,62 @@ Config = dict[str, Any]
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def load(overrides: Sequence[str]) -> Config:
-    """Compose the config from ``KEY=VALUE`` texts, in Hydra's grammar.
+def load(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+    """Compose the config from ``KEY=VALUE`` texts, in Hydra's grammar, with what ``config_dir``
+    holds in folders such as ``method/`` beside the shipped configs.
 
     A value that the grammar cannot read, such as a regular expression, is taken as it stands.
     Raises :class:`UserError` for an unknown key or choice, with the nearest names.
     """
     pairs = [_split(override) for override in overrides]
-    groups = _groups()
+    groups = _groups(_CONFIGS)
+    added = _added(config_dir, groups)
     selected = []
     for key, value in pairs:
         if key in groups:
-            names = choices(key)
+            names = choices(key, config_dir)
             if value not in names:
                 raise UserError(f"{key}={value} is unknown{suggest(value, names)}")
+            if value not in _files(_CONFIGS / key) and value not in added.get(key, ()):
+                ConfigStore.instance().store(value, plugins.defaults(key, value), group=key)
             selected.append(f"{key}={value}")
+    where = []
+    if config_dir is not None:
+        where = [f"hydra.searchpath=[{_in_quotes(f'file://{config_dir.resolve()}')}]"]
     with initialize_config_module("fedshift.configs", version_base="1.3"):
-        defaults = compose("config", overrides=selected)
+        defaults = _composed([*where, *selected])
         known = _keys(OmegaConf.to_container(defaults))
         for key, _ in pairs:
             if key not in known | groups:
                 raise UserError(f"{key} is not a key of the configuration{suggest(key, known)}")
         composed = _compose(
+            where,
             [(key, _quoted(key, value)) for key, value in pairs],
             mappings={key for key in known if OmegaConf.is_dict(OmegaConf.select(defaults, key))},
         )
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
+    _check(config, [key for key, _ in pairs])
+    return {str(key): value for key, value in config.items()}
+
+
+def _check(config: dict[Any, Any], given: Sequence[str]) -> None:
+    """Raise :class:`UserError` for what cannot go together, the keys ``given`` being the user's."""
     if config["data"]["planned"]:
         raise UserError("data.planned is written by a run, never by hand; leave it out")
-    return {str(key): value for key, value in config.items()}
+    for kind in plugins.KINDS:
+        if not isinstance(config[kind], dict) or not config[kind].get("name"):
+            raise UserError(f"{kind} has no name; write name: NAME of a {kind} into its config")
+    method = config["method"]["name"]
+    own = [key for key in given if key.partition(".")[0] == plugins.AUGMENTATION]
+    if own and not plugins.takes_augmentation(method):
+        raise UserError(f"method={method} takes no augmentation; leave {own[0]}=... out")
 
 
 def shipped(config: Config) -> Config:
     """What this fedshift sets where nobody says otherwise, in the groups that ``config`` chose."""
-    chosen = {group: str(config[group].get("name")) for group in _groups() & config.keys()}
+    groups = _groups(_CONFIGS) & config.keys()
+    chosen = {group: str(config[group].get("name")) for group in groups}
     return load([f"{group}={name}" for group, name in chosen.items() if name in choices(group)])
 
 
@@ -63,6 +87,7 @@ def as_made(config: Config, earlier: Config) -> Config:
     """``config`` for going on with what another fedshift made with the config ``earlier``: the
     run's own values where nobody says otherwise, as defaults may have changed; what it planned
     stays to be planned."""
+    earlier = _renewed(earlier)
     kept = _as_made(config, earlier, shipped(config))
     planned = {"planned", *earlier["data"].get("planned", {})}
     data = {
@@ -81,9 +106,17 @@ def _as_made(now: Any, then: Any, default: Any) -> Any:
 def completed(earlier: Config, config: Config) -> Config:
     """The config ``earlier`` of another fedshift as that of a run like ``config``: with defaults
     for the keys that were not known then, and with what was chosen image by image as planned."""
-    filled: Config = _filled(earlier, shipped(config))
+    filled: Config = _filled(_renewed(earlier), shipped(config))
     open_then = {key for key, value in earlier["data"].items() if value == AUTO}
     return {**filled, "data": filled["data"] | {key: config["data"][key] for key in open_then}}
+
+
+def _renewed(config: Config) -> Config:
+    """With the augmentation as a node of its own, which older runs have in the method's."""
+    method = dict(config["method"])
+    if plugins.AUGMENTATION not in method:
+        return config
+    return {**config, plugins.AUGMENTATION: method.pop(plugins.AUGMENTATION), "method": method}
 
 
 def _filled(node: Any, default: Any) -> Any:
@@ -92,13 +125,44 @@ def _filled(node: Any, default: Any) -> Any:
     return default | {key: _filled(value, default.get(key)) for key, value in node.items()}
 
 
-def _groups() -> set[str]:
-    return {path.name for path in _CONFIGS.iterdir() if path.is_dir() and path.name[0] != "_"}
-
-
-def choices(group: str) -> list[str]:
+def choices(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that the config group offers, sorted."""
-    return sorted(path.stem for path in (_CONFIGS / group).glob("*.yaml"))
+    names = {*_files(_CONFIGS / group)}
+    if group in plugins.KINDS:
+        names |= {*plugins.KINDS[group].names()}
+    if config_dir is not None:
+        names |= {*_files(config_dir / group)}
+    return sorted(names)
+
+
+def _groups(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"}
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.stem for path in folder.glob("*.yaml")]
+
+
+def _added(folder: Path | None, groups: set[str]) -> dict[str, list[str]]:
+    """The names that a user's folder of configs adds to each group."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise UserError(
+            f"--config-dir {folder} is no folder; name one that holds configs, such as "
+            "method/NAME.yaml"
+        )
+    found = {group: _files(folder / group) for group in _groups(folder)}
+    for group, names in found.items():
+        if group not in groups:
+            raise UserError(f"{folder / group} is no group of configs{suggest(group, groups)}")
+        for name in names:
+            if (_CONFIGS / group / f"{name}.yaml").exists():
+                raise UserError(
+                    f"{folder / group / name}.yaml has the name of a config of fedshift; give it "
+                    "another"
+                )
+    return found
 
 
 def _split(override: str) -> tuple[str, str]:
@@ -108,28 +172,37 @@ def _split(override: str) -> tuple[str, str]:
     return key, value
 
 
+def _in_quotes(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def _quoted(key: str, value: str) -> str:
     try:
         OverridesParser.create().parse_overrides([f"{key}={value}"])
     except HydraException:
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
+        return f"{key}={_in_quotes(value)}"
     return f"{key}={value}"
 
 
-def _compose(overrides: list[tuple[str, str]], mappings: set[str]) -> DictConfig:
-    """Compose; a mapping given as a whole, such as ``federation.sites``, replaces the default."""
-    whole = [text for key, text in overrides if key in mappings and key not in _groups()]
-    others = [text for _, text in overrides if text not in whole]
+def _composed(overrides: list[str]) -> DictConfig:
     try:
-        composed = compose("config", overrides=others)
-        for override in OverridesParser.create().parse_overrides(whole):
-            with open_dict(composed):
-                OmegaConf.update(composed, override.key_or_group, override.value(), merge=False)
-        return composed
-    except (HydraException, OmegaConfBaseException) as error:
+        return compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         lines = str(error).strip().splitlines()
         raise UserError(f"the configuration cannot be composed: {lines[0]}") from error
+
+
+def _compose(where: list[str], overrides: list[tuple[str, str]], mappings: set[str]) -> DictConfig:
+    """Compose; a mapping given as a whole, such as ``federation.sites``, replaces the default."""
+    groups = _groups(_CONFIGS)
+    whole = [text for key, text in overrides if key in mappings and key not in groups]
+    others = [text for _, text in overrides if text not in whole]
+    composed = _composed([*where, *others])
+    for override in OverridesParser.create().parse_overrides(whole):
+        with open_dict(composed):
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=False)
+    return composed
 
 
 def _keys(node: Any, prefix: str = "") -> set[str]:

@@ -9,6 +9,7 @@ from fedshift.client.memory import training_bytes
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.flower import Context, RecordDict
 from fedshift.protocol.messages import Instruction
+from fedshift.runs.plugins import check_one_process
 from fedshift.runs.settings import EngineSettings
 from fedshift.server.app import make_server_app
 from fedshift.server.engines import devices, ray
@@ -23,6 +24,7 @@ def run_engine(
     """Run the plan's ServerApp against the sites in the engine asked for."""
     server = make_server_app(plan, progress)
     if engine.name == "ray":
+        _check_registered(plan.instruction)
         client = make_client_app(sites, engine.threads)
         workers = devices.useful_workers(engine.most_workers, len(sites.names), engine.threads)
         ray.run(server, client, len(sites.names), workers, engine.threads)
@@ -47,4 +49,11 @@ def inline_grid(sites: LocalSites, engine: EngineSettings, instruction: Instruct
             sites.data.size,
         ),
     )
+    if len(slots) > 1:
+        _check_registered(instruction)
     return InlineGrid(sites, slots, engine.threads)
+
+
+def _check_registered(instruction: Instruction) -> None:
+    named = {"method": instruction.method, "task": instruction.task}
+    check_one_process(named, ("method", "task"), "add engine.workers=1")

@@ -31,6 +31,7 @@ def evaluate(
     overrides: Sequence[str],
     manifest: Path | None,
     name: str | None,
+    config_dir: Path | None = None,
     tell: Tell = silent,
     watch: Watch = unwatched,
 ) -> Path:
@@ -45,7 +46,7 @@ def evaluate(
         )
     with stored_run(run) as stored:
         seed = stored.config["seed"]
-        federation, data, config = _data(stored, overrides, manifest, tell)
+        federation, data, config = _data(stored, overrides, manifest, config_dir, tell)
         engine = EngineSettings.from_config(stored.config)
         folder = run / "evaluations" / (federation.name if name is None else name)
         with tempfile.TemporaryDirectory() as scratch:
@@ -83,7 +84,11 @@ _GEOMETRY = ("spacing_mm", "default_spacing_mm", "size", "slice_axis", "normalis
 
 
 def _data(
-    stored: StoredRun, overrides: Sequence[str], manifest: Path | None, tell: Tell
+    stored: StoredRun,
+    overrides: Sequence[str],
+    manifest: Path | None,
+    config_dir: Path | None,
+    tell: Tell,
 ) -> tuple[Federation, DataSettings, Config]:
     """The data to score on: the run's own, or another table's, prepared as the run's was."""
     trained = stored.config["data"]
@@ -92,7 +97,7 @@ def _data(
             raise UserError(f"'{overrides[0]}' changes other data: give its table with --manifest")
         return *open_federation(stored.config), trained
     given = {override.partition("=")[0].removeprefix("data.") for override in overrides}
-    config = load(["federation=manifest", *overrides])["data"]
+    config = load(["federation=manifest", *overrides], config_dir)["data"]
     card = stored.cards[0]
     prepared = {**trained, "size": card.size[0]}
     if stored.config["federation"]["kind"] == "phantom":

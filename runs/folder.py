@@ -12,6 +12,7 @@ from fedshift.client.methods import METHODS
 from fedshift.protocol.storage import write_yaml
 from fedshift.runs import provenance
 from fedshift.runs.config import Config, completed
+from fedshift.runs.plugins import method_settings
 from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, tracking
 
@@ -133,7 +134,7 @@ def _bound(config: Config) -> str:
     """What in the run of ``config`` depends on its number of rounds; empty if nothing does."""
     if bound := strategies.build(config["strategy"]).bound_to_rounds():
         return f"strategy={config['strategy']['name']} {bound}"
-    if bound := METHODS.build(config["method"]).bound_to_rounds(config["rounds"]):
+    if bound := METHODS.build(method_settings(config)).bound_to_rounds(config["rounds"]):
         return f"method={config['method']['name']} {bound}"
     return ""
 

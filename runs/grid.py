@@ -22,6 +22,7 @@ from fedshift.protocol.storage import folder_name
 from fedshift.runs.checking import settle
 from fedshift.runs.config import Config, choices, load
 from fedshift.runs.federation import open_federation
+from fedshift.runs.plugins import KINDS, check_one_process
 from fedshift.runs.settings import EngineSettings, RunSettings, as_folder
 from fedshift.runs.simulate import folds
 from fedshift.runs.stored import build_plan
@@ -53,9 +54,11 @@ class Grid:
     fixed: Mapping[str, str]
     axes: Mapping[str, tuple[str, ...]]
     own: Mapping[str, str] = field(default_factory=dict)
+    config_dir: Path | None = None
+    """A folder of further configs."""
 
     @classmethod
-    def parse(cls, overrides: Sequence[str]) -> Grid:
+    def parse(cls, overrides: Sequence[str], config_dir: Path | None = None) -> Grid:
         """Sort ``KEY=VALUE`` texts; Hydra's sweeps (``a,b``, ``range(0,3)``, ``choice(a,b)``, and
         ``glob(fed*)`` over a group's choices) become axes.
 
@@ -76,7 +79,7 @@ class Grid:
             if key in OWN:
                 own[key] = value
                 continue
-            values = _swept(key, text)
+            values = _swept(key, text, config_dir)
             if values is None:
                 fixed[key] = value
                 continue
@@ -90,7 +93,7 @@ class Grid:
             if len(set(values)) < len(values):
                 raise UserError(f"{text} names a value twice; name each once")
             axes[key] = values
-        return cls(fixed, axes, own)
+        return cls(fixed, axes, own, config_dir)
 
     @property
     def out(self) -> Path:
@@ -187,7 +190,7 @@ def _plain(key: str, value: str) -> Any:
     return value if override.is_sweep_override() else override.value()
 
 
-def _swept(key: str, text: str) -> tuple[str, ...] | None:
+def _swept(key: str, text: str, config_dir: Path | None) -> tuple[str, ...] | None:
     """The values that an option sweeps over, or None when it has one value."""
     try:
         override: Override = OverridesParser.create().parse_overrides([text])[0]
@@ -197,7 +200,7 @@ def _swept(key: str, text: str) -> tuple[str, ...] | None:
         return None
     value = override.value()
     if isinstance(value, Glob):
-        found = tuple(value.filter(choices(key)))
+        found = tuple(value.filter(choices(key, config_dir)))
         if not found:
             raise UserError(f"{text} matches no choice of {key}")
         return found
@@ -259,7 +262,7 @@ def _pairs(cell: Cell) -> list[str]:
 def _prepared(grid: Grid, cell: Cell, federations: Opened, tell: Tell, told: set[str]) -> Prepared:
     fixed = [f"{key}={value}" for key, value in grid.fixed.items()]
     workers = [f"{key}={value}" for key, value in grid.own.items() if key == "engine.workers"]
-    config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)])
+    config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)], grid.config_dir)
     return _checked(cell, config, federations, tell, told)
 
 
@@ -268,6 +271,11 @@ def _checked(
 ) -> Prepared:
     """The cell with its composed ``config``; ``federations`` are those opened so far."""
     settings = RunSettings.from_config(config)
+    check_one_process(
+        config,
+        tuple(KINDS),
+        "simulate each cell with engine.workers=1, or make it a module of an installed package",
+    )
     if EngineSettings.from_config(config).name != "inline":
         raise UserError("the engine of a comparison is the inline one; leave engine out")
     # Many seeds and strategies share a federation, whose table may be long.
@@ -283,7 +291,7 @@ def _checked(
     if plan.clock is not None:
         plan.clock.check([site.name for site in federation.sites])
     Policy.from_config(config["policy"])
-    method = METHODS.build(config["method"])
+    method = METHODS.build(plan.method)
     training = sum(site.role == "train" for site in federation.sites)
     turns = max(1, len(folds(config, federation)))
     return Prepared(

@@ -10,7 +10,18 @@ from fedshift import UserError
 from fedshift.protocol.settings import from_mapping, setting
 from fedshift.runs.config import Config
 
-_GROUPS = ("federation", "data", "task", "method", "strategy", "clock", "policy", "engine", "out")
+_GROUPS = (
+    "federation",
+    "data",
+    "task",
+    "method",
+    "augmentation",
+    "strategy",
+    "clock",
+    "policy",
+    "engine",
+    "out",
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fedshift.protocol.storage import read_yaml
 from fedshift.runs import provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import task_settings
+from fedshift.runs.plugins import method_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
@@ -92,7 +93,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         seed=settings.seed,
         rounds=settings.rounds,
         local_steps=settings.local_steps,
-        method=config["method"],
+        method=method_settings(config),
         task=task_settings(config, structures),
         strategies=tuple(strategies.build(arm) for arm in arms),
         # Without a validation split no site could answer.

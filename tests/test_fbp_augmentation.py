@@ -147,11 +147,11 @@ def test_every_config_sets_every_field_and_the_usual_one_is_the_default() -> Non
     assert tuple(sorted(path.stem for path in folder.glob("*.yaml"))) == NAMES
     fields = [field.name for field in dataclasses.fields(Augmentation)]
     for name in NAMES:
-        node = load([f"augmentation={name}"])["method"]["augmentation"]
+        node = load([f"augmentation={name}"])["augmentation"]
         assert list(node) == fields
         written = yaml.safe_load((folder / f"{name}.yaml").read_text())
         assert node == written
-    usual = Augmentation(**load([])["method"]["augmentation"])
+    usual = Augmentation(**load([])["augmentation"])
     assert usual == Augmentation()
 
 

@@ -223,7 +223,7 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
         "data.unseen_sites=[b]",
         "method.depth=2",
         "method.width=6",
-        "method.augmentation.flip=true",
+        "augmentation.flip=true",
         "rounds=3",
         "local_steps=15",
         "validate_every=0",

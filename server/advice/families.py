@@ -14,14 +14,14 @@ PLAIN_METHOD = "supervised"
 """The one method that does nothing about a shift; every other adapts between sites."""
 
 AUGMENTATIONS = ("intensity", "noise", "fbp", "gamma", "windowing")
-"""The settings of ``method.augmentation`` that change an image's appearance when above 0."""
+"""The settings of ``augmentation`` that change an image's appearance when above 0."""
 
 
 def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
     """What a run's configuration does about a shift or a fault; ``nothing`` is plain FedAvg, and
     empty what these rules do not know."""
     name, method = config["strategy"]["name"], config["method"]
-    augmentation = method.get("augmentation") or {}
+    augmentation = config.get("augmentation") or method.get("augmentation") or {}
     own = STRATEGIES.named(name).family if name in STRATEGIES.names() else None
     found: set[Family] = {own} if own else set()
     if method["name"] != PLAIN_METHOD or any(augmentation.get(key) for key in AUGMENTATIONS):

@@ -1,0 +1,86 @@
+"""Methods, strategies and tasks that are found and not listed: what a run asks of them by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fedshift import UserError
+from fedshift.client.contract.task import Task
+from fedshift.client.methods import METHODS
+from fedshift.client.tasks import TASKS
+from fedshift.protocol.registry import Registry, in_words
+from fedshift.strategies import STRATEGIES
+
+KINDS: dict[str, Registry[Any]] = {"method": METHODS, "strategy": STRATEGIES, "task": TASKS}
+"""By the node of the config that says which one a run has."""
+
+AUGMENTATION = "augmentation"
+"""The field by which a method takes the config's node of this name."""
+_GIVEN = {"task": {field.name for field in dataclasses.fields(Task)}, "method": {AUGMENTATION}}
+"""The fields that are no settings of the kind's own node."""
+
+
+def register(cls: type, name: str | None = None) -> None:
+    """See :func:`fedshift.register`."""
+    for registry in KINDS.values():
+        if registry.is_one(cls):
+            registry.register(cls, name or in_words(cls))
+            return
+    bases = ", ".join(registry.base for registry in KINDS.values())
+    raise UserError(f"{cls.__name__} is none of {bases}; make it a subclass of one of them")
+
+
+def defaults(kind: str, name: str) -> dict[str, Any]:
+    """The config node of what is called ``name`` where no file says otherwise: the defaults of its
+    class. Raises :class:`UserError` for a field without one."""
+    node: dict[str, Any] = {"name": name}
+    for field in dataclasses.fields(KINDS[kind].named(name)):
+        if not field.init or field.name in _GIVEN.get(kind, ()):
+            continue
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if value is dataclasses.MISSING:
+            raise UserError(
+                f"{kind}={name} has no default for {field.name}; give it one in the class, or in "
+                f"{kind}/{name}.yaml of --config-dir DIR"
+            )
+        node[field.name] = _plain(value)
+    return node
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(item) for key, item in dataclasses.asdict(value).items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What sites are told of the method: its node, and the augmentation if it takes one. Configs of
+    older runs hold that in the method's node."""
+    method = dict(config["method"])
+    node = config.get(AUGMENTATION)
+    if node is not None and AUGMENTATION not in method and takes_augmentation(method["name"]):
+        method[AUGMENTATION] = node
+    return method
+
+
+def takes_augmentation(method: str) -> bool:
+    """Whether the method has a field ``augmentation``."""
+    return AUGMENTATION in {
+        field.name for field in dataclasses.fields(KINDS["method"].named(method))
+    }
+
+
+def check_one_process(config: Mapping[str, Any], kinds: tuple[str, ...], way_out: str) -> None:
+    """Raise :class:`UserError`, which ends with ``way_out``, where the config names what is known
+    in this process alone, though other processes are to run it."""
+    for kind in kinds:
+        name = config[kind]["name"]
+        if name in KINDS[kind].registered:
+            raise UserError(
+                f"{kind}={name} is registered in this process and other processes do not know it; "
+                f"{way_out}"
+            )

@@ -1,0 +1,301 @@
+"""Methods, strategies and tasks that stand in no list: found as modules, by entry point, or as
+registered; and a user's own folder of configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedshift
+from fedshift import UserError, strategies
+from fedshift.client.methods import METHODS
+from fedshift.client.methods.supervised import Supervised
+from fedshift.client.tasks import TASKS
+from fedshift.protocol import registry
+from fedshift.protocol.registry import Registry, in_words
+from fedshift.runs import plugins
+from fedshift.runs.config import choices, load
+from fedshift.strategies import STRATEGIES
+from fedshift.strategies.base import Strategy
+from fedshift.strategies.fedavg import FedAvg
+
+Command = Callable[..., Any]
+
+STRATEGY = """
+from dataclasses import dataclass
+from fedshift.strategies.base import Strategy
+
+@dataclass(eq=False)
+class {}(Strategy):
+    pace: float = 0.5
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """Forget what a test registers and installs."""
+    yield
+    for kind in plugins.KINDS.values():
+        kind.registered.clear()
+    registry._entry_points.cache_clear()
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Install a package of one module: its name, its source, its entry points by group."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(name: str, source: str, points: dict[str, str]) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        about = tmp_path / f"{name}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"[{group}]\n{point}\n" for group, point in points.items()]
+        (about / "entry_points.txt").write_text("".join(lines))
+        registry._entry_points.cache_clear()
+
+    return install
+
+
+@dataclass(eq=False)
+class GentleAverage(Strategy):
+    """A strategy of a notebook."""
+
+    pace: float = 0.5
+    order: tuple[str, ...] = ("a", "b")
+
+
+# Modules and folders
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[Strategy]:
+    """A package of strategies like the one of fedshift."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "shelf_of_strategies"
+    for folder in ("", "beta", "base"):
+        (package / folder).mkdir()
+    sources = {
+        "__init__.py": "",
+        "alpha.py": STRATEGY.format("Alpha"),
+        "beta/__init__.py": "from shelf_of_strategies.beta.core import Beta",
+        "beta/core.py": STRATEGY.format("_Part") + STRATEGY.format("Beta"),
+        "gamma.py": "from shelf_of_strategies.alpha import Alpha\n\nclass Gamma(Alpha): ...",
+        "base/__init__.py": STRATEGY.format("Shared"),
+        "_helper.py": STRATEGY.format("Helper"),
+        "none.py": "from shelf_of_strategies.alpha import Alpha",
+        "two.py": STRATEGY.format("One") + STRATEGY.format("Other"),
+    }
+    for name, source in sources.items():
+        (package / name).write_text(source)
+    base = "fedshift.strategies.base:Strategy"
+    return Registry("strategy", package.name, "fedshift.no_such_group", base)
+
+
+def test_a_module_or_folder_is_one_but_for_what_others_share(shelf: Registry[Strategy]) -> None:
+    assert shelf.names() == ["alpha", "beta", "gamma", "none", "two"]
+    for name in ("alpha", "beta", "gamma"):
+        cls = shelf.named(name)
+        assert cls.__name__ == name.title()
+        assert shelf.name_of(cls) == name
+
+
+def test_a_module_must_define_one_class(shelf: Registry[Strategy]) -> None:
+    with pytest.raises(UserError, match=r"none\.py must define one strategy, .* defines none;"):
+        shelf.named("none")
+    with pytest.raises(UserError, match=r"two\.py must define one .* defines One and Other;"):
+        shelf.named("two")
+    with pytest.raises(UserError, match=r"strategy=alfa is not known; did you mean alpha\?"):
+        shelf.named("alfa")
+
+
+def test_what_fedshift_ships_is_found_and_called_as_its_module() -> None:
+    assert {"segmentation"} <= {*TASKS.names()}
+    assert {"supervised", "drai"} <= {*METHODS.names()} and "base" not in METHODS.names()
+    for kind in plugins.KINDS.values():
+        for name in kind.names():
+            assert kind.name_of(kind.named(name)) == name
+
+
+@pytest.mark.parametrize("name", ["fedshift.runs.config", "../fedavg", "base", "base.robust", ""])
+def test_a_name_is_no_way_to_a_module(name: str) -> None:
+    with pytest.raises(UserError, match="is not known"):
+        STRATEGIES.named(name)
+
+
+def test_a_class_must_be_a_dataclass() -> None:
+    bare = Registry[Any]("thing", "fedshift.protocol", "fedshift.no_such_group", "builtins:object")
+    bare.registered["bare"] = type("Bare", (), {})
+    with pytest.raises(UserError, match=r"thing=bare: Bare is no dataclass, .* write @dataclass"):
+        bare.named("bare")
+
+
+# Entry points
+
+
+def test_another_package_adds_its_own(installed: Callable[..., None]) -> None:
+    point = "calm = calm_package:Calm"
+    installed("calm_package", STRATEGY.format("Calm"), {"fedshift.strategies": point})
+    assert "calm" in STRATEGIES.names() and "calm" in choices("strategy")
+    built = strategies.build(load(["strategy=calm", "strategy.pace=2"])["strategy"])
+    assert (built.name, built.pace) == ("calm", 2.0)  # type: ignore[attr-defined]
+
+
+def test_two_of_one_name_are_refused(installed: Callable[..., None]) -> None:
+    for package, name in (("one_package", "calm"), ("other_package", "calm"), ("third", "krum")):
+        point = f"{name} = {package}:Calm"
+        installed(package, STRATEGY.format("Calm"), {"fedshift.strategies": point})
+    with pytest.raises(UserError, match=r"strategy=calm is there more than once, in one_package"):
+        STRATEGIES.named("calm")
+    with pytest.raises(UserError, match=r"in fedshift\.strategies\.krum and in third:Calm"):
+        STRATEGIES.named("krum")
+    assert STRATEGIES.named("fedavg") is FedAvg
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("broken_package:Other", r"strategy=calm: broken_package:Other of broken_package cannot"),
+        ("no_such_module:Calm", r"cannot be imported \(No module named 'no_such_module'\); repair"),
+        ("broken_package:dataclass", r"is no subclass of fedshift\.strategies\.base:Strategy;"),
+    ],
+)
+def test_a_broken_entry_point_is_named(
+    installed: Callable[..., None], value: str, words: str
+) -> None:
+    point = {"fedshift.strategies": f"calm = {value}"}
+    installed("broken_package", STRATEGY.format("Calm"), point)
+    with pytest.raises(UserError, match=words):
+        STRATEGIES.named("calm")
+
+
+# What a notebook registers
+
+
+def test_a_class_is_registered_by_its_name_in_words() -> None:
+    assert fedshift.register(GentleAverage) is GentleAverage
+    config = load(["strategy=gentle_average", "strategy.order=[b]"])["strategy"]
+    base = {"fraction": 1.0, "min_sites": 1, "weighting": "examples"}
+    assert config == {"name": "gentle_average", **base, "pace": 0.5, "order": ["b"]}
+    assert strategies.build(config).name == "gentle_average"
+    # A cell that is run again defines the class anew.
+    again: type = dataclass(eq=False)(type("GentleAverage", (Strategy,), dict(vars(GentleAverage))))
+    fedshift.register(again)
+    assert STRATEGIES.named("gentle_average") is again
+
+
+def test_names_in_words() -> None:
+    names = {"FedAvgM": "fed_avg_m", "DRAI": "drai", "UnetGAN": "unet_gan", "Moon2": "moon2"}
+    for name, words in names.items():
+        assert in_words(type(name, (), {})) == words
+
+
+def test_what_cannot_be_registered_is_refused() -> None:
+    with pytest.raises(UserError, match="there is a strategy called fedavg; register yours by"):
+        fedshift.register(GentleAverage, "fedavg")
+    with pytest.raises(UserError, match="'Gentle Average' cannot be the name of a strategy; use"):
+        fedshift.register(GentleAverage, "Gentle Average")
+    with pytest.raises(UserError, match=r"int is none of fedshift\.client\.contract\.method:"):
+        fedshift.register(int)
+    half = type("Half", (Supervised.__mro__[2],), {})
+    with pytest.raises(UserError, match="Half is no whole method: it lacks "):
+        fedshift.register(half)
+
+
+def test_a_registered_method_runs_in_this_process_alone(
+    tiny: tuple[str, ...], simulate_undrawn: Callable[..., Path], tmp_path: Path
+) -> None:
+    @dataclass(frozen=True)
+    class OfMine(Supervised):
+        """A method of a notebook."""
+
+    fedshift.register(OfMine)
+    simulate_undrawn(tmp_path / "run", "method=of_mine", "rounds=1", "local_steps=1")
+    assert (tmp_path / "run" / "cases.csv").exists()
+    with pytest.raises(UserError, match=r"method=of_mine is registered .* add engine.workers=1$"):
+        simulate_undrawn(tmp_path / "pool", "method=of_mine", "engine.workers=2")
+
+
+def test_a_comparison_which_has_workers_refuses_it(command: Command, tmp_path: Path) -> None:
+    fedshift.register(GentleAverage)
+    found = command("compare", "strategy=fedavg,gentle_average", f"out={tmp_path / 'out'}")
+    assert found.code == 2
+    assert "strategy=gentle_average is registered in this process and other" in found.err
+
+
+# A user's own configs
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "my, 'configs'"
+    for group in ("method", "strategy"):
+        (folder / group).mkdir(parents=True)
+    (folder / "method" / "slim.yaml").write_text("defaults: [supervised]\nwidth: 5\n")
+    (folder / "strategy" / "held.yaml").write_text("name: fedprox\nmu: 0.5\n")
+    return folder
+
+
+def test_a_users_configs_stand_beside_the_shipped_ones(config_dir: Path, command: Command) -> None:
+    config = load(["method=slim", "method.depth=3", "strategy=held"], config_dir)
+    assert config["method"] == {**load([])["method"], "width": 5, "depth": 3}
+    assert config["strategy"] == {"name": "fedprox", "mu": 0.5}
+    assert "slim" in choices("method", config_dir) and "slim" not in choices("method")
+    found = command("explain", "--config-dir", str(config_dir), "method=slim", "strategy=held")
+    assert found.code == 0 and "the rule proximal (mu=0.5)" in found.out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "overrides", "words"),
+    [
+        ("methods/slim.yaml", "", (), r"methods is no group of configs; did you mean method\?"),
+        ("method/drai.yaml", "name: drai", (), "has the name of a config of fedshift; give it"),
+        ("method/slim.yaml", "name: [", ("method=slim",), "the configuration cannot be composed"),
+        ("method/slim.yaml", "width: 3", ("method=slim",), "method has no name; write name: NAME"),
+        ("method/slim.yaml", "", ("method=slin",), r"method=slin is unknown; did you mean slim\?"),
+    ],
+)
+def test_a_wrong_config_is_named(
+    tmp_path: Path, file: str, text: str, overrides: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=words):
+        load(overrides, tmp_path)
+
+
+def test_a_folder_of_configs_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is no folder; name one that holds configs"):
+        load([], tmp_path / "nowhere")
+
+
+# Augmentation
+
+
+@dataclass(frozen=True)
+class Plain(Supervised):
+    """A method without augmentation."""
+
+
+del Plain.__dataclass_fields__["augmentation"]
+
+
+def test_the_augmentation_goes_to_methods_that_take_one() -> None:
+    config = load(["augmentation=fbp"])
+    assert config["augmentation"]["fbp"] == 0.5
+    assert plugins.method_settings(config)["augmentation"] == config["augmentation"]
+    fedshift.register(Plain)
+    assert "augmentation" not in plugins.method_settings(load(["method=plain"]))
+    with pytest.raises(UserError, match="method=plain takes no augmentation; leave aug"):
+        load(["method=plain", "augmentation.fbp=0.1"])
+
+
+def test_the_augmentation_of_an_older_run_is_in_its_methods_node() -> None:
+    config = load([])
+    older = {**config, "method": {**config["method"], "augmentation": {"fbp": 0.25}}}
+    del older["augmentation"]
+    assert plugins.method_settings(older)["augmentation"] == {"fbp": 0.25}
