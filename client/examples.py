@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedshift.client import rules
 from fedshift.client.contract.method import Scene
 from fedshift.client.model import shared_model
 from fedshift.client.tasks import TASKS
@@ -32,24 +33,33 @@ Panel = Callable[["Axes", int], str]
 """Paints one slice's label over its image on axes, and says the panel's title."""
 
 
+class Finished(NamedTuple):
+    """A model's tensors, where it predicts, and the rules of its strategy with their settings."""
+
+    arrays: Arrays
+    scene: Scene
+    rules: Mapping[str, Mapping[str, Any]]
+
+
 def draw_site(
     data: SiteData,
-    models: Mapping[str, tuple[Arrays, Scene]],
+    models: Mapping[str, Finished],
     method: Mapping[str, Any],
     task: Mapping[str, Any],
     path: Path,
 ) -> bool:
-    """Draw the first labelled test case of a site with the contours of ``models`` (name ->
-    tensors and how they predict) to ``path``; False when the site has none."""
+    """Draw the first labelled test case of a site with what ``models`` (by name) predict to
+    ``path``; False when the site has none."""
     cases = [case for case in data.splits["test"] if case.labelled.any()]
     if not cases:
         return False
     case = cases[0]
     predictions = {}
-    for name, (arrays, scene) in models.items():
+    for name, (arrays, scene, asked) in models.items():
         model = shared_model(method, task, scene.device)
         model.load(arrays)
-        predictions[MODEL_NAMES.get(name, name)] = model.predict(case.image, scene)
+        predict = rules.predictor(model, scene, asked)
+        predictions[MODEL_NAMES.get(name, name)] = predict(case.image)
     TASKS.build(task).draw(case, predictions, path, site=data.name)
     return True
 

@@ -6,8 +6,7 @@ A tensor's name is ``<sub-network>/<its name in the network>``.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +16,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedshift import derive_seed
-from fedshift.client.contract.method import Method, Networks, Scene, of_method
+from fedshift.client.contract.method import Method, Networks
+from fedshift.client.contract.step import Decoder, Encoder
 from fedshift.client.methods import METHODS
-from fedshift.client.spectra import harmonised, mean_amplitude
 from fedshift.client.tasks import TASKS
+from fedshift.protocol import needs
 from fedshift.protocol.messages import Arrays, TensorInfo
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -72,6 +72,18 @@ class Model:
                 )
         return infos
 
+    def offers(self) -> frozenset[str]:
+        """What a strategy may need of the method, its networks and the task
+        (:mod:`fedshift.protocol.needs`)."""
+        stepped = [self.nets[name] for name in self.method.stepped]
+        found = {
+            needs.CHANGE: True,
+            needs.DESCEND: True,
+            needs.ENCODER: all(isinstance(net, Encoder) for net in stepped),
+            needs.DECODER: all(isinstance(net, Decoder) for net in stepped),
+        }
+        return self.task.offers.union(name for name, given in found.items() if stepped and given)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The live tensors by name."""
         return {
@@ -107,15 +119,6 @@ class Model:
             for name, tensor in self.tensors().items()
             if names is None or name in names
         }
-
-    def predict(self, images: Sequence[np.ndarray] | np.ndarray, scene: Scene) -> np.ndarray:
-        """What the method predicts of ``images`` (S, C, H, W) float32, which it is shown harmonised
-        where the strategy has the sites train so."""
-        wanted = mean_amplitude(scene.bank)
-        if wanted is not None:
-            images = harmonised(images, wanted, scene.device)
-        scene = replace(scene, bank=of_method(scene.bank))
-        return self.method.predict(self.nets, images, scene)
 
     def forget_gradients(self) -> None:
         """Drop what an earlier message left in the parameters' ``grad``."""

@@ -160,13 +160,12 @@ class SiteWorker:
 
     def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
         model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
-        loop = {"segmentation network"} if model.method.segmenting else set()
         card = MethodCard(
             tensors=model.infos(),
             participation=model.method.participation.value,
             stages=model.method.stages,
             task=model.task.card(instruction.task["name"]),
-            offers=tuple(sorted(loop | model.task.offers)),
+            offers=tuple(sorted(model.offers())),
             complete_labels=model.method.complete_labels,
         )
         return Purpose.INITIAL, answer(
@@ -251,7 +250,7 @@ class SiteWorker:
     ) -> Predict:
         seed = derive_seed(instruction.seed, "prediction")
         scene = Scene(model.task, self.name, self.device, seed, _bank(content), stage)
-        return partial(model.predict, scene=scene)
+        return rules.predictor(model, scene, instruction.rules)
 
     def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
         """What the task measures of the model sent, in each split that is asked for."""

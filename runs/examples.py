@@ -11,7 +11,7 @@ import torch
 
 from fedshift import derive_seed
 from fedshift.client.contract.method import Scene, of_method
-from fedshift.client.examples import draw_site
+from fedshift.client.examples import Finished, draw_site
 from fedshift.client.illustrations import draw as draw_illustration
 from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
@@ -47,7 +47,7 @@ def draw(out: Path, sites: LocalSites) -> None:
             for ref in (local, personal, common):
                 if ref and (arrays := _load(ref)) is not None:
                     scene = Scene(task, site.name, torch.device("cpu"), seed, ref.bank)
-                    models[ref.model] = (arrays, scene)
+                    models[ref.model] = Finished(arrays, scene, ref.rules)
             draw_site(
                 data,
                 models,
@@ -57,21 +57,21 @@ def draw(out: Path, sites: LocalSites) -> None:
             )
             for ref in (personal, common, local):
                 if ref and ref.model in models:
-                    shown += _draw_method(data, *models[ref.model], run.instruction, figures)
+                    shown += _draw_method(data, models[ref.model], run.instruction, figures)
                     break
     if shown:
         write_atomic(figures / "method.json", json.dumps(shown, indent=1) + "\n")
 
 
 def _draw_method(
-    data: SiteData, arrays: Arrays, scene: Scene, instruction: Instruction, figures: Path
+    data: SiteData, finished: Finished, instruction: Instruction, figures: Path
 ) -> list[dict[str, str]]:
-    """Draw what the method shows with the model ``arrays`` at one site; return what the report
+    """Draw what the method shows with a ``finished`` model at one site; return what the report
     needs to know."""
+    scene = replace(finished.scene, bank=of_method(finished.scene.bank))
     model = shared_model(instruction.method, instruction.task, scene.device)
-    model.load(arrays)
+    model.load(finished.arrays)
     shown = []
-    scene = replace(scene, bank=of_method(scene.bank))
     for picture in model.method.illustrate(data, model.nets, scene):
         name = f"method_{data.name}-{picture.name}.png"
         draw_illustration(picture, figures / name)

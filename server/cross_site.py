@@ -49,14 +49,16 @@ class ModelRef:
     """A finished model: its kind, what it was trained on, and how to get its tensors.
 
     ``load`` raises :class:`NoModel` when it cannot be had. ``parts`` are those it was taught, None
-    for all: it is not scored on others. ``bank`` is what sites published to it,
-    and ``stage`` the method's stage that predicts with it, empty for the finished method.
+    for all: it is not scored on others. ``bank`` is what sites published to it, ``rules`` are those
+    of its strategy, which may change what it is shown, and ``stage`` is the method's stage that
+    predicts with it, empty for the finished method.
     """
 
     model: str
     trained_on: str
     load: Callable[[], Arrays]
     bank: Mapping[str, Arrays] = field(default_factory=dict)
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stage: str = ""
     parts: frozenset[str] | None = None
 
@@ -79,7 +81,7 @@ def finished_models(training: Training, plan: RunPlan) -> list[ModelRef]:
 
 def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRef]:
     strategy, sites = arm.strategy, training.sites
-    names = list(strategy.sites)
+    names, rules = list(strategy.sites), strategy.rules()
     absent = strategy.kept.difference(arm.model)
     """What is held by the sites alone."""
 
@@ -111,15 +113,15 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
     if not strategy.exchanges:
         for name in names:
             taught = frozenset(key for key, count in sites.cards[name].teaches.items() if count)
-            yield ModelRef(strategy.model, name, partial(own, name), parts=taught)
+            yield ModelRef(strategy.model, name, partial(own, name), rules=rules, parts=taught)
         return
     if strategy.kept or strategy.personal:
         for name in names:
-            yield ModelRef("personal", name, partial(own, name), strategy.bank)
+            yield ModelRef("personal", name, partial(own, name), strategy.bank, rules)
     if absent:
-        yield ModelRef("global", POOLED, mean_own, strategy.bank)
+        yield ModelRef("global", POOLED, mean_own, strategy.bank, rules)
     else:
-        yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model), strategy.bank)
+        yield ModelRef("global", POOLED, lambda: unpack_arrays(arm.model), strategy.bank, rules)
 
 
 @dataclass
@@ -145,7 +147,7 @@ def score(
     scores = Scores()
     for ref in models:
         options = {"splits": list(splits), "stage": ref.stage}
-        ask = instruction.but(action=Action.SCORE, options=options)
+        ask = instruction.but(action=Action.SCORE, rules=ref.rules, options=options)
         bank = pack_bank(ref.bank) if ref.bank else None
         try:
             packed = pack_arrays(ref.load())

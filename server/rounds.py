@@ -33,6 +33,7 @@ from fedshift.protocol.messages import (
     request,
     unpack_arrays,
 )
+from fedshift.protocol.needs import NEEDS
 from fedshift.protocol.storage import keep_lines, read_json, read_json_lines, write_atomic
 from fedshift.server import checkpoint, tracking
 from fedshift.server.exchange import exchange
@@ -421,11 +422,11 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
                 f"strategy={strategy.name} decides by the simulated clock, and there is none; add "
                 "clock=hospitals or clock=lan"
             )
-        if strategy.segmenting and "segmentation network" not in method.offers:
+        if lacking := sorted(strategy.needs().difference(method.offers)):
             raise UserError(
-                f"strategy={strategy.name} reaches into the training of a segmentation "
-                f"network, and method={name} trains in a loop of its own; choose another strategy "
-                "or method=supervised"
+                f"strategy={strategy.name} needs {NEEDS.get(lacking[0], lacking[0])}, which "
+                f"method={name} with task={plan.task['name']} does not offer; choose another "
+                "strategy or another method"
             )
     if method.participation != "both":
         return

@@ -9,8 +9,8 @@ every image, and all else is kept:
 
 so that every site meets the appearances between its own and the others'.
 
-**Boundary-oriented episodes** (section 3.3, :mod:`fedshift.client.episodes`). A site's step on its
-own images x is tried on the moved ones t, and what holds there too is learned:
+**Boundary-oriented episodes** (section 3.3, :mod:`fedshift.client.rules.episodes`). A site's step
+on its own images x is tried on the moved ones t, and what holds there too is learned:
 
     L(x; w) + L(t; w') + boundary L_boundary(x, t; w')        w' = w - inner_lr grad L(x; w)
 
@@ -33,6 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedshift.protocol.needs import CHANGE, DECODER, DESCEND, PIXEL_CLASSES
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Family, Strategy
 
@@ -45,7 +46,6 @@ class FedDG(Strategy):
     family: ClassVar[Family | None] = "harmonise"
     travels: ClassVar[str] = "the model, amplitudes"
     stays: ClassVar[str] = "its amplitudes"
-    segmenting: ClassVar[bool] = True
     work: ClassVar[float] = 3.0
 
     reach: float = setting(0.1, at_least=0, at_most=0.5)
@@ -56,6 +56,12 @@ class FedDG(Strategy):
     """The weight of the contrast at the boundary."""
     temperature: float = setting(0.05, at_least=1e-3)
     """The temperature of that contrast."""
+
+    def needs(self) -> frozenset[str]:
+        """Images that are moved, gradients of episodes and, unless ``boundary`` is 0, structures
+        with a boundary, and features beside it."""
+        steps = frozenset({CHANGE, DESCEND})
+        return steps | {DECODER, PIXEL_CLASSES} if self.boundary > 0 else steps
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """The exchange and the episodes."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedshift.protocol.needs import DESCEND
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Strategy
 
@@ -28,10 +29,13 @@ class FedSAM(Strategy):
 
     paper: ClassVar[str] = "Qu et al. 2022"
     work: ClassVar[float] = 2.0
-    segmenting: ClassVar[bool] = True
 
     rho: float = setting(0.05, at_least=0)
     """How far uphill the gradient is taken, as a Euclidean norm over all weights."""
+
+    def needs(self) -> frozenset[str]:
+        """Gradients taken uphill."""
+        return frozenset({DESCEND})
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """Sharpness-aware steps, unless their radius is 0."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedshift.protocol.needs import CHANGE, DESCEND
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Family, Strategy
 
@@ -40,11 +41,14 @@ class HarmoFL(Strategy):
     work: ClassVar[float] = 2.0
     travels: ClassVar[str] = "the model, amplitudes"
     stays: ClassVar[str] = "its amplitudes"
-    segmenting: ClassVar[bool] = True
 
     alpha: float = setting(0.05, at_least=0)
     """How far uphill the gradient is taken, as a Euclidean norm over all weights; 0 for plain
     steps."""
+
+    def needs(self) -> frozenset[str]:
+        """Harmonised images and, unless ``alpha`` is 0, gradients taken uphill."""
+        return frozenset({CHANGE, DESCEND} if self.alpha > 0 else {CHANGE})
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """Harmonised images, and sharpness-aware steps unless their radius is 0."""

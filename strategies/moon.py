@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedshift.protocol.needs import ENCODER
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Strategy
 
@@ -30,12 +31,15 @@ class Moon(Strategy):
 
     paper: ClassVar[str] = "Li Q. et al. 2021"
     stays: ClassVar[str] = "its last model"
-    segmenting: ClassVar[bool] = True
 
     mu: float = setting(1.0, at_least=0)
     """The weight of the contrastive term."""
     temperature: float = setting(0.5, at_least=1e-3)
     """tau: the smaller, the sharper the contrast."""
+
+    def needs(self) -> frozenset[str]:
+        """Features, in whose terms the models are compared."""
+        return frozenset({ENCODER})
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """The contrastive term, unless its weight is 0."""

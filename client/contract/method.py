@@ -8,10 +8,10 @@ and a budget; it trains in place and reports.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from torch import nn
 
 from fedshift import UserError
 from fedshift.client.contract.illustrations import Illustration
+from fedshift.client.contract.step import Step
 from fedshift.client.contract.task import Task
 from fedshift.protocol.messages import Adam
 from fedshift.sites.types import SiteData
-
-if TYPE_CHECKING:
-    from fedshift.client.episodes import Episode
 
 Networks = dict[str, nn.Module]
 StatisticsBank = Mapping[str, Mapping[str, np.ndarray]]
@@ -90,19 +88,8 @@ class Budget:
     device: torch.device
     amp: bool = False
     """Mixed precision; only ever true on a CUDA device."""
-    penalty: Callable[[Mapping[str, nn.Module]], torch.Tensor] | None = None
-    """The strategy's local term, added to the training loss at every step (FedProx's proximal
-    term); it is given the networks and returns a scalar."""
-    batch_penalty: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """As ``penalty``, where a strategy is ``segmenting``: it is given the images that the
-    segmentation network has just seen (B, 1, H, W)."""
-    appearance: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """What such a strategy makes of the images of a batch before the method changes them."""
-    sharpness: float = 0.0
-    """Above 0, such a strategy's steps follow the gradient this far up the slope
-    (:mod:`fedshift.client.sharpness`)."""
-    episode: Episode | None = None
-    """How such a strategy tries every step on images as other sites have them."""
+    step: Step = field(default_factory=Step)
+    """What the strategy changes in the steps of training."""
     round: int = 1
     """The current round, from 1."""
     rounds: int = 1
@@ -158,9 +145,10 @@ class Method(ABC):
     """Plainer predictions of the same networks, scored beside the finished one as models of their
     own; the plainest, and quickest, first: it is also what is validated after each round."""
 
-    segmenting: ClassVar[bool] = False
-    """Whether it trains an LV-Unet as the sub-network ``segmenter`` with :func:`fedshift.client.
-    training.train_segmentation`, into which some strategies reach."""
+    stepped: ClassVar[tuple[str, ...]] = ()
+    """The sub-networks that train in loops in which the budget's step changes the images and says
+    how the gradients come about, such as :func:`fedshift.client.training.train`; its penalty is
+    added in every loop."""
 
     complete_labels: ClassVar[bool] = False
     """Whether it needs training labels that tell of every structure and pixel. Others take what

@@ -10,7 +10,8 @@ from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import Budget, FitReport, Method, Networks
 from fedshift.client.contract.task import Task
 from fedshift.client.networks.lv_unet import LVUNet, Norm
-from fedshift.client.training import Augment, LabelledSlices, train_segmentation
+from fedshift.client.slices import LabelledSlices
+from fedshift.client.training import Augment, train
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import SiteData
 
@@ -23,7 +24,7 @@ class Segmenting(Method):
     (:class:`~fedshift.client.networks.lv_unet.LVUNet`); ``batch`` slices a step, ``lr`` is Adam's.
     """
 
-    segmenting = True
+    stepped = ("segmenter",)
 
     width: int = setting(8, at_least=1)
     depth: int = setting(4, at_least=1, at_most=8)
@@ -51,7 +52,7 @@ class Segmenting(Method):
         slices = LabelledSlices(site.splits["train"], budget.task)
         if not len(slices):
             return FitReport()
-        metrics = train_segmentation(
+        metrics = train(
             nets,
             "segmenter",
             slices,
@@ -68,9 +69,4 @@ class Segmenting(Method):
         assert isinstance(net, LVUNet)
         net.eval()
         with torch.inference_mode():
-            return representation(net.encode(images.to(net.head.weight.device))[-1])
-
-
-def representation(block: torch.Tensor) -> torch.Tensor:
-    """The features (B, D) of images whose last residual block of the encoder is (B, D, h, w)."""
-    return block.mean(dim=(2, 3))
+            return net.encode(images.to(net.head.weight.device))[-1].mean(dim=(2, 3))

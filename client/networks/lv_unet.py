@@ -66,6 +66,11 @@ class LVUNet(nn.Module):
             self.decoder.append(ResidualBlock(out, out, norm))
         self.head = nn.Conv2d(width, classes, kernel_size=1)
 
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The last residual block of the encoder."""
+        return self.encoder[-1]
+
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the output of every residual block of the encoder; entry ``n - 1`` is block n.
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
-from fedshift.client.rules.base import LocalRule, Visit
+import numpy as np
+
+from fedshift.client.contract.method import Scene, of_method
+from fedshift.client.contract.task import Predict
+from fedshift.client.model import Model
+from fedshift.client.rules.base import Images, LocalRule, Visit
 
 RULES = {
     "alternating": "fedshift.client.rules.alternating:Alternating",
@@ -28,14 +36,30 @@ def build(visit: Visit) -> list[LocalRule]:
 
     Raises ``ValueError`` for a rule this site does not know.
     """
-    asked = visit.instruction.rules
-    unknown = sorted(set(asked) - RULES.keys())
-    if unknown:
-        raise ValueError(f"the strategy asks for the local rule '{unknown[0]}', unknown here")
-    return [_named(name)(visit, **settings) for name, settings in asked.items()]
+    return [_named(name)(visit, **given) for name, given in visit.instruction.rules.items()]
+
+
+def predictor(model: Model, scene: Scene, asked: Mapping[str, Mapping[str, Any]]) -> Predict:
+    """What ``model``, with the weights it holds, predicts in ``scene`` of images (S, C, H, W): as
+    its method's :meth:`~fedshift.client.contract.method.Method.predict`, of images changed as the
+    rules ``asked`` for, with their settings, have it, in their order.
+
+    Raises ``ValueError`` for a rule this site does not know.
+    """
+    changes = [_named(name).at_prediction(scene, **given) for name, given in asked.items()]
+    own = replace(scene, bank=of_method(scene.bank))
+
+    def predict(images: Images) -> np.ndarray:
+        for change in changes:
+            images = images if change is None else change(images)
+        return model.method.predict(model.nets, images, own)
+
+    return predict
 
 
 def _named(name: str) -> type[LocalRule]:
+    if name not in RULES:
+        raise ValueError(f"the strategy asks for the local rule '{name}', unknown here")
     module, _, attribute = RULES[name].partition(":")
     rule: type[LocalRule] = getattr(import_module(module), attribute)
     return rule

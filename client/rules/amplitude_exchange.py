@@ -1,15 +1,15 @@
 """ELCFS, episodes in a continuous frequency space: Liu Q. et al., CVPR 2021 (see
-:mod:`fedshift.strategies.feddg` and, on the episodes, :mod:`fedshift.client.episodes`)."""
+:mod:`fedshift.strategies.feddg` and, on the episodes, :mod:`fedshift.client.rules.episodes`)."""
 
 from __future__ import annotations
 
 import torch
 
 from fedshift import derive_seed
-from fedshift.client import spectra
 from fedshift.client.contract.method import OF_RULES, FitReport
-from fedshift.client.episodes import Episode
+from fedshift.client.rules import spectra
 from fedshift.client.rules.base import LocalRule, Train, Visit, published_beside
+from fedshift.client.rules.episodes import Episode
 
 MEAN = f"{OF_RULES}low_amplitude_mean"
 DEVIATION = f"{OF_RULES}low_amplitude_deviation"
@@ -29,7 +29,6 @@ class AmplitudeExchange(LocalRule):
         self, visit: Visit, reach: float, inner_lr: float, boundary: float, temperature: float
     ) -> None:
         super().__init__(visit)
-        self._episode = Episode(self.moved, inner_lr, boundary, temperature)
         self.window = spectra.Window(visit.site.size, reach)
         others = [visit.bank[name] for name in sorted(visit.bank) if name != visit.site.name]
         self._others = [
@@ -40,9 +39,11 @@ class AmplitudeExchange(LocalRule):
         instruction = visit.instruction
         seed = derive_seed(instruction.seed, visit.site.name, instruction.round, "amplitudes")
         self._generator = torch.Generator().manual_seed(seed)
+        if self._others:
+            self.step = Episode(self.moved, inner_lr, boundary, temperature, visit.model.task)
 
     def around(self, train: Train) -> FitReport:
-        """The segmentation network's training, in episodes."""
+        """The method's training, in episodes."""
         visit = self.visit
         cases = visit.site.splits["train"]
         if MEAN not in visit.memory:
@@ -51,11 +52,10 @@ class AmplitudeExchange(LocalRule):
             ):
                 visit.memory[name] = self.window.of(torch.from_numpy(spectrum)).numpy()
         own = {name: visit.memory[name] for name in (MEAN, DEVIATION)}
-        report = train(episode=self._episode) if self._others else train()
-        return published_beside(report, own, sum(len(case.image) for case in cases))
+        return published_beside(train(), own, sum(len(case.image) for case in cases))
 
     def moved(self, images: torch.Tensor) -> torch.Tensor:
-        """``images`` (B, 1, H, W), each moved towards another site by a share of its own."""
+        """``images`` (B, C, H, W), each moved towards another site by a share of its own."""
         count, generator = len(images), self._generator
         towards = torch.rand(count, generator=generator).to(images.device)
         sites = torch.randint(len(self._others), (count,), generator=generator).tolist()

@@ -1,28 +1,29 @@
 """What a strategy changes in a site's local training, whatever the method.
 
-A method trains as its paper says. A rule acts beside it: it adds a penalty to the loss, looks at
-or changes gradients and weights at every step of an optimiser, changes batches, trains a second
-model, or measures. It is built for one training (a :class:`Visit`) and dropped after it; what it
-notes for the next one goes into ``visit.memory``.
+A method trains as its paper says. A rule acts beside it: it changes the steps of training
+(:class:`~fedshift.client.contract.step.Step`), looks at or changes gradients and weights whenever
+an optimiser steps, trains a second model, or measures. It is built for one training (a
+:class:`Visit`) and dropped after it; what it notes for the next one goes into ``visit.memory``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from fedshift.client.contract.method import Budget, FitReport, StatisticsBank
+from fedshift.client.contract.method import Budget, FitReport, Scene, StatisticsBank
+from fedshift.client.contract.step import Step, composed
 from fedshift.client.model import Model
 from fedshift.protocol.messages import Arrays, Instruction
 from fedshift.sites.types import SiteData
@@ -71,19 +72,27 @@ class Visit:
 
 
 class Train(Protocol):
-    """Runs the method's training once on the weights now loaded, in a budget with ``changes``."""
+    """Runs the method's training once on the weights now loaded: with a ``step`` after those of the
+    rules, and with what it noted itself in ``memory`` in place of the site's."""
 
-    def __call__(self, **changes: Any) -> FitReport: ...
+    def __call__(self, *, step: Step | None = None, memory: Arrays | None = None) -> FitReport: ...
 
 
-Penalty = Callable[[Mapping[str, nn.Module]], torch.Tensor]
+Images = Sequence[np.ndarray] | np.ndarray
+"""Slices, S of (C, H, W) float32."""
 
 
 class LocalRule:
     """A rule that does nothing; its subclasses do, and take their settings as keywords."""
 
-    penalty: Penalty | None = None
-    """What is added to the loss at every step, given the networks."""
+    step: Step | None = None
+    """What it changes in the method's training steps; to be set before the training begins."""
+
+    @classmethod
+    def at_prediction(cls, scene: Scene, **settings: Any) -> Callable[[Images], Images] | None:
+        """What is done to the images that a model of the rule predicts in ``scene``, whose bank
+        holds what the rule published; None for nothing."""
+        return None
 
     def __init__(self, visit: Visit) -> None:
         self.visit = visit
@@ -103,14 +112,14 @@ class LocalRule:
 def run_rules(
     rules: Sequence[LocalRule], fit: Callable[[Budget], FitReport], budget: Budget
 ) -> FitReport:
-    """``fit`` with all ``rules`` at work, the first one outermost."""
-    penalties = [rule.penalty for rule in rules if rule.penalty is not None]
-    if penalties:
-        budget = replace(budget, penalty=lambda nets: sum_of(p(nets) for p in penalties))
+    """``fit`` with all ``rules`` at work, the first one outermost; their steps are composed in the
+    rules' order."""
 
-    def train(**changes: Any) -> FitReport:
+    def train(*, step: Step | None = None, memory: Arrays | None = None) -> FitReport:
+        steps = [found for found in (*(rule.step for rule in rules), step) if found is not None]
+        noted = budget.memory if memory is None else memory
         with _stepping(rules):
-            return fit(replace(budget, **changes))
+            return fit(replace(budget, step=composed(steps), memory=noted))
 
     inner: Train = train
     for rule in reversed(rules):
@@ -118,13 +127,10 @@ def run_rules(
     return inner()
 
 
-def _within(rule: LocalRule, train: Train, **changes: Any) -> FitReport:
-    return rule.around(partial(train, **changes))
-
-
-def sum_of(terms: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of at least one scalar tensor."""
-    return torch.stack(list(terms)).sum()
+def _within(
+    rule: LocalRule, train: Train, *, step: Step | None = None, memory: Arrays | None = None
+) -> FitReport:
+    return rule.around(partial(train, step=step, memory=memory))
 
 
 def published_beside(report: FitReport, statistics: Arrays, summarised: int) -> FitReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import Train, Visit
 from fedshift.client.rules.own_model import OwnModel
-from fedshift.client.rules.proximal import Proximal
+from fedshift.client.rules.proximal import near
 
 
 class Ditto(OwnModel):
@@ -18,7 +18,7 @@ class Ditto(OwnModel):
     def __init__(self, visit: Visit, lam: float) -> None:
         super().__init__(visit)
         # Built here, while the model holds what was sent: the own one is held near that.
-        self._near = Proximal(visit, lam).penalty
+        self._near = near(visit, lam)
 
     def train_own(self, train: Train) -> FitReport:
-        return train(penalty=self._near)
+        return train(step=self._near)

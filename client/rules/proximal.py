@@ -6,12 +6,14 @@ Eq. 2:   (mu / 2) ||w - w_t||^2   over the exchanged parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from fedshift.client.rules.base import LocalRule, Visit, sum_of
+from fedshift.client.contract.step import Seen, Step
+from fedshift.client.rules.base import LocalRule, Visit
 
 
 class Proximal(LocalRule):
@@ -19,9 +21,21 @@ class Proximal(LocalRule):
 
     def __init__(self, visit: Visit, mu: float) -> None:
         super().__init__(visit)
-        pairs = [(tensor, tensor.detach().clone()) for tensor in visit.exchanged().values()]
+        self.step = near(visit, mu)
 
-        def penalty(nets: Mapping[str, nn.Module]) -> torch.Tensor:
-            return 0.5 * mu * sum_of(torch.sum((tensor - start) ** 2) for tensor, start in pairs)
 
-        self.penalty = penalty
+@dataclass(frozen=True)
+class Near(Step):
+    """Hold parameters near where they started: pairs of a live tensor and a copy."""
+
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    mu: float
+
+    def penalty(self, nets: Mapping[str, nn.Module], seen: Seen) -> torch.Tensor:
+        terms = [torch.sum((tensor - start) ** 2) for tensor, start in self.pairs]
+        return 0.5 * self.mu * torch.stack(terms).sum()
+
+
+def near(visit: Visit, mu: float) -> Near:
+    """The term that holds the exchanged parameters near what the model now holds."""
+    return Near([(t, t.detach().clone()) for t in visit.exchanged().values()], mu)

@@ -13,9 +13,11 @@ from statistics import fmean
 import torch
 
 from fedshift import derive_seed
+from fedshift.client import rules
 from fedshift.client.contract.method import FitReport, Scene
 from fedshift.client.rules.base import LocalRule, Train, Visit
-from fedshift.client.training import PREDICT_BATCH, LabelledSlices
+from fedshift.client.slices import LabelledSlices
+from fedshift.client.training import PREDICT_BATCH
 
 
 class Risk(LocalRule):
@@ -48,22 +50,22 @@ def training_loss(visit: Visit, slices: int | None) -> float | None:
     labelled = LabelledSlices(visit.site.splits["train"], visit.model.task)
     if not len(labelled):
         return None
-    method, seed = visit.model.method, visit.instruction.seed
-    task = visit.model.task
+    task, seed = visit.model.task, visit.instruction.seed
     scene = Scene(
         task,
         visit.site.name,
         visit.device,
         derive_seed(seed, "prediction"),
         visit.bank,
-        *method.stages[:1],
+        *visit.model.method.stages[:1],
     )
     total = len(labelled) if slices is None else min(slices, len(labelled))
     batches = -(-total // PREDICT_BATCH)
     size = -(-total // batches)
     order = derive_seed(seed, visit.site.name, "risk")
     losses = []
-    for images, labels, annotated in labelled.batches(size, batches, order, torch.device("cpu")):
-        found = torch.from_numpy(method.predict(visit.model.nets, images.numpy(), scene))
-        losses.append(float(task.risk(found, labels, annotated)))
+    predict = rules.predictor(visit.model, scene, visit.instruction.rules)
+    for batch in labelled.batches(size, batches, order, torch.device("cpu")):
+        found = torch.from_numpy(predict(batch.images.numpy()))
+        losses.append(float(task.risk(found, batch.labels, batch.told)))
     return fmean(losses)

@@ -63,9 +63,6 @@ class Strategy(Timeline, FlowerStrategy):
     """Whether one simulated site trains, on the data of all."""
     personal: ClassVar[bool] = False
     """Whether sites end with a model of their own beside the shared one."""
-    segmenting: ClassVar[bool] = False
-    """Whether it reaches into the training loop of the segmentation network, so that only methods
-    that have one can be combined with it."""
     clocked: ClassVar[bool] = False
     """Whether it follows the simulated clock, so that it cannot do without one."""
 
@@ -111,6 +108,11 @@ class Strategy(Timeline, FlowerStrategy):
         """What a site changes in its local training: a rule of :mod:`fedshift.client.rules` and its
         settings; nothing by default. Asked before every round."""
         return {}
+
+    def needs(self) -> frozenset[str]:
+        """What its rules need of the method, its networks and the task
+        (:mod:`fedshift.protocol.needs`): with others it is refused; nothing by default."""
+        return frozenset()
 
     def extras(self) -> Arrays:
         """What sites are sent beside the model when they train; nothing by default."""

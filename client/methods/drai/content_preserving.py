@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from fedshift import UserError
-from fedshift.client.augmentation import Augmentation
+from fedshift.client.augmentation import Augmentation, warp_mask
 
 Transform = Literal["paper", "vendor"]
 
@@ -39,7 +39,7 @@ def change(images: torch.Tensor, kind: Transform, generator: torch.Generator) ->
     field = F.interpolate(knots, images.shape[-2:], mode="bicubic", align_corners=True)
     biased = images * torch.exp(BIAS * (2 * field - 1)).to(images.device)
     no_labels = torch.zeros(len(images), 0)
-    return _APPEARANCE(biased, no_labels, generator)[0]
+    return _APPEARANCE(biased, no_labels, generator, warp_mask)[0]
 
 
 def _turn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -42,8 +42,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -51,11 +50,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.contract.illustrations import Curves, Illustration, ImageGrid
+from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.method import (
     AVERAGED,
     Budget,
@@ -66,7 +64,9 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
+from fedshift.client.contract.step import Batch, Losses, Seen
 from fedshift.client.contract.task import Task
+from fedshift.client.descent import Descent
 from fedshift.client.gan import (
     discriminator_loss,
     fake_loss,
@@ -74,30 +74,35 @@ from fedshift.client.gan import (
     is_collapsed,
     real_loss,
 )
-from fedshift.client.losses import dice_ce
 from fedshift.client.methods.online_rendering.networks import HALVINGS, Judge, Renderer, Segmentor
-from fedshift.client.metrics import dice
+from fedshift.client.methods.online_rendering.objectives import (
+    View,
+    generated_for,
+    hybrid_loss,
+    judge_of,
+    logits_of,
+    maps_of,
+    pool,
+    rendering_loss,
+    shown_to,
+    spread_of,
+)
+from fedshift.client.methods.online_rendering.pictures import pictures
 from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.lv_unet import Norm
+from fedshift.client.slices import LabelledSlices
 from fedshift.client.tasks.segmentation import Segmentation
-from fedshift.client.training import LabelledSlices, predict_slices
+from fedshift.client.training import changed, predict_slices
 from fedshift.protocol.settings import setting
-from fedshift.sites.types import IGNORED, SiteData
+from fedshift.sites.types import SiteData
 
-View = Literal["appearance", "structure", "pair"]
-"""What a discriminator judges: an image, its masks, or both."""
 Reals = Literal["frozen", "statistics", "stale_gradient"]
 """What stands in for the source's real images online."""
 
-BETA1 = 0.5
-"""Adam's momentum in self-play and online ("momentum term", section 3)."""
-AUXILIARY = (1.0, 0.8, 0.4)
-"""Weights of the segmentor's outputs: main, half size, quarter size."""
+BETAS = (0.5, 0.999)
+"""Adam's in self-play and online ("momentum term", section 3)."""
 TURNS = 2
 """Steps of renderer and segmentor on an adversarial objective for each of its discriminator."""
-SHOWN_IMAGES = 3
-SHOWN_ITERATIONS = (0, 1, 5)
-"""What is drawn: so many test images, after these iterations and the last."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class OnlineRendering(Method):
     """
 
     tasks = frozenset({Segmentation})
+    stepped = ("plain", "segmenter")
     stages = ("source", "iteration_0")
     # The discriminators judge whole label maps: one without a structure is another's, not a gap.
     complete_labels = True
@@ -152,7 +158,7 @@ class OnlineRendering(Method):
             "segmenter": segmentor(),
             "plain": segmentor(),
             **{
-                _judge(view): Judge(inputs[view], width=self.judge_width, norm=self.norm)
+                judge_of(view): Judge(inputs[view], width=self.judge_width, norm=self.norm)
                 for view in self.views
             },
         }
@@ -165,7 +171,7 @@ class OnlineRendering(Method):
     def sharing(self, task: Task) -> dict[str, Sharing]:
         """All are averaged: each site that trains has both kinds of image for its
         discriminators."""
-        names = ["renderer", "segmenter", "plain", *map(_judge, self.views)]
+        names = ["renderer", "segmenter", "plain", *map(judge_of, self.views)]
         return dict.fromkeys(names, AVERAGED)
 
     def bound_to_rounds(self, rounds: int) -> str:
@@ -208,65 +214,80 @@ class OnlineRendering(Method):
         for net in nets.values():
             net.train()
         device = budget.device
-        scaler = torch.amp.GradScaler(device.type, enabled=budget.amp)
-        penalty = None if budget.penalty is None else partial(budget.penalty, nets)
-        descent = partial(Descent, lr=self.lr, scaler=scaler, penalty=penalty)
-        rendering, alone = descent(renderer), descent(plain)
-        segmenting = descent(renderer, segmenter)
+        step, warp = budget.step, budget.task.warp
+        descent = partial(
+            Descent,
+            lr=self.lr,
+            betas=BETAS,
+            amp=budget.amp,
+            penalty=partial(step.penalty, nets),
+        )
+        both = nn.Sequential(renderer, segmenter)
+        rendering, alone, segmenting = descent(renderer), descent(plain), descent(both)
         fooling = {
             view: descent(renderer) if view == "appearance" else descent(renderer, segmenter)
             for view in self.views
         }
-        judging = {view: descent(nets[_judge(view)]) for view in self.views}
+        judging = {view: descent(nets[judge_of(view)]) for view in self.views}
         generator = torch.Generator().manual_seed(derive_seed(budget.seed, "augmentation"))
         disturb = Augmentation(affine=False, intensity=self.disturbance)
 
         def batches(role: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             seed = derive_seed(budget.seed, "batches", role)
-            for images, labels, _ in slices.batches(self.batch, budget.steps, seed, device):
-                yield self.augmentation(images, labels, generator, budget.task.warp)
+            for drawn in slices.batches(self.batch, budget.steps, seed, device):
+                shown = changed(drawn, step)
+                yield self.augmentation(shown.images, shown.labels, generator, warp)
 
-        images = rendered = torch.empty(0)
+        def plain_loss(batch: Batch) -> tuple[Losses, Seen]:
+            with alone.autocast():
+                loss = hybrid_loss(plain.outputs(batch.images), batch.labels)
+            return {"loss": loss}, {"plain": batch.images}
+
+        def rendered_loss(batch: Batch) -> tuple[Losses, Seen]:
+            with segmenting.autocast():
+                rendered = renderer(batch.images)
+                loss = hybrid_loss(segmenter.outputs(rendered), batch.labels)
+            return {"loss": loss}, {"segmenter": rendered.detach()}
+
+        images = torch.empty(0)
         drawn = zip(batches("generated"), *map(batches, self.views), strict=True)
-        # No cache: it would hold casts of weights that the next objective has already moved.
-        with torch.autocast(device.type, torch.float16, enabled=budget.amp, cache_enabled=False):
-            for (images, labels), *reals in drawn:
-                disturbed, _ = disturb(images, labels, generator, budget.task.warp)
-                alone.step(hybrid_loss(plain.outputs(images), labels))
-                rendering.step(rendering_loss(renderer.outputs(disturbed), images))
-                for view, (real_images, real_labels) in zip(self.views, reals, strict=True):
-                    judge = nets[_judge(view)]
-                    real = _seen(view, real_images, _maps(real_labels, segmenter.classes))
-                    generated = _generated(view, renderer, segmenter, disturbed)
-                    _, logits = _logits(judge, real, generated)
-                    fooling[view].step(generator_loss("bce", logits))
-                    logits_of_both = _logits(judge, real, generated.detach())
-                    judging[view].step(discriminator_loss("bce", *logits_of_both))
-                    if view == "appearance":
-                        outputs = segmenter.outputs(renderer(disturbed))
-                        segmenting.step(hybrid_loss(outputs, labels))
-                scaler.update()
-            with torch.no_grad():
-                rendered = renderer(images)
-        metrics = {
-            "loss": segmenting.mean,
-            "plain_loss": alone.mean,
-            "rendering_loss": rendering.mean,
-            **{f"{_judge(view)}_loss": judging[view].mean for view in self.views},
+        for (images, labels), *reals in drawn:
+            disturbed, _ = disturb(images, labels, generator, warp)
+            alone.take(step.descend(plain, Batch(images, labels), alone.of(plain_loss)))
+            with rendering.autocast():
+                loss = rendering_loss(renderer.outputs(disturbed), images)
+            rendering.step({"loss": loss})
+            for view, (real_images, real_labels) in zip(self.views, reals, strict=True):
+                judge = nets[judge_of(view)]
+                real = shown_to(view, real_images, maps_of(real_labels, segmenter.classes))
+                # Two regions: the second must not meet casts of weights that the first step moved.
+                with fooling[view].autocast():
+                    generated = generated_for(view, renderer, segmenter, disturbed)
+                    loss = generator_loss("bce", logits_of(judge, real, generated)[1])
+                fooling[view].step({"loss": loss})
+                with judging[view].autocast():
+                    loss = discriminator_loss("bce", *logits_of(judge, real, generated.detach()))
+                judging[view].step({"loss": loss})
+                if view == "appearance":
+                    batch = Batch(disturbed, labels)
+                    segmenting.take(step.descend(both, batch, segmenting.of(rendered_loss)))
+        diverged = (
+            f"the self-play of site {site} diverged in round {budget.round} (a loss or a weight is "
+            f"not finite): lower method.lr, now {self.lr:g}"
+        )
+        descents = {"": segmenting, "plain_": alone, "rendering_": rendering} | {
+            f"{judge_of(view)}_": judging[view] for view in self.views
         }
-        if not all(map(math.isfinite, metrics.values())):
-            raise UserError(
-                f"the self-play of site {site} diverged in round {budget.round} (a loss is not "
-                f"finite): lower method.lr, now {self.lr:g}"
-            )
+        metrics = {f"{of}loss": d.finished(diverged)["loss"] for of, d in descents.items()}
+        with torch.no_grad(), rendering.autocast():
+            rendered = renderer(images)
         if is_collapsed(rendered.float(), images):
             raise UserError(
                 f"the renderer of site {site} collapsed in round {budget.round}: what it renders "
                 f"hardly varies any more; lower method.lr, now {self.lr:g}"
             )
-        if penalty is not None:
-            metrics["penalty"] = segmenting.mean_penalty
-        return metrics
+        penalty = {name: mean for name, mean in segmenting.means().items() if name == "penalty"}
+        return metrics | penalty
 
     def _census(
         self, nets: Networks, slices: LabelledSlices, device: torch.device
@@ -281,14 +302,14 @@ class OnlineRendering(Method):
             found = found.detach().double()
             sums[name] = sums[name] + found if name in sums else found
 
-        for images, labels, _ in slices.batches(1, len(slices), 0, device):
+        for batch in slices.batches(1, len(slices), 0, device):
             with torch.no_grad():
-                rendered = renderer(images)
+                rendered = renderer(batch.images)
             for view in self.views:
-                name = _judge(view)
+                name = judge_of(view)
                 judge = nets[name].eval()
                 assert isinstance(judge, Judge)
-                real = _seen(view, rendered, _maps(labels, segmenter.classes))
+                real = shown_to(view, rendered, maps_of(batch.labels, segmenter.classes))
                 logit = judge(real)
                 add(f"{name}.logit", logit[0])
                 add(f"{name}.logit_square", logit[0].square())
@@ -345,31 +366,34 @@ class OnlineRendering(Method):
         generator = torch.Generator().manual_seed(derive_seed(scene.seed, "online", digest))
         source = torch.from_numpy(pixels)[None].to(device)
         known = pool(scene.bank)
-        descent = partial(Descent, lr=self.online_lr)
+        descent = partial(Descent, lr=self.online_lr, betas=BETAS)
         rendering = descent(renderer)
         # As in the authors' code, only the structure's objective moves the segmentor.
         fooling = {
             view: descent(renderer, segmenter) if view == "structure" else descent(renderer)
             for view in self.views
         }
-        judging = {view: descent(own[_judge(view)]) for view in self.views}
+        judging = {view: descent(own[judge_of(view)]) for view in self.views}
         for _ in range(self.iterations):
             if self._settled(own, source, known):
                 return
             side = 2 + int(torch.randint(2, (), generator=generator))
             pair = torch.cat([source, source.flip(side)])
-            rendering.step(rendering_loss(renderer.outputs(pair), pair))
+            rendering.step({"loss": rendering_loss(renderer.outputs(pair), pair)})
             for view in self.views:
-                judge = own[_judge(view)]
+                judge = own[judge_of(view)]
                 assert isinstance(judge, Judge)
                 for _ in range(TURNS):
-                    generated = _generated(view, renderer, segmenter, pair)
-                    fooling[view].step(self._online_loss(judge, view, generated, known))
-                gradient = known.get(f"{_judge(view)}.gradient")
+                    generated = generated_for(view, renderer, segmenter, pair)
+                    loss = self._online_loss(judge, view, generated, known)
+                    fooling[view].step({"loss": loss})
+                gradient = known.get(f"{judge_of(view)}.gradient")
                 if self.reals == "stale_gradient" and gradient is not None:
                     with torch.no_grad():
-                        generated = _generated(view, renderer, segmenter, pair)
-                    judging[view].step(fake_loss("bce", judge(generated)), gradient.to(device))
+                        generated = generated_for(view, renderer, segmenter, pair)
+                    losses = judging[view].gradients({"loss": fake_loss("bce", judge(generated))})
+                    judging[view].add_constant(gradient.to(device))
+                    judging[view].take(losses)
             yield adapted
 
     def _online_loss(
@@ -378,10 +402,10 @@ class OnlineRendering(Method):
         """What renderer and segmentor minimise online: the discriminator's verdict, or with
         ``reals=statistics`` the mean square of the deviations of its features' moments from S',
         each in standard deviations over S'."""
-        mean = known.get(f"{_judge(view)}.moments")
+        mean = known.get(f"{judge_of(view)}.moments")
         if self.reals != "statistics" or mean is None:
             return generator_loss("bce", judge(generated))
-        spread = _spread(known, f"{_judge(view)}.moments")
+        spread = spread_of(known, f"{judge_of(view)}.moments")
         deviations = judge.moments(generated) - mean.to(generated.device)
         return (deviations / spread.to(generated.device)).square().mean()
 
@@ -393,9 +417,10 @@ class OnlineRendering(Method):
         if self.stop is None or not known:
             return False
         for view in self.views:
-            name = _judge(view)
-            logit = nets[name](_generated(view, nets["renderer"], nets["segmenter"], image))
-            if logit.item() < known[f"{name}.logit"] - self.stop * _spread(known, f"{name}.logit"):
+            name = judge_of(view)
+            logit = nets[name](generated_for(view, nets["renderer"], nets["segmenter"], image))
+            spread = spread_of(known, f"{name}.logit")
+            if logit.item() < known[f"{name}.logit"] - self.stop * spread:
                 return False
         return True
 
@@ -406,7 +431,7 @@ class OnlineRendering(Method):
         assert isinstance(segmenter, Segmentor)
         with torch.inference_mode():
             rendered = renderer(images.to(segmenter.head.weight.device))
-            return segmenter.encode(rendered).mean(dim=(2, 3))
+            return segmenter.encode(rendered)[-1].mean(dim=(2, 3))
 
     def trajectory(
         self, nets: Networks, image: np.ndarray, scene: Scene
@@ -420,176 +445,5 @@ class OnlineRendering(Method):
             yield rendered[0].cpu().numpy(), found[0].cpu().numpy()
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
-        """The first test images by iteration, and the mean Dice of those with labels."""
-        cases = site.splits["test"][:SHOWN_IMAGES]
-        columns = sorted({k for k in SHOWN_ITERATIONS if k < self.iterations} | {self.iterations})
-        rows, lines = [], []
-        for case in cases:
-            middle = len(case.image) // 2
-            image = np.asarray(case.image[middle])
-            steps = list(self.trajectory(nets, image, scene))
-            # Where the iterations ended early, the last one stays.
-            steps += [steps[-1]] * (self.iterations + 1 - len(steps))
-            mask = 1 - steps[-1][1][0]
-            shown = [image, *(steps[k][0] for k in columns)]
-            rows.append([*(channels.mean(0) for channels in shown), mask])
-            if case.labelled[middle]:
-                truth = np.asarray(case.labels["mask"].grid[middle])
-                lines.append([_mean_dice(truth, found, case.annotates) for _, found in steps])
-        if not rows:
-            return []
-        pictures: list[Illustration] = [
-            ImageGrid(
-                "rendering",
-                "Online rendering by iteration",
-                "Test images, as rendered before the first online update (iteration 0) and after "
-                "some; right, the probability of any structure at the end.",
-                rows,
-                ["image", *(f"iteration {k}" for k in columns), "segmentation"],
-                [case.id for case in cases],
-            )
-        ]
-        if lines:
-            pictures.append(
-                Curves(
-                    "dice",
-                    "Dice by iteration",
-                    f"Mean over {len(lines)} test images, which are adapted one by one without "
-                    "their labels; the labels only measure.",
-                    np.arange(self.iterations + 1),
-                    {"rendered": np.mean(lines, axis=0)},
-                    ("iteration", "Dice"),
-                )
-            )
-        return pictures
-
-
-class Descent:
-    """One objective's own Adam, which moves ``nets`` and no other network."""
-
-    def __init__(
-        self,
-        *nets: nn.Module,
-        lr: float,
-        scaler: torch.amp.GradScaler | None = None,
-        penalty: Callable[[], torch.Tensor] | None = None,
-    ) -> None:
-        """``penalty`` is added to the objective at every step."""
-        self._parameters = [parameter for net in nets for parameter in net.parameters()]
-        self._adam = torch.optim.Adam(self._parameters, lr=lr, betas=(BETA1, 0.999), fused=True)
-        self._scaler = scaler or torch.amp.GradScaler(enabled=False)
-        self._penalty = penalty
-        self._steps = 0
-        # Sums stay tensors until the end: reading a number at every step would stall a GPU.
-        self._total = self._penalties = torch.zeros(())
-
-    def step(self, loss: torch.Tensor, constant: torch.Tensor | None = None) -> None:
-        """One step on ``loss``; ``constant`` is a gradient to add to its own, flattened."""
-        self._steps += 1
-        self._total = self._total + loss.detach()
-        with torch.autocast(loss.device.type, enabled=False):
-            if self._penalty is not None:
-                penalty = self._penalty()
-                self._penalties = self._penalties + penalty.detach()
-                loss = loss + penalty
-            # Only to these: the other networks of this loss must not move.
-            self._scaler.scale(loss).backward(inputs=self._parameters)
-        if constant is not None:
-            parts = constant.split([parameter.numel() for parameter in self._parameters])
-            for parameter, part in zip(self._parameters, parts, strict=True):
-                assert parameter.grad is not None
-                parameter.grad += part.view_as(parameter)
-        self._scaler.step(self._adam)
-        self._adam.zero_grad()
-
-    @property
-    def mean(self) -> float:
-        """The mean of the losses so far, without the penalty."""
-        return float(self._total) / self._steps
-
-    @property
-    def mean_penalty(self) -> float:
-        """The mean of the penalties so far."""
-        return float(self._penalties) / self._steps
-
-
-def hybrid_loss(outputs: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Dice + cross-entropy of the segmentor's outputs (main, half, quarter), weighted; a scalar."""
-    losses = [w * dice_ce(out, labels) for w, out in zip(AUXILIARY, outputs, strict=True)]
-    return torch.stack(losses).sum()
-
-
-def rendering_loss(outputs: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Eq. 1 with both weights 1 and means over pixels: the L1 distance of ``images`` to the
-    renderer's main output plus that to its auxiliary one; a scalar."""
-    return torch.stack([F.l1_loss(output.float(), images) for output in outputs]).sum()
-
-
-def pool(bank: StatisticsBank) -> dict[str, torch.Tensor]:
-    """The sites' published means over their rendered training images, as the mean over all images.
-
-    For every discriminator ``judge_VIEW``: ``.logit`` and ``.logit_square`` (1,), the mean of its
-    logit and of its square; for ``reals=statistics`` ``.moments`` and ``.moments_square`` (F,) of
-    :meth:`Judge.moments`; for ``reals=stale_gradient`` ``.gradient`` (P,), the gradient of
-    -E log D(real) by its parameters, flattened. Empty when no site published.
-    """
-    shares = {site: float(kept["images"][0]) for site, kept in bank.items() if "images" in kept}
-    pooled: dict[str, np.ndarray] = {}
-    for site, images in sorted(shares.items()):
-        for name, mean in bank[site].items():
-            if name != "images":
-                part = mean.astype(np.float64) * (images / sum(shares.values()))
-                pooled[name] = pooled.get(name, 0.0) + part
-    return {name: torch.from_numpy(np.asarray(mean, np.float32)) for name, mean in pooled.items()}
-
-
-def _spread(known: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    """The standard deviation over S', from the means of a value and of its square."""
-    variance = known[f"{name}_square"] - known[name].square()
-    # A feature that never varies has no scale; the floor keeps its deviation finite.
-    return variance.clamp(min=1e-6).sqrt()
-
-
-def _judge(view: View) -> str:
-    """The name of the discriminator of ``view``."""
-    return f"judge_{view}"
-
-
-def _seen(view: View, images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """What a discriminator sees of images (B, c, H, W) and masks (B, C - 1, H, W)."""
-    if view == "appearance":
-        return images
-    soft = F.avg_pool2d(maps, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    return soft if view == "structure" else torch.cat([images, soft], dim=1)
-
-
-def _generated(
-    view: View, renderer: nn.Module, segmenter: nn.Module, images: torch.Tensor
-) -> torch.Tensor:
-    """What a discriminator sees of ``images`` rendered and segmented."""
-    rendered = renderer(images)
-    if view == "appearance":
-        return rendered
-    return _seen(view, rendered, segmenter(rendered).float().softmax(dim=1)[:, 1:])
-
-
-def _maps(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels (B, H, W) as one mask a structure, (B, classes - 1, H, W) float32."""
-    structures = torch.arange(1, classes, device=labels.device)
-    return (labels.unsqueeze(1) == structures.view(1, -1, 1, 1)).float()
-
-
-def _logits(
-    judge: nn.Module, real: torch.Tensor, generated: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits of both, judged as one batch."""
-    real_logits, logits = judge(torch.cat([real, generated])).split([len(real), len(generated)])
-    return real_logits, logits
-
-
-def _mean_dice(
-    truth: np.ndarray, probabilities: np.ndarray, annotated: Sequence[int] | None
-) -> float:
-    found = np.where(truth == IGNORED, 0, probabilities.argmax(0))
-    classes = annotated or range(1, len(probabilities))
-    return float(np.mean([dice(truth == k, found == k) for k in classes]))
+        """As :func:`fedshift.client.methods.online_rendering.pictures.pictures`."""
+        return pictures(site, partial(self.trajectory, nets, scene=scene), self.iterations)

@@ -91,9 +91,14 @@ class Segmentor(nn.Module):
             _doubling(classes, classes),
         )
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """The deepest features, (B, 8 width, H / 8, W / 8)."""
-        return _encoded(images, self.down)[-1]
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The encoder's deepest convolution."""
+        return self.down[-1]
+
+    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The output of every size of the encoder; the last is (B, 8 width, H / 8, W / 8)."""
+        return _encoded(images, self.down)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of the main, the half-size and the quarter-size output, each (B, ``classes``, H,

@@ -31,8 +31,6 @@ Left open by the paper and chosen here:
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,7 +41,7 @@ import torch
 from torch.nn import functional as F
 
 from fedshift import UserError, derive_seed
-from fedshift.client.contract.illustrations import Illustration, ImageGrid, Scatter
+from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.method import (
     AVERAGED,
     BROADCAST,
@@ -57,6 +55,7 @@ from fedshift.client.contract.method import (
     StatisticsBank,
 )
 from fedshift.client.contract.task import Task, Warp
+from fedshift.client.descent import Descent
 from fedshift.client.methods.base import Segmenting
 from fedshift.client.methods.style_transfer.extractor import (
     FIXED_WIDTHS,
@@ -72,15 +71,26 @@ from fedshift.client.methods.style_transfer.networks import (
     render,
     widths,
 )
+from fedshift.client.methods.style_transfer.pictures import pictures
 from fedshift.client.methods.style_transfer.style import gram_matrix
-from fedshift.client.methods.style_transfer.style_bank import SiteStyle, code_of, style_of
+from fedshift.client.methods.style_transfer.style_bank import (
+    SiteStyle,
+    code_of,
+    extrapolated,
+    of_any,
+    prior_codes,
+    style_of,
+)
+from fedshift.client.networks.frozen import frozen
 from fedshift.client.networks.gaussian import DiagonalGaussian
 from fedshift.client.networks.halving import check_halvings
 from fedshift.client.networks.lv_unet import LVUNet
+from fedshift.client.phases import Phases
+from fedshift.client.slices import Slices
 from fedshift.client.tasks.segmentation import Segmentation
-from fedshift.client.training import permuted, predict_slices
+from fedshift.client.training import predict_slices
 from fedshift.protocol.settings import setting
-from fedshift.sites.types import Case, SiteData
+from fedshift.sites.types import SiteData
 
 TRANSLATOR = ("style_encoder", "content_encoder", "decoder")
 PRETRAINED = ("style_decoder", "content_decoder")
@@ -92,10 +102,6 @@ GRADIENT_NORM = 1.0
 fourth power of the features, and one bad step would rule Adam's moments for the rest of a round."""
 COLLAPSED = 1e-3
 """A response below this share of the images' own spread is none."""
-
-SHOWN = 3
-SHOWN_CODES = 60
-"""Slices and drawn styles in an illustration."""
 
 Batch = TypeVar("Batch")
 Losses = dict[str, torch.Tensor]
@@ -203,13 +209,18 @@ class StyleTransfer(Segmenting):
         }
 
     @property
-    def _before_segmentation(self) -> int:
-        return self.warmup_rounds + self.pretraining_rounds + self.translator_rounds
+    def _phases(self) -> Phases:
+        return Phases(
+            {
+                "warmup": self.warmup_rounds,
+                "pretraining": self.pretraining_rounds,
+                "translator": self.translator_rounds,
+                "segmentation": None,
+            }
+        )
 
     def bound_to_rounds(self, rounds: int) -> str:
-        """Whether it trains at all: in a run that is too short for the segmentation it does not."""
-        short = rounds <= self._before_segmentation
-        return "trains nothing in so short a run" if short else ""
+        return self._phases.bound(rounds)
 
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
@@ -220,19 +231,14 @@ class StyleTransfer(Segmenting):
         finished translator ignores the style or the content, or a site of ``style_sites`` has
         published none.
         """
-        pretraining = self.warmup_rounds + self.pretraining_rounds
-        last = self._before_segmentation
-        if budget.rounds <= last:
-            raise UserError(
-                f"rounds={budget.rounds} leaves none for the segmentation: the rounds before it "
-                f"are {last} (method.warmup_rounds + pretraining_rounds + translator_rounds)"
-            )
+        self._phases.check(budget.rounds)
         for net in nets.values():
             net.to(budget.device)
-        if budget.round <= self.warmup_rounds:
+        phase = self._phases.of(budget.round)
+        if phase == "warmup":
             return self.train_segmenter(site, nets, self.augmentation, budget)
-        slices = _Slices(site.splits["train"])
-        if budget.round <= pretraining:
+        slices = Slices(site.splits["train"])
+        if phase == "pretraining":
             return self._pretrain(slices, nets, budget)
         extractor = self._extractor(nets, budget.device)
         own = self._style_of(slices, nets, extractor, budget)
@@ -241,9 +247,9 @@ class StyleTransfer(Segmenting):
             for name, found in sorted(bank.items())
             if found and name != site.name
         }
-        if budget.round <= last:
+        if phase == "translator":
             report = self._translate(slices, nets, extractor, others, budget)
-            if budget.round == last:
+            if budget.round == self._phases.before:
                 self._check_rendering(slices, nets, own, budget)
         else:
             missing = [name for name in self.style_sites if name not in (site.name, *others)]
@@ -263,7 +269,7 @@ class StyleTransfer(Segmenting):
             report.statistics, report.summarised = own.to_bank(), len(slices)
         return report
 
-    def _pretrain(self, slices: _Slices, nets: Networks, budget: Budget) -> FitReport:
+    def _pretrain(self, slices: Slices, nets: Networks, budget: Budget) -> FitReport:
         """The style encoder as a variational autoencoder, the content encoder as an autoencoder."""
         style_encoder, content_encoder = nets["style_encoder"], nets["content_encoder"]
         assert isinstance(style_encoder, StyleEncoder)
@@ -281,13 +287,13 @@ class StyleTransfer(Segmenting):
             }
 
         names = ("style_encoder", "content_encoder", *PRETRAINED)
-        batches = slices.batches(self.translator_batch, budget, "pretraining")
-        metrics = _descend(nets, names, self.translator_lr, batches, losses, budget)
+        batches = self._batches(slices, budget, "pretraining")
+        metrics = self._descend(nets, names, batches, losses, budget)
         return FitReport(dict.fromkeys(names, len(slices)), metrics)
 
     def _translate(
         self,
-        slices: _Slices,
+        slices: Slices,
         nets: Networks,
         extractor: Extractor,
         others: Mapping[str, SiteStyle],
@@ -346,12 +352,44 @@ class StyleTransfer(Segmenting):
             return found
 
         batches = zip(
-            slices.batches(self.translator_batch, budget, "content"),
-            slices.batches(self.translator_batch, budget, "style"),
+            self._batches(slices, budget, "content"),
+            self._batches(slices, budget, "style"),
             strict=True,
         )
-        metrics = _descend(nets, TRANSLATOR, self.translator_lr, batches, losses, budget)
+        metrics = self._descend(nets, TRANSLATOR, batches, losses, budget)
         return FitReport(dict.fromkeys(TRANSLATOR, len(slices)), metrics)
+
+    def _batches(self, slices: Slices, budget: Budget, purpose: str) -> Iterator[torch.Tensor]:
+        seed = derive_seed(budget.seed, purpose)
+        return slices.batches(self.translator_batch, budget.steps, seed, budget.device)
+
+    def _descend(
+        self,
+        nets: Networks,
+        names: Sequence[str],
+        batches: Iterable[Batch],
+        losses: Callable[[Batch], Losses],
+        budget: Budget,
+    ) -> dict[str, float]:
+        """Train ``nets[name]`` of ``names`` on the sum of ``losses``, a step a batch; return the
+        mean over the steps of each.
+
+        Raises :class:`fedshift.UserError` when the training diverged."""
+        descent = Descent(
+            *(nets[name].train() for name in names),
+            lr=self.translator_lr,
+            amp=budget.amp,
+            penalty=partial(budget.step.penalty, nets),
+            longest=GRADIENT_NORM,
+        )
+        for batch in batches:
+            with descent.autocast():
+                found = losses(batch)
+            descent.step(found)
+        return descent.finished(
+            f"the translator diverged in round {budget.round}: lower method.translator_lr "
+            f"(now {self.translator_lr:g})"
+        )
 
     def _latents(
         self, posteriors: Sequence[DiagonalGaussian], generator: torch.Generator
@@ -384,8 +422,7 @@ class StyleTransfer(Segmenting):
 
     def _extractor(self, nets: Networks, device: torch.device) -> Extractor:
         if self.extractor == "task":
-            # A copy without gradients: the network itself stays trainable.
-            segmenter = copy.deepcopy(nets["segmenter"]).eval().requires_grad_(False)
+            segmenter = frozen(nets["segmenter"])
             assert isinstance(segmenter, LVUNet)
             return lambda images: segmenter.encode(images)[self.blocks - 1 :: self.blocks][
                 : self.depth
@@ -396,7 +433,7 @@ class StyleTransfer(Segmenting):
         return vgg_extractor(self.extractor, self.extractor_file).to(device)
 
     def _style_of(
-        self, slices: _Slices, nets: Networks, extractor: Extractor, budget: Budget
+        self, slices: Slices, nets: Networks, extractor: Extractor, budget: Budget
     ) -> SiteStyle:
         """The distribution of the styles of all the site's training slices, z drawn once each."""
         style_encoder = nets["style_encoder"].eval()
@@ -404,7 +441,7 @@ class StyleTransfer(Segmenting):
         generator = torch.Generator().manual_seed(derive_seed(budget.seed, "published"))
         codes, grams = [], []
         with torch.no_grad():
-            for images in slices.all(STATISTICS_BATCH, budget.device):
+            for images in slices.once(STATISTICS_BATCH, budget.device):
                 latents = self._latents(style_encoder(images), generator)
                 codes.append(code_of(style_encoder.features(latents)))
                 grams.append([gram_matrix(f) for f in extractor(images)])
@@ -425,7 +462,7 @@ class StyleTransfer(Segmenting):
         if self.styles == "prior":
             encoder = nets["style_encoder"].eval()
             assert isinstance(encoder, StyleEncoder)
-            return partial(_prior_codes, encoder, self.latent, grid, own.mean.device)
+            return partial(prior_codes, encoder, self.latent, grid, own.mean.device)
         known = [style for name, style in others.items() if name in (self.style_sites or others)]
         if not known:
             return None
@@ -433,10 +470,10 @@ class StyleTransfer(Segmenting):
             known = [replace(style, deviation=torch.zeros_like(style.deviation)) for style in known]
         if self.styles == "beyond":
             centre = torch.stack([style.mean for style in (own, *known)]).mean(0)
-            return lambda count, generator: _extrapolated(
-                _of_any(known, count, generator), centre, self.reach, generator
+            return lambda count, generator: extrapolated(
+                of_any(known, count, generator), centre, self.reach, generator
             )
-        return partial(_of_any, known)
+        return partial(of_any, known)
 
     def restyle(
         self, nets: Networks, images: torch.Tensor, codes: torch.Tensor, amp: bool = False
@@ -451,10 +488,10 @@ class StyleTransfer(Segmenting):
             return render(decoder, encoder(images), style).float()
 
     def _check_rendering(
-        self, slices: _Slices, nets: Networks, own: SiteStyle, budget: Budget
+        self, slices: Slices, nets: Networks, own: SiteStyle, budget: Budget
     ) -> None:
         """Refuse a translator whose output does not depend on the style, or on the content."""
-        images = next(slices.all(STATISTICS_BATCH, budget.device))
+        images = next(slices.once(STATISTICS_BATCH, budget.device))
         spread = images.std()
         one, other = (
             self.restyle(nets, images, (own.mean + change).expand(len(images), -1))
@@ -476,85 +513,10 @@ class StyleTransfer(Segmenting):
         return predict_slices(nets["segmenter"], images, scene)
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
-        """The site's slices in every published style and in styles beyond them; the style bank in
-        the plane of its first two principal components. Nothing where no style is published."""
+        """As :func:`fedshift.client.methods.style_transfer.pictures.pictures`."""
         for net in nets.values():
             net.to(scene.device)
-        bank = {
-            name: SiteStyle.from_bank(found, scene.device)
-            for name, found in sorted(scene.bank.items())
-            if found
-        }
-        cases = site.splits["test"][:SHOWN]
-        if not bank or not cases:
-            return []
-        generator = torch.Generator().manual_seed(derive_seed(scene.seed, "illustrate"))
-        known = list(bank.values())
-        centre = torch.stack([style.mean for style in known]).mean(0)
-
-        def beyond(count: int) -> torch.Tensor:
-            return _extrapolated(_of_any(known, count, generator), centre, self.reach, generator)
-
-        middle = [np.asarray(case.image[len(case.image) // 2]) for case in cases]
-        images = torch.from_numpy(np.stack(middle)).to(scene.device)
-        columns, shown, signed = ["original"], [images], set()
-        for name, style in bank.items():
-            rendered = self.restyle(nets, images, style.mean.expand(len(images), -1))
-            signed.add(len(columns) + 1)
-            columns += [f"as {name}", "difference"]
-            shown += [rendered, rendered - images]
-        for number in range(1, 3):
-            columns.append(f"beyond, {number}")
-            shown.append(self.restyle(nets, images, beyond(len(images))))
-        grid = torch.stack([rendered.mean(1) for rendered in shown], dim=1).cpu().numpy()
-        drawn = {name: style.draw(SHOWN_CODES, generator) for name, style in bank.items()}
-        drawn["beyond"] = beyond(SHOWN_CODES)
-        return [
-            ImageGrid(
-                "styles",
-                f"Slices of {site.name} in other styles",
-                "Each row is a test slice; the columns show it in the mean style that a site "
-                "published, what changed, and two styles beyond the published ones.",
-                [list(row) for row in grid],
-                columns,
-                [case.id for case in cases],
-                frozenset(signed),
-            ),
-            Scatter(
-                "style_bank",
-                "The style bank",
-                "Styles drawn from what each site published, and styles drawn beyond them, in the "
-                "plane of the published means' and samples' first two principal components.",
-                _plane(drawn),
-                ("first component", "second component"),
-            ),
-        ]
-
-
-class _Slices:
-    """All slices of ``cases``, with labels or without."""
-
-    def __init__(self, cases: Sequence[Case]) -> None:
-        # Plain views of the memory maps: indexing np.memmap itself costs several times more.
-        self._slices = [image for case in cases for image in np.asarray(case.image)]
-
-    def __len__(self) -> int:
-        return len(self._slices)
-
-    def batches(self, size: int, budget: Budget, purpose: str) -> Iterator[torch.Tensor]:
-        """``budget.steps`` batches (B, 1, H, W) on the budget's device; B is ``size``, or the
-        number of slices where that is fewer."""
-        seed = derive_seed(budget.seed, purpose)
-        for chosen in permuted(len(self), size, budget.steps, seed):
-            yield self._stack(chosen, budget.device)
-
-    def all(self, size: int, device: torch.device) -> Iterator[torch.Tensor]:
-        """Every slice once, in order, in batches of up to ``size``."""
-        for start in range(0, len(self), size):
-            yield self._stack(range(start, min(start + size, len(self))), device)
-
-    def _stack(self, chosen: Iterable[int], device: torch.device) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._slices[i] for i in chosen])).to(device)
+        return pictures(site, scene, partial(self.restyle, nets), self.reach)
 
 
 @dataclass(frozen=True)
@@ -581,86 +543,3 @@ class _Restyling:
             rendered = self.method.restyle(self.nets, images[:count], codes, self.amp)
             images = torch.cat([rendered, images[count:]])
         return self.method.augmentation(images, labels, generator, warp)
-
-
-def _of_any(known: Sequence[SiteStyle], count: int, generator: torch.Generator) -> torch.Tensor:
-    """``count`` codes (count, D), each of a site drawn at random."""
-    picks = torch.randint(len(known), (count,), generator=generator).tolist()
-    return torch.cat([known[k].draw(1, generator) for k in picks])
-
-
-def _extrapolated(
-    codes: torch.Tensor, centre: torch.Tensor, reach: float, generator: torch.Generator
-) -> torch.Tensor:
-    """Move each of ``codes`` (N, D) away from ``centre`` (D,), to between once and ``reach`` times
-    its distance."""
-    factor = 1 + (reach - 1) * torch.rand(len(codes), 1, generator=generator)
-    return centre + factor.to(codes.device) * (codes - centre)
-
-
-def _prior_codes(
-    encoder: StyleEncoder,
-    latent: int,
-    grid: tuple[int, int],
-    device: torch.device,
-    count: int,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """The codes (count, D) of style features made from z ~ N(0, I), on a grid of ``grid`` pixels
-    (section 3.1)."""
-    latents = [
-        torch.randn(count, latent, *(side // 2**scale for side in grid), generator=generator)
-        for scale in range(len(encoder.expand))
-    ]
-    with torch.no_grad():
-        return code_of(encoder.features([z.to(device) for z in latents]))
-
-
-def _descend(
-    nets: Networks,
-    names: Sequence[str],
-    learning_rate: float,
-    batches: Iterable[Batch],
-    losses: Callable[[Batch], Losses],
-    budget: Budget,
-) -> dict[str, float]:
-    """Train ``nets[name]`` of ``names`` with Adam on the sum of ``losses``, a step a batch.
-
-    Returns the mean over the steps of each loss, and of the strategy's ``penalty`` if there is one.
-    Raises :class:`fedshift.UserError` when the training diverged.
-    """
-    parameters = [p for name in names for p in nets[name].train().parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    scaler = torch.amp.GradScaler(budget.device.type, enabled=budget.amp)
-    sums: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        with torch.autocast(budget.device.type, dtype=torch.float16, enabled=budget.amp):
-            found = losses(batch)
-        if budget.penalty is not None:
-            found["penalty"] = budget.penalty(nets)
-        for name, loss in found.items():
-            sums[name] = sums.get(name, 0) + loss.detach()
-        optimizer.zero_grad()
-        scaler.scale(torch.stack(list(found.values())).sum()).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-        scaler.step(optimizer)
-        scaler.update()
-    means = {name: float(total) / budget.steps for name, total in sums.items()}
-    finite = all(math.isfinite(value) for value in means.values())
-    if not finite or not all(p.isfinite().all() for p in parameters):
-        raise UserError(
-            f"the translator diverged in round {budget.round}: lower method.translator_lr "
-            f"(now {learning_rate:g})"
-        )
-    return means
-
-
-def _plane(groups: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Groups of codes (N, D) in the plane (N, 2) of the first two principal components of all."""
-    codes = torch.cat(list(groups.values())).double()
-    centre = codes.mean(0)
-    axes = torch.linalg.svd(codes - centre, full_matrices=False).Vh[:2]
-    return {
-        name: ((group.double() - centre) @ axes.T).cpu().numpy() for name, group in groups.items()
-    }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedshift.client.methods.style_transfer.networks import Style
+from fedshift.client.methods.style_transfer.networks import Style, StyleEncoder
 from fedshift.client.methods.style_transfer.style import channel_statistics
 
 
@@ -60,3 +60,36 @@ def style_of(codes: torch.Tensor, channels: Sequence[int]) -> Style:
     """The channel means and deviations of ``codes`` (B, D), for scales of ``channels``."""
     parts = iter(codes.split([c for c in channels for _ in range(2)], dim=1))
     return [(mean, next(parts).exp()) for mean in parts]
+
+
+def of_any(known: Sequence[SiteStyle], count: int, generator: torch.Generator) -> torch.Tensor:
+    """``count`` codes (count, D), each of a site drawn at random."""
+    picks = torch.randint(len(known), (count,), generator=generator).tolist()
+    return torch.cat([known[k].draw(1, generator) for k in picks])
+
+
+def extrapolated(
+    codes: torch.Tensor, centre: torch.Tensor, reach: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Move each of ``codes`` (N, D) away from ``centre`` (D,), to between once and ``reach`` times
+    its distance."""
+    factor = 1 + (reach - 1) * torch.rand(len(codes), 1, generator=generator)
+    return centre + factor.to(codes.device) * (codes - centre)
+
+
+def prior_codes(
+    encoder: StyleEncoder,
+    latent: int,
+    grid: tuple[int, int],
+    device: torch.device,
+    count: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The codes (count, D) of style features made from z ~ N(0, I), on a grid of ``grid`` pixels
+    (section 3.1)."""
+    latents = [
+        torch.randn(count, latent, *(side // 2**scale for side in grid), generator=generator)
+        for scale in range(len(encoder.expand))
+    ]
+    with torch.no_grad():
+        return code_of(encoder.features([z.to(device) for z in latents]))

@@ -50,8 +50,7 @@ one site and its translated ones at another. ``form`` says how that is mended:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,8 +59,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift import UserError, derive_seed
-from fedshift.client.augmentation import Augmentation, warp_mask
+from fedshift import UserError
 from fedshift.client.contract.illustrations import Illustration, ImageGrid
 from fedshift.client.contract.method import (
     AVERAGED,
@@ -77,60 +75,37 @@ from fedshift.client.contract.method import (
 from fedshift.client.contract.task import Task
 from fedshift.client.gan import fake_loss, generator_loss, is_collapsed, real_loss
 from fedshift.client.methods.base import Segmenting
+from fedshift.client.methods.unet_gan.domain import DomainSlices
+from fedshift.client.methods.unet_gan.gradients import (
+    BETAS,
+    Gradients,
+    add,
+    gradients_of,
+    others_gradients,
+    published,
+    recall,
+    remember,
+    set_gradients,
+)
 from fedshift.client.methods.unet_gan.patch_discriminator import PatchDiscriminator
+from fedshift.client.methods.unet_gan.side import SOURCE, Side, targets_of
 from fedshift.client.methods.unet_gan.ssim import ssim
 from fedshift.client.methods.unet_gan.translator import Translator
+from fedshift.client.networks.frozen import held
 from fedshift.client.networks.lv_unet import LVUNet
+from fedshift.client.phases import Phases
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.training import predict_slices
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import SiteData
 
-SOURCE = "source"
-"""The domain of every site with labels; each target site is a domain of its own name."""
-BETAS = (0.5, 0.99)
 EXPONENTS = (0.1, 0.1, 1.0)
 """Of SSIM's luminance, contrast and structure (section 3.2)."""
 LOOK_EVERY = 10
 """Rounds from one look of the stopping rule to the next."""
 SHOWN = 4
 """How many test images of a site are drawn for the report."""
-
-Gradients = dict[str, list[torch.Tensor]]
-"""By sub-network, in the order of its parameters."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """The names of one target's four networks, as one of its two domains sees them."""
-
-    target: str
-    there: str
-    """Translates this domain's images into the other's."""
-    back: str
-    judge_here: str
-    """Tells this domain's images from translated ones."""
-    judge_there: str
-
-    @classmethod
-    def of(cls, target: str, domain: str) -> Side:
-        """The side of ``domain``, which is ``source`` or the target's own name."""
-        there, back = f"from_source.{target}", f"to_source.{target}"
-        here, other = f"judge_source.{target}", f"judge_target.{target}"
-        if domain != SOURCE:
-            there, back, here, other = back, there, other, here
-        return cls(target, there, back, here, other)
-
-    @property
-    def translators(self) -> tuple[str, str]:
-        """The two generators, G_T and G_S at the source."""
-        return self.there, self.back
-
-    @property
-    def judges(self) -> tuple[str, str]:
-        """The two discriminators, D_S and D_T at the source."""
-        return self.judge_here, self.judge_there
 
 
 @dataclass(frozen=True)
@@ -207,9 +182,13 @@ class UnetGAN(Segmenting):
             last_round=self.segmenter_rounds + self.translation_rounds,
         )
 
+    @property
+    def _phases(self) -> Phases:
+        rounds = {"segmenter": self.segmenter_rounds, "translation": self.translation_rounds}
+        return Phases(rounds)
+
     def bound_to_rounds(self, rounds: int) -> str:
-        """Whether it trains at all: in a run that is too short for the translation it does not."""
-        return "" if rounds > self.segmenter_rounds else "trains nothing in so short a run"
+        return self._phases.bound(rounds)
 
     def fit(
         self, site: SiteData, nets: Networks, bank: StatisticsBank, budget: Budget
@@ -219,20 +198,15 @@ class UnetGAN(Segmenting):
         Raises :class:`fedshift.UserError` when the run has no round for the translation, and when
         a loss is not finite or the translated images collapse.
         """
-        if budget.rounds <= self.segmenter_rounds:
-            raise UserError(
-                f"rounds={budget.rounds} leaves none for the translation after "
-                f"method.segmenter_rounds={self.segmenter_rounds}: set rounds to "
-                f"{self.segmenter_rounds + self.translation_rounds}, the sum with "
-                "method.translation_rounds"
-            )
+        self._phases.check(budget.rounds)
         for net in nets.values():
             net.to(budget.device)
-        if budget.round <= self.segmenter_rounds:
+        phase = self._phases.of(budget.round)
+        if phase == "segmenter":
             return self.train_segmenter(site, nets, self.augmentation, budget)
-        if budget.round > self.segmenter_rounds + self.translation_rounds:
+        if phase != "translation":
             return FitReport()
-        targets = _targets(nets)
+        targets = targets_of(nets)
         domain = site.name if site.name in targets else SOURCE
         report = FitReport(domain=domain)
         for target in targets:
@@ -281,11 +255,12 @@ class UnetGAN(Segmenting):
         self, side: Side, site: SiteData, nets: Networks, budget: Budget, report: FitReport
     ) -> None:
         """The gradients of one batch, left where the coordinator's sum collects them."""
-        slices = Slices(site, self.augmentation)
+        slices = DomainSlices(site, self.augmentation)
         for images, generator in slices.batches(self.images, 1, side.target, budget):
             gradients, metrics = self.gradients(side, images, nets, generator, amp=budget.amp)
+            _add_penalty(gradients, nets, budget)
             for name, values in gradients.items():
-                _set_gradients(nets[name], values)
+                set_gradients(nets[name], values)
             report.trained |= dict.fromkeys(gradients, len(slices))
             report.metrics |= metrics
 
@@ -299,13 +274,13 @@ class UnetGAN(Segmenting):
         report: FitReport,
     ) -> None:
         """Local steps of Adam, whose moments the site remembers from round to round."""
-        slices, steps = Slices(site, self.augmentation), self.local_iterations
+        slices, steps = DomainSlices(site, self.augmentation), self.local_iterations
         names = self._played(side)
         stale, others = self.form == "stale", None
         if stale:
-            others = _others_gradients(bank, side, report.domain, nets, budget.device)
+            others = others_gradients(bank, side, report.domain, nets, budget.device)
         optimizers = [
-            _recall(name, nets[name], self._adam(name).rate(budget.round), budget.memory)
+            recall(name, nets[name], self._adam(name).rate(budget.round), budget.memory)
             for name in names
         ]
         sums = {name: [torch.zeros_like(p) for p in nets[name].parameters()] for name in names}
@@ -314,20 +289,19 @@ class UnetGAN(Segmenting):
             for key, value in metrics.items():
                 report.metrics[key] = report.metrics.get(key, 0.0) + value / steps
             if stale:
-                _add(sums, gradients)
+                add(sums, gradients)
                 if others is None:
                     continue
-                _add(gradients, others)
-            if budget.penalty is not None:
-                _add(gradients, _gradients_of(budget.penalty(nets), names, nets))
+                add(gradients, others)
+            _add_penalty(gradients, nets, budget)
             for name, optimizer in zip(names, optimizers, strict=True):
-                _set_gradients(nets[name], gradients[name])
+                set_gradients(nets[name], gradients[name])
                 optimizer.step()
         report.trained |= dict.fromkeys(names, len(slices))
         for name, optimizer in zip(names, optimizers, strict=True):
-            _remember(name, nets[name], optimizer, budget.memory)
+            remember(name, nets[name], optimizer, budget.memory)
         if stale:
-            report.statistics |= _published(sums, nets, steps, len(slices))
+            report.statistics |= published(sums, nets, steps, len(slices))
             report.summarised = min(len(slices), steps * self.images)
 
     def _played(self, side: Side) -> tuple[str, ...]:
@@ -361,7 +335,7 @@ class UnetGAN(Segmenting):
         noise = self.judge_noise * torch.randn((2, *images.shape), generator=generator)
         noise = noise.to(images.device)
         with (
-            _frozen(segmenter),
+            held(segmenter),
             torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=amp),
         ):
             translated = there(images)
@@ -386,8 +360,8 @@ class UnetGAN(Segmenting):
             loss = loss + self.cycle_weight * F.l1_loss(reconstructed, images)
         judge_loss = real_loss("bce", real) + fake_loss("bce", fooled)
         self._check_health(side, loss + judge_loss, translated, images)
-        gradients = _gradients_of(loss, side.translators, nets, again=True)
-        gradients |= _gradients_of(judge_loss, self._played(side)[2:], nets)
+        gradients = gradients_of(loss, side.translators, nets, again=True)
+        gradients |= gradients_of(judge_loss, self._played(side)[2:], nets)
         losses = {
             "adversarial": adversarial,
             "feature": feature,
@@ -422,14 +396,14 @@ class UnetGAN(Segmenting):
         """Step 3: a target's images are translated first; stage ``source`` and any other site's are
         segmented as they are."""
         net = nets["segmenter"]
-        if scene.stage != SOURCE and scene.site in _targets(nets):
+        if scene.stage != SOURCE and scene.site in targets_of(nets):
             net = nn.Sequential(nets[f"to_source.{scene.site}"], net)
         return predict_slices(net, images, scene)
 
     def illustrate(self, site: SiteData, nets: Networks, scene: Scene) -> list[Illustration]:
         """Test images, their translations and the differences: at a target to the source, at a
         source site to every target, elsewhere nothing."""
-        targets = _targets(nets)
+        targets = targets_of(nets)
         if site.role == "unseen":
             return []
         cases = site.splits["test"][:SHOWN]
@@ -463,133 +437,9 @@ class UnetGAN(Segmenting):
         ]
 
 
-class Slices:
-    """The slices of a site's training split, labelled or not, changed by the geometric part of
-    ``augmentation``: other changes would alter what the domain looks like."""
-
-    def __init__(self, site: SiteData, augmentation: Augmentation) -> None:
-        # Plain views of the memory maps; nothing is read yet.
-        self._slices = [row for case in site.splits["train"] for row in np.asarray(case.image)]
-        self._augmentation = Augmentation(affine=augmentation.affine, flip=augmentation.flip)
-
-    def __len__(self) -> int:
-        return len(self._slices)
-
-    def batches(
-        self, size: int, steps: int, target: str, budget: Budget
-    ) -> Iterator[tuple[torch.Tensor, torch.Generator]]:
-        """Yield ``steps`` random batches (B, 1, H, W) in [0, 1], without repetition inside one, and
-        the generator of what else is drawn for it. B is ``size``, or the number of slices."""
-        generator = torch.Generator().manual_seed(derive_seed(budget.seed, "translation", target))
-        for _ in range(steps):
-            chosen = torch.randperm(len(self), generator=generator)[:size].tolist()
-            images = torch.from_numpy(np.stack([self._slices[index] for index in chosen]))
-            images = images.to(budget.device)
-            labels = torch.zeros(images[:, 0].shape, dtype=torch.uint8, device=budget.device)
-            images, _ = self._augmentation(images, labels, generator, warp_mask)
-            yield images.clamp(0, 1), generator
-
-
-def _targets(nets: Mapping[str, nn.Module]) -> list[str]:
-    prefix = "to_source."
-    return [name.removeprefix(prefix) for name in nets if name.startswith(prefix)]
-
-
-@contextmanager
-def _frozen(net: nn.Module) -> Iterator[None]:
-    """Without gradients for its own weights ``net`` keeps no activations for them."""
-    net.requires_grad_(False)
-    try:
-        yield
-    finally:
-        net.requires_grad_(True)
-
-
-def _gradients_of(
-    loss: torch.Tensor, names: Sequence[str], nets: Networks, *, again: bool = False
-) -> Gradients:
-    """The gradients of ``loss`` by the networks' parameters, zero where it does not depend on
-    them. ``again``: another loss will be differentiated through the same graph."""
-    parameters = {name: list(nets[name].parameters()) for name in names}
-    flat = torch.autograd.grad(
-        loss,
-        [parameter for group in parameters.values() for parameter in group],
-        retain_graph=again,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    found = iter(flat)
-    return {name: [next(found) for _ in group] for name, group in parameters.items()}
-
-
-def _set_gradients(net: nn.Module, values: Sequence[torch.Tensor]) -> None:
-    for parameter, value in zip(net.parameters(), values, strict=True):
-        parameter.grad = value
-
-
-def _add(total: Gradients, more: Gradients) -> None:
-    """Add ``more`` to ``total`` in place."""
-    for name, values in more.items():
-        for kept, value in zip(total[name], values, strict=True):
-            kept.add_(value)
-
-
-def _published(sums: Gradients, nets: Networks, steps: int, examples: int) -> dict[str, np.ndarray]:
-    """The mean of a site's own gradients over its steps, for the other domain's next round."""
-    found = {"examples": np.asarray(examples, np.int64)}
-    for name, values in sums.items():
-        for (key, _), value in zip(nets[name].named_parameters(), values, strict=True):
-            found[f"gradient/{name}/{key}"] = (value / steps).cpu().numpy()
-    return found
-
-
-def _others_gradients(
-    bank: StatisticsBank, side: Side, domain: str, nets: Networks, device: torch.device
-) -> Gradients | None:
-    """The other domain's mean gradient: at the source the target's, at the target the mean of the
-    source sites' weighted by their examples. None when nobody published one yet."""
-    targets = _targets(nets)
-    sites = [side.target] if domain == SOURCE else sorted(set(bank) - set(targets))
-    names = (*side.translators, *side.judges)
-    keys = {
-        name: [f"gradient/{name}/{k}" for k, _ in nets[name].named_parameters()] for name in names
-    }
-    sites = [site for site in sites if keys[side.there][0] in bank.get(site, {})]
-    if not sites:
-        return None
-    weights = np.array([float(bank[site]["examples"]) for site in sites])
-    weights /= weights.sum()
-    found: Gradients = {}
-    for name in names:
-        found[name] = []
-        for key in keys[name]:
-            mean = sum(w * bank[site][key] for w, site in zip(weights, sites, strict=True))
-            found[name].append(torch.from_numpy(np.asarray(mean, np.float32)).to(device))
-    return found
-
-
-def _recall(
-    name: str, net: nn.Module, rate: float, memory: Mapping[str, np.ndarray]
-) -> torch.optim.Adam:
-    """Adam for ``net`` with the moments of the site's last round, if it had one."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=rate, betas=BETAS)
-    for key, parameter in net.named_parameters():
-        noted = {kind: memory.get(f"{kind}/{name}/{key}") for kind in _MOMENTS}
-        if noted["step"] is not None:
-            optimizer.state[parameter] = {
-                kind: torch.tensor(array, device="cpu" if kind == "step" else parameter.device)
-                for kind, array in noted.items()
-            }
-    return optimizer
-
-
-def _remember(
-    name: str, net: nn.Module, optimizer: torch.optim.Adam, memory: dict[str, np.ndarray]
-) -> None:
-    """Note the moments, if there was a step."""
-    for key, parameter in net.named_parameters():
-        for kind, value in optimizer.state[parameter].items():
-            memory[f"{kind}/{name}/{key}"] = value.cpu().numpy()
-
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+def _add_penalty(gradients: Gradients, nets: Networks, budget: Budget) -> None:
+    """Add those of the strategy's penalty, in place. In the form ``exact`` each domain's part of L
+    has it; a term that holds weights near those received is flat there, and changes nothing."""
+    penalty = budget.step.penalty(nets, {})
+    if penalty is not None:
+        add(gradients, gradients_of(penalty, list(gradients), nets))

@@ -14,14 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedshift.client.contract.method import OF_RULES, StatisticsBank
 from fedshift.sites.types import Case
 
 _BATCH = 32
-
-HARMONISED = f"{OF_RULES}amplitude"
-"""A site's mean amplitude spectrum (H, W) in the bank. Where some site published it, images are
-harmonised before they are predicted."""
 
 
 def amplitude(images: torch.Tensor) -> torch.Tensor:
@@ -63,7 +58,7 @@ class Window:
     def interpolate(
         self, images: torch.Tensor, towards: torch.Tensor, share: torch.Tensor
     ) -> torch.Tensor:
-        """``images`` (B, 1, H, W) whose low amplitudes a are (1 - share) a + share ``towards``, a
+        """``images`` (B, C, H, W) whose low amplitudes a are (1 - share) a + share ``towards``, a
         window and a share for every image; all else of the spectrum stays."""
         spectra = torch.fft.fft2(images, norm="ortho")
         low = self.of(spectra)
@@ -101,22 +96,3 @@ def _batches(cases: Sequence[Case]) -> Iterator[np.ndarray]:
         planes = case.image.reshape(-1, *case.image.shape[2:])
         for start in range(0, len(planes), _BATCH):
             yield np.array(planes[start : start + _BATCH], dtype=np.float32)
-
-
-def mean_amplitude(bank: StatisticsBank) -> np.ndarray | None:
-    """The mean over the sites of the spectra they published as :data:`HARMONISED`, if any did."""
-    found = [bank[site][HARMONISED] for site in sorted(bank) if HARMONISED in bank[site]]
-    return np.stack(found).mean(axis=0, dtype=np.float64).astype(np.float32) if found else None
-
-
-def harmonised(
-    images: Sequence[np.ndarray] | np.ndarray, wanted: np.ndarray, device: torch.device
-) -> np.ndarray:
-    """Slices (S, C, H, W) float32 with the amplitude spectrum ``wanted`` (H, W)."""
-    spectrum = torch.from_numpy(wanted).to(device)
-    changed = np.empty((len(images), *np.shape(images[0])), np.float32)
-    for start in range(0, len(images), _BATCH):
-        part = np.array(images[start : start + _BATCH], dtype=np.float32)
-        found = with_amplitude(torch.from_numpy(part).to(device), spectrum)
-        changed[start : start + len(part)] = found.cpu().numpy()
-    return changed

@@ -25,15 +25,16 @@ lower bound; the authors' own program computes it as above.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift.client.losses import dice_ce
-from fedshift.client.networks.lv_unet import LVUNet
+from fedshift.client.contract.step import Batch, Decoder, Gradients, Losses, Step
+from fedshift.client.contract.task import Task
+from fedshift.client.rules.displaced import displaced
 from fedshift.sites.types import IGNORED
 
 BAND = 2
@@ -43,39 +44,45 @@ _APART = -1e4
 
 
 @dataclass(frozen=True)
-class Episode:
-    """How the steps of one local training are tried elsewhere.
+class Episode(Step):
+    """Try every step elsewhere.
 
-    ``elsewhere`` gives images (B, 1, H, W) the appearance of other sites. ``inner_lr`` is beta,
-    ``boundary`` gamma, at 0 without the term, and ``temperature`` tau.
+    ``elsewhere`` gives images (B, C, H, W) the appearance of other sites. ``inner_lr`` is beta,
+    ``boundary`` gamma, at 0 without the term, and ``temperature`` tau; L is the loss of ``task``.
     """
 
     elsewhere: Callable[[torch.Tensor], torch.Tensor]
     inner_lr: float
     boundary: float
     temperature: float
+    task: Task
 
-    def meta_test(
-        self,
-        net: nn.Module,
-        images: torch.Tensor,
-        moved: torch.Tensor,
-        labels: torch.Tensor,
-        annotated: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The meta-test's loss, a scalar, of the weights now in ``net``, an LV-Unet.
+    def change(self, images: torch.Tensor) -> torch.Tensor:
+        """The images x, then t: both are augmented."""
+        return torch.cat([images, self.elsewhere(images)])
 
-        ``images`` and ``moved`` are x and t (B, 1, H, W), ``labels`` (2 B, H, W) those of x, then
-        of t; ``annotated`` (B, C) is :func:`~fedshift.client.losses.dice_ce`'s.
-        """
-        assert isinstance(net, LVUNet)
-        decoded = net.decode(moved)
-        loss = dice_ce(net.head(decoded[-1]), labels[len(images) :], annotated)
-        if self.boundary > 0:
-            features = torch.cat([_fused(net.decode(images)), _fused(decoded)])
-            classes = net.head.out_channels
-            loss = loss + self.boundary * boundary_loss(features, labels, classes, self.temperature)
-        return loss
+    def descend(self, net: nn.Module, batch: Batch, gradients: Gradients) -> Losses:
+        half = len(batch) // 2
+        losses = gradients(batch.rows(slice(half)))
+        with displaced(net, lambda norm: -self.inner_lr / gradients.scale):
+            gradients.add(lambda: self.meta_test(net, batch))
+        return losses
+
+    def meta_test(self, net: nn.Module, batch: Batch) -> torch.Tensor:
+        """The meta-test's loss, a scalar, of the weights now in ``net``; ``batch`` is x, then t."""
+        half = len(batch) // 2
+        moved = batch.rows(slice(half, None))
+        if self.boundary == 0:
+            return self.task.loss(net(moved.images), moved.labels, moved.told)
+        assert isinstance(net, Decoder)
+        decoded = net.decode(moved.images)
+        predicted = net.head(decoded[-1])
+        loss = self.task.loss(predicted, moved.labels, moved.told)
+        features = torch.cat([_fused(net.decode(batch.images[:half])), _fused(decoded)])
+        classes = predicted.shape[1]
+        return loss + self.boundary * boundary_loss(
+            features, batch.labels, classes, self.temperature
+        )
 
 
 def boundary_loss(
@@ -126,7 +133,7 @@ def _mean(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return F.normalize((features * mask.unsqueeze(1)).sum(dim=(2, 3)), dim=1)
 
 
-def _fused(decoded: list[torch.Tensor]) -> torch.Tensor:
+def _fused(decoded: Sequence[torch.Tensor]) -> torch.Tensor:
     """The two finest of the decoder's features, at the size of the finest."""
     size = decoded[-1].shape[-2:]
     return torch.cat([F.interpolate(found, size, mode="bilinear") for found in decoded[-2:]], dim=1)

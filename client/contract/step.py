@@ -1,0 +1,161 @@
+"""What a strategy changes in the steps of local training, whatever the method.
+
+A method's training loops follow the step of their budget. In the loops of the sub-networks that it
+calls :attr:`~fedshift.client.contract.method.Method.stepped` the step changes the images of a batch
+and says how the gradients come about; its penalty is added in every loop.
+
+What a strategy does of this only some methods, networks and tasks let it do. It says what it needs
+in words (:data:`fedshift.protocol.needs.NEEDS`), a method's card says what is offered
+(:meth:`fedshift.client.model.Model.offers`), and the coordinator compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from fedshift import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import nn
+
+Losses = Mapping[str, "torch.Tensor"]
+"""Scalars by name, whose sum is descended."""
+Seen = Mapping[str, "torch.Tensor"]
+"""Images (B, C, H, W) by the name of the sub-network that has just seen them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is taken on: ``images`` (B, C, H, W), their ``labels`` (B, ...) of the task's
+    form and, where not all tell of everything, of which parts each is ``told``, (B, 1 + parts)
+    bool (:meth:`fedshift.client.contract.task.Task.loss`)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    told: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, rows: slice) -> Batch:
+        """Those of its images and labels."""
+        told = None if self.told is None else self.told[rows]
+        return Batch(self.images[rows], self.labels[rows], told)
+
+
+class Gradients(Protocol):
+    """Leaves the gradients of a loop's objective in the parameters that the loop moves."""
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Those of the losses of ``batch`` and the penalty, in place of what was there; return what
+        was added up."""
+        ...
+
+    def add(self, objective: Callable[[], torch.Tensor]) -> None:
+        """Add those of a scalar, which is computed under the loop's mixed precision."""
+        ...
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """By what all of them are multiplied: the loss scale of mixed precision, else 1."""
+        ...
+
+
+class Step:
+    """A step as the method takes it; subclasses change it."""
+
+    def change(self, images: torch.Tensor) -> torch.Tensor:
+        """What is trained on in place of ``images`` (B, C, H, W), before the method's own
+        augmentation: as many images, or a whole number of times as many, which then have the same
+        labels once more, in the same order."""
+        return images
+
+    def penalty(self, nets: Mapping[str, nn.Module], seen: Seen) -> torch.Tensor | None:
+        """A scalar to be added to what is descended, or None, given all of the method's networks.
+
+        ``seen`` is what ``stepped`` networks were shown for this very gradient; it is empty in the
+        loops of others. Computed under the loop's mixed precision."""
+        return None
+
+    def descend(self, net: nn.Module, batch: Batch, gradients: Gradients) -> Losses:
+        """Leave in the parameters of ``net`` the gradients that its optimiser is to follow, and
+        return the losses at its weights. ``batch`` holds the changed and augmented images."""
+        return gradients(batch)
+
+
+def composed(steps: Sequence[Step]) -> Step:
+    """One step of several: their changes one after the other, their penalties added in that order,
+    and the descent of the one that has its own.
+
+    Raises :class:`fedshift.UserError` when two have."""
+    return steps[0] if len(steps) == 1 else _Composed(tuple(steps))
+
+
+@dataclass(frozen=True)
+class _Composed(Step):
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        owners = [step for step in self.steps if type(step).descend is not Step.descend]
+        if len(owners) > 1:
+            first, second = (type(step).__name__ for step in owners[:2])
+            raise UserError(
+                f"the strategy has both {first} and {second} say how a step's gradients come "
+                "about; only one rule can"
+            )
+
+    def change(self, images: torch.Tensor) -> torch.Tensor:
+        for step in self.steps:
+            images = step.change(images)
+        return images
+
+    def penalty(self, nets: Mapping[str, nn.Module], seen: Seen) -> torch.Tensor | None:
+        total = None
+        for step in self.steps:
+            term = step.penalty(nets, seen)
+            if term is not None:
+                total = term if total is None else total + term
+        return total
+
+    @cached_property
+    def _owner(self) -> Step:
+        owners = (step for step in self.steps if type(step).descend is not Step.descend)
+        return next(owners, Step())
+
+    def descend(self, net: nn.Module, batch: Batch, gradients: Gradients) -> Losses:
+        return self._owner.descend(net, batch, gradients)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A network that shows what it makes of images on the way to its prediction."""
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The module whose output is the last of :meth:`encode`, called once a forward pass."""
+        ...
+
+    def encode(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Feature maps (B, D, h, w) of images (B, C, H, W), the deepest last."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A network that shows its way back to full resolution; it predicts
+    ``head(decode(images)[-1])``."""
+
+    @property
+    def head(self) -> nn.Module:
+        """Makes the prediction (B, outputs, H, W) of the last feature map."""
+        ...
+
+    def decode(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Feature maps (B, D, h, w) of images (B, C, H, W), the finest, (B, D, H, W), last."""
+        ...

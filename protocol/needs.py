@@ -1,0 +1,21 @@
+"""What a strategy may need of a method, its networks and the task, and what these then offer.
+
+A method's card lists what is offered; another method or task may offer, and another strategy ask
+for, what stands in no list here."""
+
+from __future__ import annotations
+
+CHANGE = "change"
+DESCEND = "descend"
+ENCODER = "encoder"
+DECODER = "decoder"
+PIXEL_CLASSES = "pixel classes"
+
+NEEDS = {
+    CHANGE: "training steps whose images it may change",
+    DESCEND: "training steps whose gradients it may take elsewhere",
+    ENCODER: "a network that shows its encoder's features",
+    DECODER: "a network that shows its decoder's features",
+    PIXEL_CLASSES: "labels that give every pixel a class",
+}
+"""Each in words that end a sentence's "it needs"."""
