@@ -35,8 +35,8 @@ def list_methods() -> None:
     console = PlainConsole()
     console.print(table)
     console.print(
-        "Settings: configs/method/NAME.yaml; pages: docs/methods/NAME.md. Any of them takes an "
-        "augmentation, such as augmentation=fbp.",
+        "Settings: configs/method/NAME.yaml; pages: docs/methods/NAME.md; another one: "
+        "docs/adding_a_method.md.",
     )
 
 

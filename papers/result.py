@@ -143,9 +143,9 @@ def verdict(held: Sequence[bool]) -> str:
 
 
 def markdown(result: Reproduction) -> str:
-    """The same as a section of ``docs/reproductions.md``."""
+    """The same as a page of ``docs/papers``."""
     paper = result.paper
-    lines = [f"## {paper.number} {paper.title}", "", paper.citation, ""]
+    lines = [f"# {paper.number} {paper.title}", "", paper.citation, ""]
     lines += [f"`{result.command}`: {result.spent}.", ""]
     for column, rows in result.blocks():
         lines += _markdown_table(

@@ -144,14 +144,15 @@ def test_whoever_reads_the_number_of_rounds_says_so() -> None:
     root = Path(fedshift.__file__).parent
     readers, tellers = set(), set()
     for part in ("strategies", "client/methods", "client/rules"):
-        for path in (root / part).glob("*.py"):
-            if path.name == "base.py":
+        for path in (root / part).rglob("*.py"):
+            name = path.relative_to(root / part).parts[0].removesuffix(".py")
+            if name == "base":
                 continue
             text = path.read_text()
             if re.search(r"(instruction|budget|visit)\.rounds\b", text):
-                readers.add(path.stem)
+                readers.add(name)
             if "def bound_to_rounds" in text:
-                tellers.add(path.stem)
+                tellers.add(name)
     assert readers == tellers
     assert {"feddg_ga", "fine_tuning", "online_rendering"} < readers
 

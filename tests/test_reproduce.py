@@ -122,7 +122,7 @@ def test_a_claim_is_judged_in_every_seed() -> None:
 def test_the_markdown_holds_the_same(tmp_path: Path) -> None:
     text = markdown(measured(TABLES, CLAIMS, note="Phantoms are a|not patients."))
 
-    assert text.startswith("## 99 A paper of the test\n")
+    assert text.startswith("# 99 A paper of the test\n")
     assert "`fedshift reproduce 99 --seeds 0,1,2`: 0 runs in 1 min 15 s." in text
     assert "| clean | 0.500 | 0.300 ± 0.050 | 0.250 0.350 0.300 |" in text
     assert "| theirs alone | 0.700 | – | – – – |" in text
@@ -328,3 +328,11 @@ def test_the_help_lists_the_papers_and_imports_nothing_heavy(command: Command) -
     for known_number, module in NUMBERS.items():
         assert known_number in outcome.out
         assert PAPERS[module] in outcome.out
+
+
+def test_every_paper_has_its_page() -> None:
+    pages = Path(__file__).parent.parent / "docs" / "papers"
+    index = (pages / "README.md").read_text()
+    for number, module in NUMBERS.items():
+        assert f"[`{number}`]({module}.md)" in index
+        assert (pages / f"{module}.md").read_text().startswith(f"# {number} ")

@@ -1,7 +1,7 @@
 """The papers' comparisons, small preset, three seeds: some ten minutes each on two cores.
 
 They run on request only (``make reproduce``). Results stay in ``reproductions/``;
-docs/reproductions.md shows what was measured, and which claims of the papers did not hold."""
+docs/papers/ shows what was measured, and which claims of the papers did not hold."""
 
 from __future__ import annotations
 
