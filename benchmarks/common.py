@@ -49,7 +49,7 @@ def simulation(out: Path, cache: Path, sites: int, *overrides: str) -> Simulatio
     )
     data = DataSettings.from_config(config["data"])
     federation = load_federation(config["federation"], data, config["seed"])
-    plan = build_plan(out, config, federation.structures, identity="benchmark")
+    plan = build_plan(out, config, federation.parts, identity="benchmark")
     policy = Policy.from_config(config["policy"])
     local = LocalSites(federation, data, policy, plan.checkpoints / "sites", plan.seed)
     out.mkdir(parents=True, exist_ok=True)

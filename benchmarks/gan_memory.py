@@ -47,10 +47,10 @@ def measure(method: str, overrides: tuple[str, ...], cache: Path) -> tuple[int, 
     config = load([f"method={method}", f"data.cache={cache}", *overrides])
     data = DataSettings.from_config(config["data"])
     federation = load_federation(config["federation"], data, config["seed"])
-    site = open_site(federation.site(SITE), federation.structures, data, config["seed"])
+    site = open_site(federation.site(SITE), federation.parts, data, config["seed"])
     task = {
         "name": "segmentation",
-        "parts": list(federation.structures),
+        "parts": list(federation.parts),
         "size": list(site.size),
         "unlabelled": config["data"]["unlabelled_sites"],
     }

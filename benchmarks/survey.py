@@ -80,7 +80,7 @@ def turn(table: Path) -> dict[str, float]:
             def open_all(config: dict[str, object] = config) -> None:
                 federation, data = open_federation(config)
                 for site in federation.sites:
-                    open_site(site, federation.structures, data, 0)
+                    open_site(site, federation.parts, data, 0)
 
             spent = seconds(check) if first else 0.0
             took[name] = spent + seconds(open_all)

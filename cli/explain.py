@@ -42,7 +42,7 @@ def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     strategy = strategies.build(config["strategy"])
     training = [site.name for site in federation.sites if site.role == "train"]
     unlabelled = [name for name in training if name in data.unlabelled_sites]
-    task = {**task_settings(config, federation.structures), "unlabelled": unlabelled}
+    task = {**task_settings(config, federation.parts), "unlabelled": unlabelled}
     model = Model(method_settings(config), task, torch.device("cpu"), seed=0)
     infos = model.infos()
     kept = strategy.keeps(infos)
@@ -97,13 +97,13 @@ def _teaching(federation: Federation, unlabelled: Collection[str]) -> Table | No
         return None
     table = Table(title="who teaches what (labelled images)", title_justify="left")
     table.add_column("site")
-    for name in federation.structures:
+    for name in federation.parts:
         table.add_column(Text(name), justify="right")
     for site in federation.sites:
         labelled = [image for image in site.images if image.label_path or image.phantom]
         counts = [
             sum(image.annotates is None or name in image.annotates for image in labelled)
-            for name in federation.structures
+            for name in federation.parts
         ]
         scored = site.role == "unseen" or site.name in unlabelled
         name = f"{site.name} (scored only)" if scored else site.name

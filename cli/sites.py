@@ -26,7 +26,7 @@ from fedshift.sites.types import SPLITS
 def list_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print a line a site; no image is read."""
     federation, _ = open_federation(load(overrides, config_dir))
-    table = _table(f"{federation.name}: {', '.join(federation.structures)}")
+    table = _table(f"{federation.name}: {', '.join(federation.parts)}")
     for column in ("site", "role", "vendors", "scanners", "subjects", "images"):
         table.add_column(column, justify="right" if column in ("subjects", "images") else "left")
     for site in federation.sites:
@@ -47,7 +47,7 @@ def inspect_sites(overrides: Sequence[str], config_dir: Path | None = None) -> N
     config = settle(load(overrides, config_dir), console.tell)
     federation, data = open_federation(config)
     for site in federation.sites:
-        found = fingerprint(open_site(site, federation.structures, data, config["seed"]))
+        found = fingerprint(open_site(site, federation.parts, data, config["seed"]))
         table = _table(f"{site.name} ({site.role})")
         table.add_column(style="dim")
         table.add_column()
@@ -186,7 +186,7 @@ def plan_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None
         console.print(f"by hand: {told}", soft_wrap=True)
     cost = step_cost(
         method_settings(config),
-        task_settings(config, found.federation.structures),
+        task_settings(config, found.federation.parts),
         config["rounds"],
         found.data.size,
     )

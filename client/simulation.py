@@ -64,7 +64,7 @@ class LocalSites:
     def open(self, name: str) -> SiteData:
         """The data of the site called ``name``."""
         site = self.federation.site(name)
-        return open_site(site, self.federation.structures, self.data, self.seed)
+        return open_site(site, self.federation.parts, self.data, self.seed)
 
     def look(self, name: str) -> Sequence[Surveyed]:
         """What the files of the site called ``name`` are like."""

@@ -265,7 +265,7 @@ class SiteWorker:
         splits: list[Split] = instruction.options["splits"]
         for split in splits:
             cases = [case for case in self.data.splits[split] if case.labelled.any()]
-            for row in model.task.score(cases, predict, self.data.structures) if cases else ():
+            for row in model.task.score(cases, predict, self.data.parts) if cases else ():
                 if not row.case:
                     ((name, value),) = row.values.items()
                     interval = row.interval or (math.nan, math.nan)
@@ -337,20 +337,20 @@ def describe(data: SiteData, task: Task) -> SiteCard:
     """The card of a site, whose labels are for ``task``: counts and names."""
     cases = [case for split in data.splits.values() for case in split]
     shown: set[int] = set()
-    teaches = dict.fromkeys(data.structures, 0)
+    teaches = dict.fromkeys(data.parts, 0)
     complete = True
     for case in data.splits["train"]:
         if case.labelled.any():
             shown |= task.shown(case)
             complete = complete and case.annotates is None and not case.ignores
-            for index in case.annotates or range(1, len(data.structures) + 1):
-                teaches[data.structures[index - 1]] += int(case.labelled.sum())
+            for index in case.annotates or range(1, len(data.parts) + 1):
+                teaches[data.parts[index - 1]] += int(case.labelled.sum())
     return SiteCard(
         name=data.name,
         role=data.role,
         vendors=tuple(sorted({case.domain.vendor for case in cases})),
-        parts=data.structures,
-        labelled=tuple(data.structures[index - 1] for index in sorted(shown)),
+        parts=data.parts,
+        labelled=tuple(data.parts[index - 1] for index in sorted(shown)),
         teaches=teaches,
         complete=complete,
         splits={split: data.counts(split) for split in data.splits},

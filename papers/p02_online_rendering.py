@@ -110,7 +110,7 @@ def _forms(name: str, run: Path) -> Table:
         model.load(ref.load())
         federation, data = open_federation(stored.config)
         source, target = (
-            open_site(federation.site(site), federation.structures, data, seed)
+            open_site(federation.site(site), federation.parts, data, seed)
             for site in ("source", "target")
         )
         for reals in FORMS:

@@ -255,7 +255,7 @@ def _sites(left: Sequence[Prepared]) -> list[OpenSite]:
     found: dict[str, OpenSite] = {}
     for one in left:
         for site in one.federation.sites:
-            structures, seed = one.federation.structures, one.config["seed"]
+            structures, seed = one.federation.parts, one.config["seed"]
             found.setdefault(
                 repr((site.images, structures, one.data)),
                 OpenSite(site, structures, one.data, seed),

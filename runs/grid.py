@@ -287,7 +287,7 @@ def _checked(
     config["data"], federation, data = federations[key]
     config["federation"]["name"] = federation.name
     config |= {"out": str(cell.folder), "resume": True}
-    plan = build_plan(cell.folder, config, federation.structures, identity="")
+    plan = build_plan(cell.folder, config, federation.parts, identity="")
     if plan.clock is not None:
         plan.clock.check([site.name for site in federation.sites])
     Policy.from_config(config["policy"])

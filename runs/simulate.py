@@ -87,7 +87,7 @@ def run_folder(
     settings = RunSettings.from_config(config)
     engine = EngineSettings.from_config(config)
     policy = Policy.from_config(config["policy"])
-    plan = build_plan(out, config, federation.structures, checkpoint.lineage(config))
+    plan = build_plan(out, config, federation.parts, checkpoint.lineage(config))
     tracking.check(plan.tracking)
     done = open_folder(out, config, tell)
     sites = LocalSites(

@@ -23,21 +23,21 @@ def fingerprint(site: SiteData) -> dict[str, Any]:
     cases = [case for split in SPLITS for case in site.splits[split]]
     intensity = np.percentile(np.concatenate([case.image.ravel() for case in cases]), PERCENTILES)
     spacings = np.array([case.native_spacing_mm for case in cases])
-    volumes: dict[str, list[float]] = {name: [] for name in site.structures}
+    volumes: dict[str, list[float]] = {name: [] for name in site.parts}
     for case in cases:
         if "mask" in case.labels:
             native = case.labels["mask"].native
-            counts = np.bincount(native.ravel(), minlength=len(site.structures) + 1)
-            for k in case.annotates or range(1, len(site.structures) + 1):
+            counts = np.bincount(native.ravel(), minlength=len(site.parts) + 1)
+            for k in case.annotates or range(1, len(site.parts) + 1):
                 voxels = counts[k] * np.prod(case.native_spacing_mm)
-                volumes[site.structures[k - 1]].append(float(voxels / 1000))
+                volumes[site.parts[k - 1]].append(float(voxels / 1000))
     return {
         "name": site.name,
         "role": site.role,
         "vendors": dict(sorted(Counter(case.domain.vendor for case in cases).items())),
         "scanners": sorted({case.domain.scanner for case in cases if case.domain.scanner}),
         "splits": {split: site.counts(split) for split in SPLITS},
-        "structures": list(site.structures),
+        "structures": list(site.parts),
         "spacing_mm": {
             name: [float(value) for value in function(spacings, axis=0)]
             for name, function in (("min", np.min), ("median", np.median), ("max", np.max))

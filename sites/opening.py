@@ -110,14 +110,14 @@ def pooled_site(sites: Sequence[SiteData], name: str = "all") -> SiteData:
     chosen = [site for site in sites if site.role == "train"]
     if not chosen:
         raise UserError("no site trains, so there is nothing to pool.")
-    if len({site.structures for site in chosen}) > 1 or len({site.size for site in chosen}) > 1:
-        raise UserError("the sites differ in structures or grid size and cannot be pooled.")
+    if len({site.parts for site in chosen}) > 1 or len({site.size for site in chosen}) > 1:
+        raise UserError("the sites differ in parts or grid size and cannot be pooled.")
     splits: dict[Split, tuple[Case, ...]] = {
         split: tuple(case for site in chosen for case in site.splits[split])
         for split in ("train", "val")
     }
     note = f"the images of {len(chosen)} sites in one place: simulation only"
-    return SiteData(name, "train", chosen[0].structures, {**splits, "test": ()}, (note,))
+    return SiteData(name, "train", chosen[0].parts, {**splits, "test": ()}, (note,))
 
 
 def _case(

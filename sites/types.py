@@ -75,14 +75,15 @@ class SiteSpec:
 
 @dataclass(frozen=True)
 class Federation:
-    """A named list of sites (unique names, sorted) that label the same structures.
+    """A named list of sites (unique names, sorted) that label the same parts.
 
-    ``structures[k]`` is the name of class ``k + 1``; class 0 is the background.
+    ``parts[k]`` is the name of part ``k + 1``: of a mask its structures, of which class 0 is the
+    background; else its landmarks, classes or categories.
     """
 
     name: str
     sites: tuple[SiteSpec, ...]
-    structures: tuple[str, ...]
+    parts: tuple[str, ...]
 
     def site(self, name: str) -> SiteSpec:
         """Return the site called ``name``; raise ``KeyError`` when there is none."""
@@ -140,7 +141,7 @@ class SiteData:
 
     name: str
     role: Literal["train", "unseen"]
-    structures: tuple[str, ...]
+    parts: tuple[str, ...]
     splits: Mapping[Split, tuple[Case, ...]]
     notes: tuple[str, ...] = field(default=())
 

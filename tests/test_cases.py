@@ -62,7 +62,7 @@ class Hospital:
 
 
 def opened(found: Checked) -> Mapping[str, SiteData]:
-    structures = found.federation.structures
+    structures = found.federation.parts
     return {
         site.name: open_site(site, structures, found.data, seed=0)
         for site in found.federation.sites
@@ -209,7 +209,7 @@ def test_values_that_number_structures_are_not_asked_about(tmp_path: Path) -> No
             image = texture(10 * ord(site) + k, SHAPE) + 20 * mask
             hospital.png(f"{site}{k}", image, mask, "1")
     found = hospital.checked()
-    assert not found.stopping and found.federation.structures == ("label 1", "label 2", "label 4")
+    assert not found.stopping and found.federation.parts == ("label 1", "label 2", "label 4")
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,8 @@ def test_networks_agree_across_kernels_when_trained_with_fbp() -> None:
     }
     data = DataSettings()
     federation = load_federation(node, data, seed)
-    home = open_site(federation.sites[0], federation.structures, data, seed)
-    task = Segmentation(structures=federation.structures)
+    home = open_site(federation.sites[0], federation.parts, data, seed)
+    task = Segmentation(structures=federation.parts)
 
     def pair(number: int, vendor: str) -> tuple[np.ndarray, np.ndarray]:
         recipe = {"anatomy": "ct", "vendor": vendor, "subject": f"pair-{number}", "seed": seed}

@@ -44,7 +44,7 @@ def opened(path: Path, **settings: Any) -> SiteData:
     config = {"manifest": str(path), "size": SIZE, "cache": path.parent / "cache", **settings}
     data = DataSettings.from_config(config)
     federation = load_federation({"kind": "manifest"}, data, 0)
-    return open_site(federation.site("a"), federation.structures, data, 0)
+    return open_site(federation.site("a"), federation.parts, data, 0)
 
 
 def drawn() -> np.ndarray:
@@ -59,7 +59,7 @@ def drawn() -> np.ndarray:
 @pytest.mark.parametrize("spacing", [None, 0.7])
 def test_ignored_pixels_stay_ignored_on_both_grids(tmp_path: Path, spacing: float | None) -> None:
     data = opened(write(tmp_path, drawn()), labels={"box": 7, "ignore": 99}, spacing_mm=spacing)
-    assert data.structures == ("box",)
+    assert data.parts == ("box",)
     for split in data.splits.values():
         (case,) = split
         assert case.ignores and case.label is not None and case.reference is not None
@@ -79,7 +79,7 @@ def test_ignored_pixels_stay_ignored_on_both_grids(tmp_path: Path, spacing: floa
 def test_a_name_in_label_values_may_be_ignore(tmp_path: Path) -> None:
     path = write(tmp_path, drawn(), label_values="0=bg,7=box,99=Ignore")
     data = opened(path)
-    assert data.structures == ("box",)
+    assert data.parts == ("box",)
     case = data.splits["train"][0]
     assert case.ignores and case.annotates is None
 
@@ -129,7 +129,7 @@ def test_too_many_values_are_told_with_a_way_out(tmp_path: Path) -> None:
         opened(path)
     assert "\n" not in str(told.value)
     data = opened(path, labels={"nucleus": "1-300"})
-    assert data.structures == ("nucleus",)
+    assert data.parts == ("nucleus",)
     case = data.splits["train"][0]
     assert case.label is not None and np.count_nonzero(case.label == 1) == 300
 

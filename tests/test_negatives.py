@@ -147,7 +147,7 @@ def opened(path: Path, site: str, **settings: Any) -> SiteData:
     config = {"manifest": str(path), "size": SIZE, "cache": path.parent / "cache", **settings}
     data = DataSettings.from_config({"labels": {"lesion": 1}, **config})
     federation = load_federation({"kind": "manifest"}, data, 0)
-    return open_site(federation.site(site), federation.structures, data, 0)
+    return open_site(federation.site(site), federation.parts, data, 0)
 
 
 def labelled(data: SiteData) -> dict[str, bool]:

@@ -104,7 +104,7 @@ def heads(vendor: str, seed: int) -> SiteData:
     }
     data = DataSettings(size=32)
     federation = load_federation(config, data, seed)
-    return open_site(federation.sites[0], federation.structures, data, seed)
+    return open_site(federation.sites[0], federation.parts, data, seed)
 
 
 def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

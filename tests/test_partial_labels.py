@@ -203,7 +203,7 @@ def load(path: Path, **settings: Any) -> tuple[Federation, DataSettings]:
 
 def opened(path: Path, site: str, **settings: Any) -> SiteData:
     federation, data = load(path, **settings)
-    return open_site(federation.site(site), federation.structures, data, 0)
+    return open_site(federation.site(site), federation.parts, data, 0)
 
 
 def told(data: SiteData) -> set[tuple[int, ...] | None]:

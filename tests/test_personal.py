@@ -530,7 +530,7 @@ def worker(tiny: tuple[str, ...], tmp_path: Path) -> tuple[SiteWorker, Instructi
     federation = load_federation(config["federation"], settings, 0)
     sites = LocalSites(federation, settings, Policy(), tmp_path / "sites", 0)
     method = {"name": "supervised", "width": 4, "depth": 3}
-    task = {"structures": list(federation.structures)}
+    task = {"structures": list(federation.parts)}
     asked = Instruction(
         action=Action.FIT, seed=0, round=1, rounds=2, method=method, task=task, steps=2
     )

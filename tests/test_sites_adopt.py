@@ -103,11 +103,11 @@ class Adopter:
         for site in federation.sites:
             cases = [
                 case
-                for split in open_site(site, federation.structures, data, 0).splits.values()
+                for split in open_site(site, federation.parts, data, 0).splits.values()
                 for case in split
             ]
             opened[site.name] = {
-                "structures": federation.structures,
+                "structures": federation.parts,
                 "subjects": {case.subject for case in cases},
                 "drawn": {int((c.reference > 0).sum()) for c in cases if c.reference is not None},
                 "values": {

@@ -742,13 +742,13 @@ def test_a_site_labelled_with_hospitals_tools_is_opened(straight: Scan, tmp_path
     data = DataSettings.from_config({**config, "labels": {"liver": 1}})
     federation = load_federation({"kind": "manifest"}, data, 0)
     for site, expected in zip(federation.sites, ((truth == 1).sum(), 3 * 16), strict=True):
-        opened = open_site(site, federation.structures, data, 0)
+        opened = open_site(site, federation.parts, data, 0)
         cases = [case for split in opened.splits.values() for case in split]
         references = [case.reference for case in cases if case.reference is not None]
         assert sum(int(reference.sum()) for reference in references) == expected
     table.write_text("path\tlabel_path\tsite\tsubject\nct\ts.dcm\tA\t1\n")
     data = DataSettings.from_config(config)
-    assert load_federation({"kind": "manifest"}, data, 0).structures == ("liver", "spleen")
+    assert load_federation({"kind": "manifest"}, data, 0).parts == ("liver", "spleen")
     source = ImageSource(str(straight.folder), "1", Domain(""), str(tmp_path / "s.dcm"))
     decoded = prepare.decode(source, read(straight.folder), read(tmp_path / "s.dcm"), None)
     assert decoded.values is not None and np.array_equal(decoded.values, truth.T)

@@ -81,7 +81,7 @@ class Maker:
 
     def open(self, name: str = "A", **config: Any) -> SiteData:
         federation, data = self.load(**config)
-        return open_site(federation.site(name), federation.structures, data, 0)
+        return open_site(federation.site(name), federation.parts, data, 0)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def maker(tmp_path: Path) -> Maker:
 def test_a_table_becomes_sites_with_subject_splits_and_mapped_arrays(maker: Maker) -> None:
     federation, data = maker.load()
     assert [site.name for site in federation.sites] == ["A", "B"]
-    site = open_site(federation.sites[0], federation.structures, data, 0)
+    site = open_site(federation.sites[0], federation.parts, data, 0)
     assert {split: len(cases) for split, cases in site.splits.items()} == {
         "train": 2,
         "val": 1,
@@ -137,11 +137,11 @@ def test_columns_labels_and_values_can_be_renamed(maker: Maker) -> None:
 
 
 def test_structures_come_from_the_table_or_else_from_the_files(maker: Maker) -> None:
-    assert maker.load(labels=None)[0].structures == ("label 1",)
+    assert maker.load(labels=None)[0].parts == ("label 1",)
     maker.write({"label_values": "0=bg,1=big box(drawn by hand)"})
     federation, data = maker.load(labels=None)
-    assert federation.structures == ("big box",)
-    site = open_site(federation.sites[0], federation.structures, data, 0)
+    assert federation.parts == ("big box",)
+    site = open_site(federation.sites[0], federation.parts, data, 0)
     assert site.splits["train"][0].label is not None
 
 
@@ -442,7 +442,7 @@ def test_phantom_sites_have_their_own_subjects_and_vendors(tmp_path: Path) -> No
     assert federation.sites[0].vendors == ("vendor_a", "vendor_b")
     subjects = [image.subject for site in federation.sites for image in site.images]
     assert len(set(subjects)) == 25
-    site = open_site(federation.sites[2], federation.structures, data, 3)
+    site = open_site(federation.sites[2], federation.parts, data, 3)
     assert site.size == (64, 64), "the phantom's own grid is the network's"
     assert site.counts("train")["labelled"] == 6
     case = site.splits["test"][0]
@@ -494,8 +494,8 @@ def test_value_maps_follow_each_files_own_label_values(maker: Maker) -> None:
     rows += [line + ("\t1=box,2=rim" if "\tA\t" in line else "\t2=box,1=rim") for line in lines[1:]]
     maker.table.write_text("\n".join(rows) + "\n")
     federation, data = maker.load(labels=None)
-    assert federation.structures == ("box", "rim")
-    found = [opening.legends(site, federation.structures, data)[0] for site in federation.sites]
+    assert federation.parts == ("box", "rim")
+    found = [opening.legends(site, federation.parts, data)[0] for site in federation.sites]
     maps = [legend.classes({}) for legend in found if legend is not None]
     assert maps == [{0: 0, 1: 1, 2: 2}, {0: 0, 2: 1, 1: 2}]
 

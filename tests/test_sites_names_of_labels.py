@@ -104,7 +104,7 @@ class Hospital:
 
     def open(self, site: str, **settings: Any) -> SiteData:
         federation, data = self.load(**settings)
-        return open_site(federation.site(site), federation.structures, data, 0)
+        return open_site(federation.site(site), federation.parts, data, 0)
 
     def check(self, **settings: Any) -> list[Finding]:
         federation, data = self.load(**settings)
@@ -165,7 +165,7 @@ def test_without_data_labels_names_that_differ_in_case_and_spaces_are_one(
         hospital.contours("A", dict(sorted(rois.items())))
     assert hospital.check() == []
     federation, _ = hospital.load()
-    assert [name.lower() for name in federation.structures] == ["liver", "heart"]
+    assert [name.lower() for name in federation.parts] == ["liver", "heart"]
     assert all(np.array_equal(one, ORGANS) for one in references(hospital.open("A")))
 
 

@@ -100,7 +100,7 @@ def test_labelled_slices_of_every_axis_are_those_that_a_run_sees(
         }
     )
     federation = load_federation(MANIFEST, settings, 0)
-    opened = open_site(federation.sites[0], federation.structures, settings, 0)
+    opened = open_site(federation.sites[0], federation.parts, settings, 0)
     (case, *_) = opened.splits["train"]
     assert found[0].facts is not None
     assert found[0].facts.flags(axis).tolist() == case.labelled.tolist()

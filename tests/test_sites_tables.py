@@ -267,7 +267,7 @@ def test_a_spacing_that_is_not_plain_is_asked_for(text: str) -> None:
 def test_missing_labels_are_called_missing_not_empty(write: Write, tmp_path: Path) -> None:
     def structures() -> tuple[str, ...]:
         data = DataSettings.from_config({"manifest": str(write())})
-        return load_federation({"kind": "manifest"}, data, 0).structures
+        return load_federation({"kind": "manifest"}, data, 0).parts
 
     for row in ROWS:
         Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / row[0])

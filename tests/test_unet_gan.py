@@ -58,7 +58,7 @@ def phantom_sites(
     }
     data = DataSettings(unlabelled_sites=(target,))
     loaded = load_federation(federation, data, SEED)
-    return {site.name: open_site(site, loaded.structures, data, SEED) for site in loaded.sites}
+    return {site.name: open_site(site, loaded.parts, data, SEED) for site in loaded.sites}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def sites() -> dict[str, SiteData]:
 def task_of(sites: Mapping[str, SiteData]) -> Segmentation:
     targets = [name for name, site in sites.items() if not site.counts("train")["labelled"]]
     site = next(iter(sites.values()))
-    return Segmentation(site.structures, size=site.size, unlabelled=tuple(targets))
+    return Segmentation(site.parts, size=site.size, unlabelled=tuple(targets))
 
 
 def new_networks(method: UnetGAN, sites: Mapping[str, SiteData], seed: int = 0) -> Networks:
@@ -249,7 +249,7 @@ def mean_dice(method: UnetGAN, nets: Networks, site: SiteData, stage: str) -> fl
     for case in site.splits["test"]:
         scene = Scene(site.name, CPU, stage=stage)
         predicted = method.predict(nets, case.image, scene).argmax(1)
-        for index in range(1, len(site.structures) + 1):
+        for index in range(1, len(site.parts) + 1):
             guess, truth = predicted == index, case.label == index
             found.append(2 * (guess & truth).sum() / (guess.sum() + truth.sum()))
     return float(np.mean(found))

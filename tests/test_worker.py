@@ -67,7 +67,7 @@ def sites(local_sites: Callable[..., LocalSites]) -> LocalSites:
 
 
 def instruction(sites: LocalSites, action: Action, **changes: Any) -> Instruction:
-    task = {"structures": list(sites.federation.structures)}
+    task = {"structures": list(sites.federation.parts)}
     return Instruction(action=action, seed=0, method=METHOD, task=task, steps=1).but(**changes)
 
 

@@ -55,9 +55,9 @@ def check(
     unsaid = check_values(images, data)
     findings += unsaid
     if not unsaid:  # Else the structures are not known yet.
-        findings += check_structures(images, federation.structures, data)
+        findings += check_structures(images, federation.parts, data)
     findings += check_label_values(federation, data)
-    findings += check_names(images, federation.structures, data)
+    findings += check_names(images, federation.parts, data)
     findings += check_labelled(federation, images, data)
     findings += check_duplicates(federation, images)
     findings += check_likeness(federation, hashes or {})

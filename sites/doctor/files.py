@@ -19,7 +19,7 @@ def check_site(
 ) -> list[Image]:
     """What the survey found in the site's files one by one; returns the usable ones."""
     try:
-        meanings = legends(site, federation.structures, data)
+        meanings = legends(site, federation.parts, data)
     except LabelMapError as error:
         problem, _, way_out = str(error).rstrip(".").rpartition("; ")
         findings.append(Finding("error", "label-map", site.name, "", problem, way_out))
@@ -55,7 +55,7 @@ def check_site(
             )
             continue
         mapping = legend.classes(found.facts.names) if legend is not None else {}
-        classes = range(1, len(federation.structures) + 1)
+        classes = range(1, len(federation.parts) + 1)
         values = tuple(tuple(v for v, c in mapping.items() if c == k) for k in classes)
         image = Image(site.name, source, found.facts, values, legend)
         opened.append(image)

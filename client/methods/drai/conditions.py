@@ -21,14 +21,14 @@ class ConditionedSlices:
 
     def __init__(self, site: SiteData, bins: int, largest: float) -> None:
         self._images = Slices(site.splits["train"])
-        length = (bins + 1) * len(site.structures)
+        length = (bins + 1) * len(site.parts)
         conditions: list[np.ndarray] = []
         for case in site.splits["train"]:
             complete = case.annotates is None and not case.ignores
             for index, labelled in enumerate(case.labelled):
                 if labelled and complete and "mask" in case.labels:
                     label = np.asarray(case.labels["mask"].grid[index])
-                    conditions.append(condition(label, len(site.structures), bins, largest))
+                    conditions.append(condition(label, len(site.parts), bins, largest))
                 else:
                     conditions.append(np.full(length, np.nan, np.float32))
         self._conditions = np.stack(conditions)
