@@ -14,6 +14,7 @@ from fedshift import UserError
 from fedshift.cli.console import PlainConsole
 from fedshift.cli.progress import Screen
 from fedshift.cli.reproduce import seed_list
+from fedshift.runs import earlier
 from fedshift.runs.graded import advised
 from fedshift.runs.grid import GRID, read_grid
 from fedshift.server.advice.families import options
@@ -30,6 +31,7 @@ def advise(folder: Path) -> None:
     Raises :class:`UserError` when ``folder`` is neither, or nothing in it is finished.
     """
     console = PlainConsole()
+    earlier.complete(folder)
     if (folder / GRID).is_file():
         checked = check(_cells(folder))
         _print_advice(checked.advice, console)

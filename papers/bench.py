@@ -18,6 +18,7 @@ from typing import Any, Literal
 from fedshift import UserError
 from fedshift.papers import NUMBERS, PAPERS
 from fedshift.protocol.words import count
+from fedshift.runs import earlier
 from fedshift.runs.config import Config, load
 from fedshift.runs.federation import open_federation
 from fedshift.runs.simulate import run_folder
@@ -94,6 +95,7 @@ class Bench:
         config = self._config(folder, seed, overrides)
         start = time.monotonic()
         reused = _finished(folder, config)
+        earlier.complete(folder)
         if not reused:
             run_folder(folder, config, watch=self.watch)
         seconds = None if reused else time.monotonic() - start

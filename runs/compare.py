@@ -16,6 +16,7 @@ from fedshift.protocol.words import count
 from fedshift.runs import grid as grids
 from fedshift.runs import provenance
 from fedshift.runs.cells import FAILURE, OpenSite, RunCell, rounds, untrained
+from fedshift.runs.earlier import complete
 from fedshift.runs.grid import GRID, Grid, Prepared, read_grid
 from fedshift.runs.pool import Event, Pool, places
 from fedshift.runs.settings import EngineSettings
@@ -80,6 +81,7 @@ def compare(
     devices = _places(grid, prepared)
     with alone_in(out):
         _open(out, grid, prepared)
+        complete(out)
         _tell_old(prepared, tell)
         cells = run_cells(prepared, devices, board, task)
         failed = [cell for cell in cells if cell.status == "failed"]

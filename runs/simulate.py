@@ -14,7 +14,7 @@ from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
-from fedshift.runs import examples, provenance
+from fedshift.runs import earlier, examples, provenance
 from fedshift.runs.checking import for_report, settle
 from fedshift.runs.config import Config, as_made
 from fedshift.runs.engine import run_engine
@@ -64,10 +64,10 @@ def run(
     """
     if not checked:
         stored = out / "config.yaml"
-        earlier = read_config(stored) if config["resume"] and stored.exists() else None
-        if earlier is not None and provenance.differing(out):
-            config = as_made(config, earlier)
-        config = settle(config, tell, earlier)
+        before = read_config(stored) if config["resume"] and stored.exists() else None
+        if before is not None and provenance.differing(out):
+            config = as_made(config, before)
+        config = settle(config, tell, before)
     if config["protocol"] == "together":
         run_folder(out, config, tell, watch, drawn=drawn)
     else:
@@ -90,6 +90,7 @@ def run_folder(
     plan = build_plan(out, config, federation.parts, checkpoint.lineage(config))
     tracking.check(plan.tracking)
     done = open_folder(out, config, tell)
+    earlier.complete(out)
     sites = LocalSites(
         federation=federation,
         data=data,

@@ -16,7 +16,7 @@ from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
 from fedshift.protocol.storage import read_yaml
-from fedshift.runs import provenance
+from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import task_settings
 from fedshift.runs.plugins import method_settings
@@ -144,6 +144,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     """
     config = read_config(run / "config.yaml")
     settings = RunSettings.from_config(config)
+    earlier.complete(run)
     done = checkpoint.last_round(run / "checkpoints")
     lines = read_rounds(run)
     ended = bool(lines) and lines[-1].get("ended") is not None

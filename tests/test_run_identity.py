@@ -194,7 +194,7 @@ def test_a_comparison_keeps_finished_cells_and_names_what_it_cannot_go_on_with(
 
 
 def as_of_an_older_fedshift(run: Path) -> None:
-    """As before there were ``run.json``, plans, partial labels and pairs to choose."""
+    """As before there were ``run.json``, plans, partial labels, pairs to choose and tasks."""
     (run / "run.json").unlink()
     config = read_yaml(run / "config.yaml")
     for key in ("planned", "window", "accept", "empty_masks", "annotates"):
@@ -207,11 +207,13 @@ def as_of_an_older_fedshift(run: Path) -> None:
         described = json.loads(path.read_text()) | {"run": checkpoint.fingerprint(config)}
         path.write_text(json.dumps(described))
     method = json.loads((run / "checkpoints" / "method.json").read_text())
-    del method["complete_labels"]
+    del method["complete_labels"], method["task"], method["offers"]
+    method["segmenting"] = True
     (run / "checkpoints" / "method.json").write_text(json.dumps(method))
     cards = json.loads((run / "checkpoints" / "sites.json").read_text())
     for card in cards:
         del card["teaches"], card["complete"]
+        card["structures"] = card.pop("parts")
     (run / "checkpoints" / "sites.json").write_text(json.dumps(cards))
 
 
@@ -241,3 +243,14 @@ def test_a_finished_run_of_before_the_newer_settings_is_scored_again(
     outcome = command("simulate", *tiny, f"out={finished}", "resume=true")
     assert outcome.code == 0, outcome.err
     assert "stands as it was made: there is no run.json" in " ".join(outcome.out.split())
+
+
+def test_a_finished_run_of_before_there_were_tasks_is_reported_and_advised_on(
+    command: Command, finished: Path
+) -> None:
+    asked = [(verb, str(finished)) for verb in ("report", "advise")]
+    now = [command(*words) for words in asked]
+    as_of_an_older_fedshift(finished)
+    for words, outcome in zip(asked, now, strict=True):
+        before = command(*words)
+        assert (before.code, before.out) == (0, outcome.out)

@@ -598,9 +598,7 @@ def read_run(folder: Path) -> Run:
         )
     config = read_yaml(config_path)
     config_text = config_path.read_text(encoding="utf-8")
-    # An evaluation has no sites of its own: who trained is written in the run it belongs to.
-    evaluated = folder.resolve().parent
-    home = evaluated.parent if evaluated.name == "evaluations" else folder
+    home = run_of(folder)
     cards = read_json(home / "checkpoints" / "sites.json", _cards) or []
     evaluation = read_json(folder / "checkpoints" / "evaluation.json", _evaluation) or {}
     cross_site_path, shift_path = folder / "cross_site.csv", folder / "shift.csv"
@@ -628,6 +626,13 @@ def read_run(folder: Path) -> Run:
         shift_told=evaluation.get("shift_pairs", {}).get("told", ""),
         findings=tuple(read_json(home / "checkpoints" / "findings.json", list) or ()),
     )
+
+
+def run_of(folder: Path) -> Path:
+    """The run that a folder belongs to: its own, or of an evaluation, which has no sites and no
+    method of its own, the one whose models it scored."""
+    parent = folder.resolve().parent
+    return parent.parent if parent.name == "evaluations" else folder
 
 
 def _parents(paths: Iterator[Path]) -> list[Path]:

@@ -1,0 +1,37 @@
+"""Run folders of an earlier fedshift, completed by what it had no need to write down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.protocol.storage import read_json, write_atomic
+from fedshift.server.report.run import run_of
+from fedshift.server.rounds import read_cards
+
+_RUNS = ("", "folds/*/", "cells/*/", "cells/*/folds/*/")
+"""Where the runs are in the folder of a run or of a comparison."""
+
+
+def complete(folder: Path) -> None:
+    """Write into each run of ``folder`` what it measures, where it does not say so: it is of a time
+    when every task was a segmentation.
+
+    Raises :class:`fedshift.UserError` for a damaged file.
+    """
+    for runs in _RUNS:
+        for path in sorted(run_of(folder).glob(f"{runs}checkpoints/method.json")):
+            card = read_json(path, _mapping)
+            cards = read_cards(path.with_name("sites.json"))
+            if card is None or "task" in card or cards is None:
+                continue
+            task = Segmentation(cards[0].parts).card("segmentation")
+            loop = ["segmentation network"] if card["segmenting"] else []
+            told = {**card, "task": task.to_json(), "offers": loop}
+            write_atomic(path, json.dumps(told) + "\n")
+
+
+def _mapping(node: Any) -> dict[str, Any]:
+    return {**node, "segmenting": bool(node.get("segmenting"))}
