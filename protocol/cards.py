@@ -107,6 +107,6 @@ class MethodCard:
             participation=fields["participation"],
             stages=tuple(fields["stages"]),
             task=TaskCard.from_json(fields["task"]),
-            offers=tuple(fields.get("offers", ())),  # An older run asked before its first round.
-            complete_labels=fields.get("complete_labels", False),  # It had complete ones.
+            offers=tuple(fields["offers"]),
+            complete_labels=fields.get("complete_labels", False),  # An older run had complete ones.
         )

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.protocol.needs import CHANGE, DECODER, DESCEND, ENCODER, PIXEL_CLASSES
 from fedshift.protocol.storage import read_json, write_atomic
 from fedshift.server.report.run import run_of
 from fedshift.server.rounds import read_cards
 
+OFFERED = sorted({CHANGE, DECODER, DESCEND, ENCODER, PIXEL_CLASSES})
+"""By a method that trained its segmentation network in the usual loop."""
 _RUNS = ("", "folds/*/", "cells/*/", "cells/*/folds/*/")
 """Where the runs are in the folder of a run or of a comparison."""
 
@@ -28,8 +31,7 @@ def complete(folder: Path) -> None:
             if card is None or "task" in card or cards is None:
                 continue
             task = Segmentation(cards[0].parts).card("segmentation")
-            loop = ["segmentation network"] if card["segmenting"] else []
-            told = {**card, "task": task.to_json(), "offers": loop}
+            told = {**card, "task": task.to_json(), "offers": OFFERED if card["segmenting"] else []}
             write_atomic(path, json.dumps(told) + "\n")
 
 
