@@ -20,6 +20,7 @@ MAX_SLICES = 3
 
 def draw_points(
     case: Case,
+    truth: np.ndarray,
     predictions: Mapping[str, np.ndarray],
     parts: Sequence[str],
     path: Path,
@@ -29,10 +30,10 @@ def draw_points(
     """Draw one PNG of ``case``: a row a slice; the image, the true points as rings, and each
     model's as crosses beside them.
 
+    ``truth`` (S, N, 3) holds x, y and the part's number in the image's own pixels, and
     ``predictions`` maps a model's name to points (N, 4) on the network's grid: slice, x, y and the
     part's number. Up to three labelled slices with the most points are shown, whole.
     """
-    truth = np.asarray(case.labels["points"].native)
     counts = np.where(case.labelled, np.isfinite(truth[..., 0]).sum(axis=1), -1)
     slices = sorted(np.argsort(-counts, kind="stable")[: min(MAX_SLICES, (counts >= 0).sum())])
     slices = [index for index in slices if counts[index] > 0] or slices[:1]

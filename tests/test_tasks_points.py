@@ -45,7 +45,7 @@ def point_case(
         session="",
         domain=Domain("vendor"),
         image=np.zeros((len(label), 1, *size), np.float32),
-        labels={"points": Label(label, label)},
+        labels=dict.fromkeys(("landmarks", "points"), Label(label, label)),
         labelled=np.ones(len(label), bool),
         spacing_mm=spacing_mm,
         native_spacing_mm=spacing_mm,

@@ -25,8 +25,6 @@ class HeatmapTask(Task):
     networks predict a heatmap for each part (:mod:`fedshift.client.heatmaps`). ``sigma`` is the
     heatmaps' standard deviation in pixels of the grid."""
 
-    form = "points"
-
     sigma: float = setting(2.0, at_least=0.5)
 
     @property

@@ -40,6 +40,7 @@ class Landmarks(HeatmapTask):
     """
 
     title = "landmark localisation"
+    form = "landmarks"
     part = "landmark"
     failure = "the landmark is in exactly one of label and prediction"
 
@@ -169,7 +170,9 @@ class Landmarks(HeatmapTask):
                     if place is not None:
                         rows.append([start + place[0], *place[1:], number])
             found[name] = np.array(rows, float).reshape(-1, 4)
-        return draw_points(case, found, self.parts, path, site=site)
+        return draw_points(
+            case, np.asarray(case.labels[self.form].native), found, self.parts, path, site=site
+        )
 
     def noise(self, slices: int, rng: np.random.Generator) -> Mapping[str, Label]:
         places = rng.uniform(0, min(self.size), (slices, self.outputs, 2))

@@ -32,6 +32,7 @@ class Points(HeatmapTask):
     """
 
     title = "point detection"
+    form = "points"
     part = "class"
     failure = "there are points in exactly one of label and prediction"
 
@@ -133,7 +134,9 @@ class Points(HeatmapTask):
                 for x, y in self._found(maps, k)
             ]
             found[name] = np.array(rows, float).reshape(-1, 4)
-        return draw_points(case, found, self.parts, path, site=site)
+        return draw_points(
+            case, np.asarray(case.labels[self.form].native), found, self.parts, path, site=site
+        )
 
     def noise(self, slices: int, rng: np.random.Generator) -> Mapping[str, Label]:
         places = rng.uniform(0, min(self.size), (slices, 4, 2))
