@@ -220,7 +220,7 @@ class TestLandmarks:
 
         one, two = task.score([case], lambda images: nothing, ("a", "b"))
 
-        diagonal = math.sqrt(1 + 32**2 + 32**2)
+        diagonal = math.sqrt(32**2 + 32**2)
         assert one.failed and one.values["radial_error_mm"] == pytest.approx(diagonal)
         assert not two.failed and two.values["radial_error_mm"] == 0
         assert task.shown(case) == {1}

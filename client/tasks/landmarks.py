@@ -197,8 +197,9 @@ class _Places:
         spacing = np.array(self.spacing_mm)
         if place is None or found is None:
             size = self.case.grid.shape if self.native else self.case.image.shape[2:]
-            diagonal = float(np.linalg.norm([len(self.label), *size] * spacing))
-            return 0.0 if place is found else diagonal
+            # A single slice is measured in its plane.
+            extent = np.array([len(self.label) if len(self.label) > 1 else 0, *size])
+            return 0.0 if place is found else float(np.linalg.norm(extent * spacing))
         at = self.case.grid.points_to_native(found[1:]) if self.native else found[1:]
         return float(np.linalg.norm(([found[0], *at] - place) * spacing[[0, 2, 1]]))
 
