@@ -22,6 +22,7 @@ from fedshift.server.advice.rules import VERBS, Advice
 from fedshift.server.advice.rules import advise as judge
 from fedshift.server.comparison.advice import Checked, check
 from fedshift.server.comparison.cells import Cell
+from fedshift.server.comparison.words import gain, gain_interval
 from fedshift.server.report.run import read_run
 
 
@@ -120,15 +121,16 @@ def _print_check(checked: Checked, console: Console) -> None:
         )
         console.print(Text(f"The seeds do not agree ({told})."))
     if checked.against:
-        table = _table("against FedAvg", "family", "mean Dice", "gain", "95 % interval", "")
+        mean = f"mean {checked.measure.title}"
+        table = _table("against FedAvg", "family", mean, "gain", "95 % interval", "")
         for item in checked.against:
-            gain = item.standing.difference
+            found = item.standing.difference
             table.add_row(
                 Text(item.standing.label),
                 ", ".join(sorted(item.families)),
-                f"{item.standing.mean.value:.3f}",
-                f"{gain.value:+.3f}",
-                f"{gain.low:+.3f} to {gain.high:+.3f}" if gain.has_interval else "",
+                checked.measure.cell(item.standing.mean.value),
+                gain(found.value, checked.measure),
+                gain_interval(found, checked.measure) if found.has_interval else "",
                 item.result,
             )
         console.print(table)

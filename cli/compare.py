@@ -19,8 +19,9 @@ def compare(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Run and compare the cells of the grid; print the comparison and what failed."""
     console = PlainConsole()
     grid = Grid.parse(overrides, config_dir)
-    cells = run(grid, console.tell, partial(Board, console))
-    console.print(comparison.summary(grid.out))
+    result = run(grid, console.tell, partial(Board, console))
+    console.print(comparison.summary(result, grid.out))
+    cells = result.comparison.cells
     failed = Counter(cell.error for cell in cells if cell.status == "failed")
     for error, times in failed.items():
         console.tell(f"{count(times, 'cell')} failed: {error}")

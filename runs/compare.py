@@ -63,9 +63,8 @@ def compare(
     tell: Tell = silent,
     board: OpenBoard = _unshown,
     task: type[RunCell] = RunCell,
-) -> list[Cell]:
-    """Run what is left of the grid and compare its cells, which are returned. ``task`` is what a
-    cell is run as.
+) -> comparison.Result:
+    """Run what is left of the grid and compare its cells. ``task`` is what a cell is run as.
 
     Raises :class:`UserError` for a wrong option in any cell, before anything is run, and when
     every cell failed.
@@ -87,8 +86,7 @@ def compare(
         failed = [cell for cell in cells if cell.status == "failed"]
         if len(failed) == len(cells):
             raise UserError(f"no cell could be run; the first failed: {failed[0].error}")
-        comparison.build(out, cells, baseline=grid.baseline(cells), hours=grid.hours)
-    return cells
+        return comparison.build(out, cells, baseline=grid.baseline(cells), hours=grid.hours)
 
 
 # The folder.

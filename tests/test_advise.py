@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from kit.measured import DICE, SEGMENTATION, measured, write_method
+from kit.measured import SEGMENTATION, measured, write_method
 
 from fedshift import UserError
 from fedshift.runs import graded
@@ -70,7 +70,7 @@ def evidence(
         **{
             "shift": shift,
             "cross_site": scores,
-            "headline": DICE,
+            "task": SEGMENTATION,
             "cards": {name: card(name) for name in SITES},
             "loss": dict.fromkeys(SITES, 0.2),
             **more,
@@ -119,7 +119,7 @@ def test_one_pair_of_many_is_what_chance_gives() -> None:
             Evidence(
                 shift,
                 [score("global", "all", name, 0.9) for name in names],
-                DICE,
+                SEGMENTATION,
                 {name: card(name) for name in names},
             )
         )
@@ -131,7 +131,7 @@ def test_one_pair_of_many_is_what_chance_gives() -> None:
 def test_labels_that_differ_in_volume_call_for_personalising() -> None:
     advice = advise(evidence(with_site("a", OTHER_LABELS)))
     assert advice.families == ("personalise",)
-    assert "by up to 40% of the labelled volume" in advice.sentence
+    assert "by up to 40% of what is labelled" in advice.sentence
 
 
 def test_few_subjects_or_variable_ones_raise_what_chance_gives_in_volume() -> None:
@@ -223,9 +223,9 @@ def test_unequal_sizes_and_what_is_to_be_won_are_noted() -> None:
     advice = advise(evidence(cards=cards, home=home))
     assert advice.families == ("nothing",)
     assert "c has 192 labelled slices to train on, a 48" in advice.sentence
-    assert "0.050 below the sites' own models" in advice.sentence
+    assert "0.050 worse than the sites' own models" in advice.sentence
     assert "level with the sites' own" in advise(evidence(home=dict.fromkeys(SITES, 0.9))).sentence
-    assert "0.100 above" in advise(evidence(home=dict.fromkeys(SITES, 0.8))).sentence
+    assert "0.100 better than" in advise(evidence(home=dict.fromkeys(SITES, 0.8))).sentence
 
 
 # Families.
@@ -325,13 +325,13 @@ def test_an_entrant_of_the_advised_family_that_wins_bears_the_advice_out(
     assert found.advised[0].standing.difference.value == pytest.approx(0.05)
     # FedProx is of no family and takes no part.
     assert [item.standing.label for item in found.against] == ["fedper", "fedbn"]
-    assert found.verdict.startswith("The advice holds: fedbn beats FedAvg (+0.050 Dice")
-    assert "Of other families, fedper beats FedAvg (+0.080 Dice" in found.verdict
+    assert found.verdict.startswith("The advice holds: fedbn beats FedAvg (gain +0.050 in Dice")
+    assert "Of other families, fedper beats FedAvg (gain +0.080 in Dice" in found.verdict
 
 
 def test_an_entrant_that_ties_or_loses_does_not(cells: Callable[..., list[Cell]]) -> None:
     found = check(cells(with_site("a", OTHER_LABELS), fedper=-0.05, fedbn=0.0))
-    assert found.verdict.startswith("The advice does not hold: fedper loses to FedAvg (-0.050")
+    assert found.verdict.startswith("The advice does not hold: fedper loses to FedAvg (gain -0.050")
     assert {item.standing.label: item.result for item in found.against} == {
         "fedper": "loses",
         "fedbn": "ties",
@@ -365,7 +365,7 @@ def test_cells_that_train_alone_add_what_a_site_reaches_at_home(
     cells: Callable[..., list[Cell]],
 ) -> None:
     found = check(cells({}, local=0.1))
-    assert any("0.100 below the sites' own models" in note for note in found.advice.notes)
+    assert any("0.100 worse than the sites' own models" in note for note in found.advice.notes)
 
 
 def test_a_comparison_without_plain_fedavg_cannot_be_advised_on(

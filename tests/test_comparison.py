@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,18 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit.measured import SEGMENTATION, measured, write_method
+from kit.measured import DICE, SEGMENTATION, measured, write_method
 from rich.console import Console
 from scipy import stats
 
 from fedshift import UserError
+from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.server import comparison
 from fedshift.server.comparison import statistics, training
 from fedshift.server.comparison.cells import Cell
+from fedshift.server.comparison.figures import draw_all
+from fedshift.server.comparison.page import page
 from fedshift.server.comparison.ranking import Result, Standing, rank
 from fedshift.server.comparison.read import Comparison, Entrant, read, run_scores
 from fedshift.server.comparison.statistics import Estimate, estimate
-from fedshift.server.comparison.tables import read_standings
 from fedshift.server.comparison.words import interval_words, sentences
 from fedshift.server.report.run import read_run
 from fedshift.server.tables.files import read_cases, write_cases, write_cross_site
@@ -302,7 +305,7 @@ def test_bars_join_largest_groups_only() -> None:
 
 
 def test_a_rounded_zero_has_no_sign() -> None:
-    found = interval_words(Estimate(0.005, -0.0001, 0.0101))
+    found = interval_words(Estimate(0.005, -0.0001, 0.0101), DICE)
     assert found == "95 % interval 0.000 to 0.010"
 
 
@@ -315,7 +318,9 @@ def test_what_an_entrant_gives_a_site(tmp_path: Path) -> None:
 
     def dice(strategy: str) -> dict[str, float]:
         folder = write_run(tmp_path / strategy, strategy, 0, truth, subjects=2)
-        found = run_scores(read_run(folder), read_cases(folder / "cases.csv", SEGMENTATION))
+        found = run_scores(
+            read_run(folder), SEGMENTATION, read_cases(folder / "cases.csv", SEGMENTATION)
+        )
         return {site: float(found[site, f"{site}-00"][0]) for site in (*SITES, *UNSEEN)}
 
     assert dice("fedavg") == pytest.approx(dict.fromkeys((*SITES, *UNSEEN), 0.8))
@@ -331,7 +336,7 @@ def test_baselines_of_a_run_are_not_what_it_gives(tmp_path: Path) -> None:
     rows = read_cases(folder / "cases.csv", SEGMENTATION)
     rows += [case_row("local", "north", "north", "north-00", 0.9)]
     rows += [case_row("pooled", "all", "north", "north-00", 0.9)]
-    assert run_scores(read_run(folder), rows)["north", "north-00"][0] == 0.5
+    assert run_scores(read_run(folder), SEGMENTATION, rows)["north", "north-00"][0] == 0.5
 
 
 def test_a_missing_personal_model_is_missing(tmp_path: Path) -> None:
@@ -341,7 +346,7 @@ def test_a_missing_personal_model_is_missing(tmp_path: Path) -> None:
         for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != "north"
     ]
-    found = run_scores(read_run(folder), rows)
+    found = run_scores(read_run(folder), SEGMENTATION, rows)
     assert {site for site, _ in found} == {"south", "west", "outside"}
 
 
@@ -356,7 +361,7 @@ def test_a_training_site_without_labels_is_given_what_the_others_have(
         for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != "north"
     ]
-    found = run_scores(read_run(folder), rows)
+    found = run_scores(read_run(folder), SEGMENTATION, rows)
     assert found["north", "north-00"][0] == pytest.approx(expected)
     assert found["south", "south-00"][0] == pytest.approx(0.8)
 
@@ -370,7 +375,7 @@ def test_left_out_in_turn_every_site_is_given_what_never_saw_it(tmp_path: Path) 
         for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != row["site"] != "outside"
     ]
-    found = run_scores(read_run(folder), rows)
+    found = run_scores(read_run(folder), SEGMENTATION, rows)
     assert found["north", "north-00"][0] == pytest.approx(0.6)
 
 
@@ -385,7 +390,7 @@ def test_cases_then_structures_make_a_subject(tmp_path: Path) -> None:
         )
     ]
     rows.append(case_row("global", "all", "north", "n2", 0.1, split="val"))
-    found = run_scores(read_run(folder), rows)
+    found = run_scores(read_run(folder), SEGMENTATION, rows)
     assert list(found) == [("north", "n1")]
     assert found["north", "n1"] == pytest.approx([(0.4 + 0.9) / 2, (2.0 + 5.0) / 2])
 
@@ -413,6 +418,7 @@ def test_the_table_by_hand() -> None:
     compared = Comparison(
         (entrant("base", base), entrant("better", better)),
         "strategy=base",
+        SEGMENTATION,
         ("north", "south"),
         ("outside",),
     )
@@ -425,7 +431,7 @@ def test_the_table_by_hand() -> None:
     assert first.worst.value == pytest.approx(0.5)
     assert first.gap.value == pytest.approx(0.225)
     assert first.unseen.value == pytest.approx(0.6)
-    assert first.hd95_mm == pytest.approx(10 * (0.725 + 0.5) / 2)
+    assert first.second == pytest.approx(10 * (0.725 + 0.5) / 2)
     assert second.mean.value == pytest.approx((0.7 + 0.3) / 2)
     # Gains: n1 0.1 (seed 0 alone), n2 0.05; s1 0.2, s2 0.2.
     assert first.difference.value == pytest.approx((0.075 + 0.2) / 2)
@@ -465,7 +471,7 @@ def table(
                 for index, value in enumerate(values):
                     dice[site][f"{site}-{index}"][str(seed)] = float(value)
         found.append(entrant(f"m{number}", dice))
-    return Comparison(tuple(found), "strategy=m0", SITES)
+    return Comparison(tuple(found), "strategy=m0", SEGMENTATION, SITES)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +502,7 @@ def test_a_real_gain_is_found() -> None:
     best = result.ranked[0]
     assert (best.label, best.outcome, best.shared_seeds) == ("m3", "better", 3)
     assert best.difference.low < 0.05 < best.difference.high + 0.02
-    assert "a real difference (over 36 subjects" in sentences(result.standings)[0]
+    assert "a real difference (over 36 subjects" in sentences(result.standings, DICE)[0]
 
 
 def test_one_seed_speaks_of_the_trained_models_alone() -> None:
@@ -504,7 +510,7 @@ def test_one_seed_speaks_of_the_trained_models_alone() -> None:
     best = result.ranked[0]
     assert best.outcome == "better"
     assert math.isnan(best.p_seeds)
-    assert "real for these trained models" in sentences(result.standings)[0]
+    assert "real for these trained models" in sentences(result.standings, DICE)[0]
 
 
 def test_an_entrant_with_one_seed_keeps_no_other_from_its_test() -> None:
@@ -541,7 +547,14 @@ def test_gains_at_most_subjects_must_agree_with_the_mean() -> None:
     }
     other["small"]["s0"] = {"0": 0.9}
     row = by_name(
-        rank(Comparison((entrant("a", base), entrant("b", other)), "strategy=a", ("big", "small")))
+        rank(
+            Comparison(
+                (entrant("a", base), entrant("b", other)),
+                "strategy=a",
+                SEGMENTATION,
+                ("big", "small"),
+            )
+        )
     )["b"]
     assert row.difference.value > 0 > row.signed_ranks
     assert row.p_subjects_holm < 0.05
@@ -556,6 +569,7 @@ def test_a_site_that_was_not_scored_takes_the_place() -> None:
             Comparison(
                 (entrant("whole", dice), entrant("partial", partial)),
                 "strategy=whole",
+                SEGMENTATION,
                 ("north", "south"),
             )
         )
@@ -565,11 +579,156 @@ def test_a_site_that_was_not_scored_takes_the_place() -> None:
     assert rows["whole"].place == 1
 
 
+# Other tasks
+
+ERROR = Measure("radial_error", "radial error", "lower", "mm", low=0)
+RATE = Measure("found", "success rate", "higher", low=0, high=1)
+LANDMARKS = TaskCard("landmarks", "landmarks", "landmark", ("a", "b"), (ERROR, RATE), "it is lost")
+PRECISION = Measure("ap", "average precision", "higher", low=0, high=1, listed=False, whole=True)
+DISTANCE = Measure("frechet", "Frechet distance", "lower", low=0, listed=False, whole=True)
+
+
+def mapped(compared: Comparison, task: TaskCard, change: Callable[[Any], Any]) -> Comparison:
+    """The same entrants with other scores, of ``task``."""
+    entrants = [
+        replace(
+            one,
+            scores={
+                site: {
+                    subject: {seed: change(score) for seed, score in by_seed.items()}
+                    for subject, by_seed in subjects.items()
+                }
+                for site, subjects in one.scores.items()
+            },
+        )
+        for one in compared.entrants
+    ]
+    return replace(compared, task=task, entrants=tuple(entrants))
+
+
+def test_where_lower_is_better_everything_is_mirrored() -> None:
+    usual = table(np.random.default_rng(3), entrants=4, seeds=3, gain=0.05, luck=0.005)
+    found = rank(usual)
+    mirrored = rank(mapped(usual, LANDMARKS, lambda score: 1 - score))
+    for row, other in zip(found.standings, mirrored.standings, strict=True):
+        assert (row.entrant, row.place, row.mean_rank) == (
+            other.entrant,
+            other.place,
+            other.mean_rank,
+        )
+        assert (row.worst_site, row.outcome) == (other.worst_site, other.outcome)
+        assert other.mean.value == pytest.approx(1 - row.mean.value)
+        assert other.gap.value == pytest.approx(row.gap.value) and other.gap.value > 0
+        for name in ("p_subjects_holm", "p_seeds_holm", "seed_std"):
+            assert getattr(other, name) == pytest.approx(getattr(row, name), nan_ok=True)
+        assert other.difference.value == pytest.approx(row.difference.value, nan_ok=True)
+    assert found.friedman is not None and mirrored.friedman is not None
+    assert found.friedman.p_value == mirrored.friedman.p_value
+    verdict = sentences(mirrored.standings, ERROR)[0]
+    assert "m3 is best in the mean over sites, with a radial error of 0." in verdict
+    assert " mm less than m0 (95 % interval 0.0" in verdict
+
+
+def test_a_page_of_another_task_says_its_names_and_none_of_segmentations() -> None:
+    usual = table(np.random.default_rng(3), entrants=4, seeds=3, gain=0.05)
+    result = rank(mapped(usual, LANDMARKS, lambda score: 3 - 2 * score))
+    text = page(result, draw_all(result))
+    assert "Radial error (mm) on the test split" in text and "Success rate" in text
+    assert "then over landmarks and over the seeds" in text
+    assert "Dice" not in text and "structure" not in text
+    # The best is the rightmost of the tracks, and its worst site left of its mean.
+    best = text[text.index("<svg") : text.index("</svg>")]
+    low, point = (float(found) for found in re.findall(r'cx="([\d.]+)"', best))
+    assert low < point
+    assert text.count('class="best"') == len(SITES)
+
+
+def test_a_headline_of_whole_splits_is_tested_over_seeds_alone() -> None:
+    task = replace(LANDMARKS, part="", parts=(), measures=(DISTANCE,))
+    values = {"a": (9.0, 9.2, 9.1), "b": (7.0, 7.1, 7.2), "c": (9.0, 9.3, 8.9)}
+    compared = Comparison(
+        tuple(
+            Entrant(
+                f"strategy={name}",
+                {"strategy": name},
+                tuple(Cell({"strategy": name, "seed": str(n)}, Path(name), "done") for n in "012"),
+                {
+                    site: {"": {str(n): np.array([value + at]) for n, value in enumerate(of)}}
+                    for at, site in enumerate(SITES)
+                },
+            )
+            for name, of in values.items()
+        ),
+        "strategy=a",
+        task,
+        SITES,
+    )
+    result = rank(compared)
+    rows = by_name(result)
+    assert [row.label for row in result.ranked] == ["b", "c", "a"]
+    assert math.isnan(rows["b"].p_subjects) and rows["b"].subjects == 0
+    assert not rows["b"].mean.has_interval
+    assert (rows["b"].outcome, rows["c"].outcome) == ("better", "not shown")
+    assert rows["b"].difference.value == pytest.approx(2.0)
+    assert (
+        "2.000 less than a: a real difference (over 3 seeds p"
+        in sentences(result.standings, DISTANCE)[0]
+    )
+    text = page(result, draw_all(result))
+    assert "measured of a site's whole test split" in text and "tested over seeds alone" in text
+    assert "p, subjects" not in text and "95 %" not in text
+    early = mapped(compared, task, lambda score: score)
+    early = replace(
+        early,
+        entrants=tuple(
+            replace(
+                one,
+                scores={site: {"": {"0": by[""]["0"]}} for site, by in one.scores.items()},
+            )
+            for one in early.entrants
+        ),
+    )
+    assert by_name(rank(early))["b"].outcome == "n too small"
+
+
+def test_measures_of_whole_splits_are_read_from_the_matrix(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "local", 0, lambda *_: 0.5, subjects=2)
+    rows = read_cases(folder / "cases.csv", SEGMENTATION)
+    run = read_run(folder)
+    whole = [
+        {**row, "metric": "ap", "mean": 0.25 if row["trained_on"] == row["site"] else 0.75}
+        for row in run.cross_site
+        if row["metric"] == "dice" and row["site"] != "west"
+    ]
+    run = replace(run, cross_site=[*run.cross_site, *whole])
+    beside = run_scores(run, replace(SEGMENTATION, measures=(DICE, PRECISION)), rows)
+    assert beside["north", "north-00"] == pytest.approx([0.5, 0.25])
+    assert beside["outside", "outside-01"] == pytest.approx([0.3, 0.75])
+    assert np.isnan(beside["west", "west-00"][1])
+    first = run_scores(run, replace(SEGMENTATION, measures=(PRECISION, DICE)), rows)
+    assert sorted(first) == [("north", ""), ("outside", ""), ("south", "")]
+    assert first["north", ""] == pytest.approx([0.25, 0.5])
+    # Without any case, as of generated images.
+    alone = run_scores(run, replace(SEGMENTATION, measures=(PRECISION,)), [])
+    assert alone["outside", ""] == pytest.approx([0.75])
+
+
+def test_cells_of_two_tasks_are_refused(tmp_path: Path) -> None:
+    cells = grid(tmp_path, {"fedavg": 0.0, "fedprox": 0.01}, seeds=(0,), subjects=2)
+    other = replace(SEGMENTATION, name="outlines", title="outlines")
+    write_method(cells[1].folder, other)
+    with pytest.raises(UserError, match=r"measures segmentation and .*fedprox.* outlines.*each"):
+        read(cells, "strategy=fedavg")
+
+
 # The whole of it
 
 
+Built = tuple[Path, list[Cell], Result]
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Cell]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Five strategies and three seeds with a clock; one cell failed and one is left."""
     out = tmp_path_factory.mktemp("comparison")
     gains = {"fedavg": 0.0, "local": -0.05, "fedbn": 0.04, "pooled": 0.06}
@@ -580,8 +739,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Cell]]:
         ),
         Cell({"strategy": "moon", "seed": "0"}, out / "y"),
     ]
-    comparison.build(out, cells, "strategy=fedavg")
-    return out, cells
+    return out, cells, comparison.build(out, cells, "strategy=fedavg")
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -589,8 +747,8 @@ def files_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-def test_the_files_and_that_they_are_the_same_again(built: tuple[Path, list[Cell]]) -> None:
-    out, cells = built
+def test_the_files_and_that_they_are_the_same_again(built: Built) -> None:
+    out, cells, _ = built
     before = files_of(out)
     assert set(before) == {
         "comparison.csv",
@@ -608,11 +766,20 @@ def test_the_files_and_that_they_are_the_same_again(built: tuple[Path, list[Cell
     assert files_of(out) == before
 
 
-def test_the_csv_reads_back_and_ranks(built: tuple[Path, list[Cell]]) -> None:
-    out, cells = built
-    rows = {row.label: row for row in read_standings(out / "comparison.csv")}
-    again = by_name(rank(read(cells, "strategy=fedavg")))
-    assert str(rows) == str(again)  # Equal to the last bit, nan included.
+def test_the_csv_holds_what_was_ranked(built: Built) -> None:
+    out, _, result = built
+    rows = by_name(result)
+    with (out / "comparison.csv").open(newline="") as file:
+        lines = {line["label"]: line for line in csv.DictReader(file)}
+    assert list(lines) == list(rows)
+    for label, line in lines.items():
+        row = rows[label]
+        assert float(line["mean"] or "nan") == pytest.approx(row.mean.value, abs=0, nan_ok=True)
+        assert float(line["hd95_mm"] or "nan") == pytest.approx(row.second, abs=0, nan_ok=True)
+        assert (line["outcome"], line["dice_at_hours"] == "") == (
+            row.outcome,
+            math.isnan(row.at_hours),
+        )
     assert [(row.label, row.place) for row in rows.values()] == [
         ("pooled", 0),  # An upper bound does not compete.
         ("fedbn", 1),
@@ -631,8 +798,8 @@ def test_the_csv_reads_back_and_ranks(built: tuple[Path, list[Cell]]) -> None:
     assert "nan" not in text.lower()
 
 
-def test_the_table_of_sites(built: tuple[Path, list[Cell]]) -> None:
-    out, _ = built
+def test_the_table_of_sites(built: Built) -> None:
+    out, *_ = built
     with (out / "comparison_sites.csv").open(newline="") as file:
         rows = {(row["entrant"], row["site"]): row for row in csv.DictReader(file)}
     assert len(rows) == 4 * 4
@@ -666,8 +833,8 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_opens_offline_and_escapes(built: tuple[Path, list[Cell]]) -> None:
-    out, _ = built
+def test_the_page_opens_offline_and_escapes(built: Built) -> None:
+    out, *_ = built
     html = (out / "comparison.html").read_text(encoding="utf-8")
     page = _Page()
     page.feed(html)
@@ -684,10 +851,10 @@ def test_the_page_opens_offline_and_escapes(built: tuple[Path, list[Cell]]) -> N
     assert row[: row.index("</tr>")].count('class="best"') == html.count('class="best"') == 4
 
 
-def test_the_terminal_and_the_papers_tables(built: tuple[Path, list[Cell]]) -> None:
-    out, _ = built
+def test_the_terminal_and_the_papers_tables(built: Built) -> None:
+    out, _, result = built
     console = Console(width=100, record=True)
-    console.print(comparison.summary(out))
+    console.print(comparison.summary(result, out))
     text = console.export_text()
     assert "1  fedbn" in text and "better" in text
     assert "comparison.html" in text
@@ -715,32 +882,31 @@ def test_simulated_time_ranks_by_what_was_done_by_then(tmp_path: Path) -> None:
     rows = by_name(rank(read(cells, "strategy=fedavg")))
     # The fast run is over after an hour, when the slow one has done one round of three.
     assert rows["fedprox"].hours == 1.0
-    assert rows["fedprox"].dice_at_hours == pytest.approx(0.9)
-    assert rows["fedavg"].dice_at_hours == pytest.approx(0.3)
+    assert rows["fedprox"].at_hours == pytest.approx(0.9)
+    assert rows["fedavg"].at_hours == pytest.approx(0.3)
     rows = by_name(rank(read(cells, "strategy=fedavg"), hours=0.5))
-    assert rows["fedprox"].dice_at_hours == pytest.approx(0.3)
-    assert math.isnan(rows["fedavg"].dice_at_hours)
+    assert rows["fedprox"].at_hours == pytest.approx(0.3)
+    assert math.isnan(rows["fedavg"].at_hours)
     curve = training.curve([read_run(fast)])
-    assert curve.dice == pytest.approx([0.3, 0.6, 0.9])
+    assert curve.values == pytest.approx([0.3, 0.6, 0.9])
     assert curve.hours == pytest.approx([1 / 3, 2 / 3, 1])
 
 
 def test_without_a_clock_nothing_is_ranked_by_time(tmp_path: Path) -> None:
     cells = grid(tmp_path, {"fedavg": 0.0}, seeds=(0,), subjects=2)
     row = by_name(rank(read(cells, "strategy=fedavg")))["fedavg"]
-    assert math.isnan(row.hours) and math.isnan(row.dice_at_hours)
+    assert math.isnan(row.hours) and math.isnan(row.at_hours)
 
 
 def test_a_broken_cell_is_a_failed_one(tmp_path: Path) -> None:
     cells = grid(tmp_path / "cells", {"fedavg": 0.0, "fedprox": 0.01}, seeds=(0,), subjects=3)
     (cells[1].folder / "cases.csv").unlink()
-    comparison.build(tmp_path, cells, "strategy=fedavg")
-    rows = {row.label: row for row in read_standings(tmp_path / "comparison.csv")}
+    rows = by_name(comparison.build(tmp_path, cells, "strategy=fedavg"))
     assert (rows["fedprox"].failed, rows["fedprox"].place) == (1, 0)
     assert "cannot read the table" in (tmp_path / "comparison.html").read_text()
 
 
-def test_one_entrant_or_none_still_builds(tmp_path: Path) -> None:
+def test_one_entrant_still_builds(tmp_path: Path) -> None:
     cells = grid(tmp_path / "cells", {"fedavg": 0.0}, seeds=(0,), subjects=1)
     stale = tmp_path / "figures" / "critical_difference.png"
     stale.parent.mkdir()
@@ -750,10 +916,16 @@ def test_one_entrant_or_none_still_builds(tmp_path: Path) -> None:
     page = (tmp_path / "comparison.html").read_text()
     assert "Only fedavg is finished" in page
     assert "takes three entrants and two sites" in page
+
+
+def test_cells_of_which_none_is_finished_compare_nothing(tmp_path: Path) -> None:
     left = [Cell({"strategy": "fedavg", "seed": "0"}, tmp_path / "none")]
-    comparison.build(tmp_path / "empty", left, "strategy=fedavg")
-    assert "No entrant has been scored" in (tmp_path / "empty" / "comparison.html").read_text()
-    assert "No entrant has been scored" in (tmp_path / "empty" / "comparison.md").read_text()
+    with pytest.raises(UserError, match="no cell of the comparison is finished; run"):
+        comparison.build(tmp_path, left, "strategy=fedavg")
+    cells = grid(tmp_path / "cells", {"fedavg": 0.0}, seeds=(0,), subjects=1)
+    (cells[0].folder / "cases.csv").unlink()
+    with pytest.raises(UserError, match="is finished: cannot read the table"):
+        comparison.build(tmp_path, cells, "strategy=fedavg")
 
 
 def test_folds_are_summed_and_their_curves_averaged(tmp_path: Path) -> None:
@@ -768,12 +940,4 @@ def test_folds_are_summed_and_their_curves_averaged(tmp_path: Path) -> None:
     (entrant_,) = compared.entrants
     assert compared.in_turn == "site"
     assert training.spent(entrant_, "bytes_up") == 2 * 3 * 500
-    assert training.curve(training.trainings(entrant_)).dice == pytest.approx([0.25, 0.5, 0.75])
-
-
-def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the table of a comparison"):
-        comparison.summary(tmp_path)
-    (tmp_path / "comparison.csv").write_text("entrant\nx\n")
-    with pytest.raises(UserError, match="not the table of a comparison"):
-        comparison.summary(tmp_path)
+    assert training.curve(training.trainings(entrant_)).values == pytest.approx([0.25, 0.5, 0.75])

@@ -21,9 +21,30 @@ if TYPE_CHECKING:
 
 MEASURES = (
     Measure("dice", "Dice", "higher", low=0, high=1),
-    Measure("hd95_mm", "95th percentile Hausdorff distance", "lower", "mm", low=0),
-    Measure("assd_mm", "average symmetric surface distance", "lower", "mm", low=0),
-    Measure("nsd", "normalised surface Dice", "higher", low=0, high=1),
+    Measure(
+        "hd95_mm",
+        "HD95",
+        "lower",
+        "mm",
+        low=0,
+        note="the 95th percentile of the distances between the two surfaces, both ways",
+    ),
+    Measure(
+        "assd_mm",
+        "ASSD",
+        "lower",
+        "mm",
+        low=0,
+        note="the mean distance between the two surfaces, both ways",
+    ),
+    Measure(
+        "nsd",
+        "NSD",
+        "higher",
+        low=0,
+        high=1,
+        note="the part of the two surfaces that lies within a tolerance of the other",
+    ),
     Measure("volume_ml", "predicted volume", unit="mL", low=0),
     Measure("reference_volume_ml", "volume", unit="mL", low=0, summarised=False),
     Measure("false_positive_ml", "false-positive volume", "lower", "mL", low=0),

@@ -4,7 +4,7 @@ Three questions, each with a threshold; ``docs/advise.md`` gives the reason for 
 
 1. Is a site faulty? If so: robust aggregation, and the site is left out of what follows.
 2. Do the sites' images differ in appearance? If so: harmonise.
-3. Do the sites' labels differ in volume? If so: personalise.
+3. Do the sites' labels differ? If so: personalise.
 
 Neither of the three: FedAvg is enough.
 """
@@ -20,7 +20,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any, Literal
 
-from fedshift.protocol.measures import Measure
+from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.words import NAMED, count, some
 from fedshift.server.tables.overview import site_values
@@ -33,12 +33,13 @@ VERBS: Mapping[Family, str] = {
 }
 """What each family does."""
 
-FAULTY_DICE = 0.75
+FAULTY_SCORE = 0.75
 FAULTY_LOSS = 2.0
-"""A site is faulty when the best Dice of any model there is below the first part of the other
-sites' median, and its own training loss above the second part of theirs."""
+"""A site is faulty when the best score of any model there is below the first part of the other
+sites' median, and its own training loss above the second part of theirs. A score is a ratio, of
+which 1 is the best."""
 LEARNT = 0.5
-"""Where the other sites' median best Dice is below this, the models tell nothing of a site yet."""
+"""Where the other sites' median best score is below this, the models tell nothing of a site yet."""
 FEWEST_SITES = 3
 """With fewer sites that train, none can be told from the others."""
 INTENSITY_JS = 0.1
@@ -46,9 +47,9 @@ SPECTRUM_DB = 1.5
 """A pair of sites differs in appearance above either of these distances, where ``MMD_P`` holds."""
 MMD_P = 0.05
 LABEL_SHIFT = 0.2
-"""A pair differs in structure above this part of the labelled volume, if chance gives less."""
+"""A pair's labels differ above this part of what is labelled, if chance gives less."""
 SUBJECT_SPREAD = 0.2
-"""The least standard deviation of a subject's labelled volume, as a part of the mean."""
+"""The least standard deviation of how much of a subject is labelled, as a part of the mean."""
 PAIRS = 0.1
 """The share of the pairs above which a shift counts: twice what chance would give."""
 FEWEST_SUBJECTS = 5
@@ -56,18 +57,18 @@ FEWEST_SUBJECTS = 5
 UNEQUAL = 4.0
 """Sizes are worth a word where the largest site has this many times the smallest one's slices."""
 STAKE = 0.01
-"""Differences in Dice below this are called none."""
+"""Differences in score below this are called none."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, its headline, the site
+    """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, its task, the site
     cards by name, which sites train nothing, the last training loss of those that told one, and
     whether only the ``nearest`` pairs were compared."""
 
     shift: Sequence[Mapping[str, Any]]
     cross_site: Sequence[Mapping[str, Any]]
-    headline: Measure
+    task: TaskCard
     cards: Mapping[str, Mapping[str, Any]]
     unseen: AbstractSet[str] = frozenset()
     loss: Mapping[str, float] = field(default_factory=dict)
@@ -87,9 +88,21 @@ class Evidence:
         return found
 
     @cached_property
-    def dice(self) -> dict[tuple[str, str], dict[str, float]]:
-        """Each model's mean Dice at each site."""
-        return site_values(self.cross_site, self.headline)
+    def scores(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Each model's mean score at each site: the headline, a ratio, so that 1 is the best."""
+        values = site_values(self.cross_site, self.task.headline)
+        return {
+            model: {site: self.score(value) for site, value in sites.items()}
+            for model, sites in values.items()
+        }
+
+    def score(self, value: float) -> float:
+        """The score of a value of the headline, and the value of a score."""
+        return value if self.task.headline.better == "higher" else 1 - value
+
+    def told(self, score: float) -> str:
+        """A score as readers see it: as the headline's value."""
+        return self.task.headline.cell(self.score(score))
 
     def subjects(self, site: str) -> int:
         """How many subjects the site's summary is of."""
@@ -172,21 +185,19 @@ def advise(evidence: Evidence) -> Advice:
     thin = {site for site in evidence.cards if evidence.subjects(site) < FEWEST_SUBJECTS}
     compared = [name for name in sorted(evidence.cards) if name not in {*suspects, *thin}]
     appearance, seen = _appearance(evidence, compared)
-    structure, drawn = _structure(
-        evidence, [name for name in compared if name not in evidence.unseen]
-    )
+    labels, drawn = _labels(evidence, [name for name in compared if name not in evidence.unseen])
     # The kind that more of the pairs show is treated first.
     shifts = sorted(
-        (found for found in ((seen, appearance), (drawn, structure)) if found[1].family),
+        (found for found in ((seen, appearance), (drawn, labels)) if found[1].family),
         key=lambda found: -found[0],
     )
     families: list[Family] = [fault.family] if fault.family else []
     families += [finding.family for _, finding in shifts if finding.family]
-    if not families and appearance.measured and structure.measured:
+    if not families and appearance.measured and labels.measured:
         families = ["nothing"]
     return Advice(
         families=tuple(families),
-        findings=(fault, appearance, structure),
+        findings=(fault, appearance, labels),
         suspects=tuple(suspects),
         notes=tuple(
             _notes(evidence, sorted(thin - set(suspects)))
@@ -204,32 +215,38 @@ def _fault(evidence: Evidence) -> tuple[list[str], Finding]:
     noise, or labels of other subjects, nobody learns, the site itself included. Where the method
     tells no loss the scores decide alone.
     """
-    question = "Is a site faulty?"
+    question, headline = "Is a site faulty?", evidence.task.headline
+    if not headline.ratio:
+        said = f"There is no rule for {headline.title}, which is no ratio from 0 to 1."
+        return [], Finding(question, said, measured=False)
     best = {
         site: max(values)
         for site in evidence.training
         if evidence.labelled(site)
-        and (values := [found[site] for found in evidence.dice.values() if site in found])
+        and (values := [found[site] for found in evidence.scores.values() if site in found])
     }
     if len(best) < FEWEST_SITES:
         said = f"That takes {FEWEST_SITES} labelled sites that train and were scored."
         return [], Finding(question, said, measured=False)
     usual = _others(best)
     if min(usual.values()) < LEARNT:
-        said = f"That takes models that have learnt something: a Dice of {LEARNT} at most sites."
+        said = (
+            f"That takes models that have learnt something: a {headline.title} of "
+            f"{evidence.score(LEARNT)} at most sites."
+        )
         return [], Finding(question, said, measured=False)
     # A loss below 0 is an adversary's or a likelihood, of which twice as much means nothing.
     usual_loss = _others({site: loss for site, loss in evidence.loss.items() if loss > 0})
     suspects = [
         site
         for site in best
-        if best[site] < FAULTY_DICE * usual[site]
+        if best[site] < FAULTY_SCORE * usual[site]
         and (site not in usual_loss or evidence.loss[site] > FAULTY_LOSS * usual_loss[site])
     ]
     if suspects:
         told = [
-            f"the best model at {site} reaches {best[site]:.3f}, at the other sites "
-            f"{usual[site]:.3f} in the median"
+            f"the best model at {site} reaches {evidence.told(best[site])}, at the other sites "
+            f"{evidence.told(usual[site])} in the median"
             + (
                 f", and the training loss is {evidence.loss[site] / usual_loss[site]:.1f} times "
                 "theirs"
@@ -247,8 +264,9 @@ def _fault(evidence: Evidence) -> tuple[list[str], Finding]:
         return suspects, Finding(question, said, "robust")
     worst = min(best, key=lambda site: best[site] - usual[site])
     said = (
-        f"Every site can be learnt (the best model at {worst} reaches {best[worst]:.3f}, at the "
-        f"other sites {usual[worst]:.3f} in the median)."
+        f"Every site can be learnt (the best model at {worst} reaches "
+        f"{evidence.told(best[worst])}, at the other sites {evidence.told(usual[worst])} in the "
+        "median)."
     )
     return [], Finding(question, said)
 
@@ -285,9 +303,10 @@ def _appearance(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, floa
     return Finding(question, said, "harmonise" if share > PAIRS else None), share
 
 
-def _structure(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, float]:
-    """Whether the ``sites``' labels differ in volume, and the share of pairs that do."""
-    question = "Do the labelled structures differ?"
+def _labels(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, float]:
+    """Whether the ``sites``' labels differ, and the share of pairs that do."""
+    part = evidence.task.part
+    question = f"Do the labelled {part}s differ?" if part else "Do the labels differ?"
     pairs = _measured(evidence, sites, ("label_shift",))
     if not pairs or evidence.nearest:
         return Finding(question, _unmeasured(evidence), measured=False), 0.0
@@ -304,8 +323,8 @@ def _structure(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, float
     share = len(differing) / len(pairs)
     largest = max(of["label_shift"] for of in pairs.values())
     said = (
-        f"Labelled volumes differ beyond chance at {len(differing)} of "
-        f"{count(len(pairs), 'pair')} of sites (by up to {largest:.0%} of the labelled volume)."
+        f"Labels differ beyond chance at {len(differing)} of {count(len(pairs), 'pair')} of sites "
+        f"(by up to {largest:.0%} of what is labelled)."
     )
     return Finding(question, said, "personalise" if share > PAIRS else None), share
 
@@ -331,13 +350,18 @@ def _measured(
 
 
 def _spread(evidence: Evidence, sites: Sequence[str]) -> float:
-    """How much subjects of one site differ in volume: standard deviation over mean, the median
-    over the sites and structures, as the shared model draws them."""
+    """How much subjects of one site differ in what is labelled: standard deviation over mean, the
+    median over the sites, the parts and the task's sizes, as the shared model tells them."""
+    sizes = {
+        measure.name
+        for measure in evidence.task.measures
+        if not measure.better and measure.low == 0
+    }
     found = [
         row["std"] / row["mean"]
         for row in evidence.cross_site
         if (row["model"], row["trained_on"]) == ("global", POOLED)
-        and row["metric"] == "volume_ml"
+        and row["metric"] in sizes
         and row["site"] in sites
         and row["mean"] > 0
         and math.isfinite(row["std"])
@@ -365,26 +389,30 @@ def _notes(evidence: Evidence, thin: Sequence[str]) -> list[str]:
 
 
 def _stakes(evidence: Evidence, suspects: Sequence[str]) -> list[str]:
-    """What the shared model leaves to be won at the sites that train, where both were scored; the
-    ``suspects`` aside."""
-    shared = evidence.dice.get(("global", POOLED), {})
+    """What the shared model leaves to be won at the sites that train, where both were scored by a
+    ratio; the ``suspects`` aside."""
+    if not evidence.task.headline.ratio:
+        return []
+    shared = evidence.scores.get(("global", POOLED), {})
     gains = [
         shared[site] - own[site]
         for site in evidence.training
         if site not in suspects
         and site in shared
-        and site in (own := evidence.dice.get(("local", site), {}))
+        and site in (own := evidence.scores.get(("local", site), {}))
     ]
     if not gains:
         return []
     gain = math.fsum(gains) / len(gains)
     if gain >= -STAKE:
-        how = f"{gain:.3f} above" if gain >= STAKE else "level with"
+        how = f"{gain:.3f} better than" if gain >= STAKE else "level with"
         return [
             f"The shared model is {how} the sites' own models at home in the mean, so there may be "
             "little to win at the sites that train."
         ]
-    return [f"The shared model is {-gain:.3f} below the sites' own models at home in the mean."]
+    return [
+        f"The shared model is {-gain:.3f} worse than the sites' own models at home in the mean."
+    ]
 
 
 def _all(names: Sequence[str]) -> str:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedshift import UserError
+from fedshift.protocol.measures import Measure
 from fedshift.server.advice.families import families_of
 from fedshift.server.advice.rules import VERBS, Advice, Evidence, advise
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.comparison.ranking import Standing, rank
 from fedshift.server.comparison.read import Comparison, Entrant, read
+from fedshift.server.comparison.words import gain, gain_interval
 from fedshift.server.report.run import Run
 from fedshift.strategies.base import Family
 
@@ -28,10 +30,12 @@ _SAID = {
 
 @dataclass(frozen=True)
 class Against:
-    """An entrant that does something about a shift or a fault, against plain FedAvg."""
+    """An entrant that does something about a shift or a fault, against plain FedAvg in terms of the
+    headline ``measure``."""
 
     families: frozenset[Family]
     standing: Standing
+    measure: Measure
 
     @property
     def result(self) -> Result:
@@ -40,11 +44,12 @@ class Against:
 
     @property
     def sentence(self) -> str:
-        """It and its gain in mean Dice over the sites, with the 95 % interval."""
-        gain = self.standing.difference
-        said = f"{gain.value:+.3f} Dice"
-        if gain.has_interval:
-            said += f", 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
+        """It and its mean gain over the sites, with the 95 % interval."""
+        found, measure = self.standing.difference, self.measure
+        unit = f" {measure.unit}" if measure.unit else ""
+        said = f"gain {gain(found.value, measure)}{unit} in {measure.title}"
+        if found.has_interval:
+            said += f", 95 % interval {gain_interval(found, measure)}"
         return f"{self.standing.label} {_SAID[self.result]} FedAvg ({said})"
 
 
@@ -52,11 +57,13 @@ class Against:
 class Checked:
     """The advice on a comparison, and what the comparison says of it.
 
-    ``by_seed`` is the advice of each of FedAvg's runs, ``advice`` the most frequent of them (of
-    equally frequent ones that of the first seed). ``against`` are the entrants of any family, the
-    largest gain first, over ``sites``: all that train but those that look faulty.
+    ``measure`` is the headline, ``by_seed`` the advice of each of FedAvg's runs, ``advice`` the
+    most frequent of them (of equally frequent ones that of the first seed). ``against`` are the
+    entrants of any family, the largest gain first, over ``sites``: all that train but those that
+    look faulty.
     """
 
+    measure: Measure
     advice: Advice
     by_seed: Mapping[str, Advice]
     against: tuple[Against, ...]
@@ -124,7 +131,8 @@ def check(cells: Sequence[Cell]) -> Checked:
     usual = Counter(advice.families for advice in by_seed.values()).most_common(1)[0][0]
     advice = next(found for found in by_seed.values() if found.families == usual)
     sites = tuple(site for site in comparison.trained if site not in advice.suspects)
-    return Checked(advice, by_seed, _against(comparison, plain, finished, sites), sites)
+    against = _against(comparison, plain, finished, sites)
+    return Checked(comparison.headline, advice, by_seed, against, sites)
 
 
 def _families(entrant: Entrant) -> frozenset[Family]:
@@ -151,5 +159,9 @@ def _against(
     }
     chosen = tuple(item for item in finished if item is plain or item.name in acting)
     ranked = rank(replace(comparison, entrants=chosen, baseline=plain.name, trained=sites)).ranked
-    found = [Against(acting[row.entrant], row) for row in ranked if row.entrant in acting]
+    found = [
+        Against(acting[row.entrant], row, comparison.headline)
+        for row in ranked
+        if row.entrant in acting
+    ]
     return tuple(sorted(found, key=lambda item: -item.standing.difference.value))

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import short
 from fedshift.server.comparison.ranking import Result, Standing
-from fedshift.server.comparison.read import HEADLINE
 from fedshift.server.comparison.statistics import Estimate, Friedman, alike
-from fedshift.server.comparison.tables import gain
 from fedshift.server.comparison.training import SECONDS_PER_HOUR, Curve, curve, trainings
+from fedshift.server.comparison.words import gain
 from fedshift.server.report.figures import (
     MANY_SITES,
     PALETTE,
@@ -40,13 +40,15 @@ def draw_all(result: Result) -> dict[str, bytes]:
     jobs: dict[str, Callable[[], Figure]] = {}
     if result.scored:
         jobs["heat_maps.png"] = partial(heat_maps, result)
-        jobs["trade_off.png"] = partial(trade_off, result.scored)
+        jobs["trade_off.png"] = partial(trade_off, result)
     if found := result.friedman:
         labels = [_line(row.label) for row in result.ranked]
         jobs["critical_difference.png"] = partial(critical_difference, found, labels)
     matrices = single_site_matrices(result)
     if matrices:
-        jobs["single_site_models.png"] = partial(single_site_models, matrices)
+        jobs["single_site_models.png"] = partial(
+            single_site_models, result.comparison.headline, matrices
+        )
     found_curves = curves_of(result)
     if found_curves:
         jobs["learning_curves.png"] = partial(learning_curves, result, found_curves)
@@ -146,19 +148,21 @@ def critical_difference(found: Friedman, labels: Sequence[str]) -> Figure:
 
 
 def heat_maps(result: Result) -> Figure:
-    """Entrants x sites: Dice, and beside it the gain on the baseline."""
-    scored, sites = result.scored, result.comparison.sites
+    """Entrants x sites: the headline, and beside it the gain on the baseline."""
+    scored, sites, headline = result.scored, result.comparison.sites, result.comparison.headline
     at = [[result.at_site[row.entrant].get(site) for site in sites] for row in scored]
-    dice = np.array([[item.dice.value if item else math.nan for item in line] for line in at])
+    values = np.array([[item.headline.value if item else math.nan for item in line] for line in at])
     gains = np.array(
         [[item.difference.value if item else math.nan for item in line] for line in at]
     )
     labels = [_line(row.title) for row in scored]
     names = site_names(sites, result.comparison.unseen)
     panels: list[tuple[str, np.ndarray, np.ndarray, Callable[[float], str]]]
-    panels = [("Dice", dice, shade(dice, HEADLINE), "{:.3f}".format)]
+    panels = [(headline.label, values, shade(values, headline), headline.cell)]
     if len(scored) > 1 and np.isfinite(gains).any():
-        panels.append(("gain on the baseline", gains, shade_gains(gains, 0.1), gain))
+        # Of a ratio the smallest gains stay pale.
+        colors = shade_gains(gains, 0.1 if headline.ratio else 0.0)
+        panels.append(("gain on the baseline", gains, colors, partial(gain, measure=headline)))
     many = len(sites) > MANY_SITES
     width = 0.16 if many else 0.72
     figure = Figure(
@@ -211,13 +215,13 @@ def _heat_map(
 
 @dataclass(frozen=True)
 class SingleSiteModels:
-    """Dice of an entrant's single-site models (trained_on x site), the mean over seeds and over
-    structures; nan where a model was not scored."""
+    """The headline of an entrant's single-site models (trained_on x site), the mean over seeds and
+    over parts; nan where a model was not scored."""
 
     label: str
     trained_on: tuple[str, ...]
     sites: tuple[str, ...]
-    dice: np.ndarray
+    values: np.ndarray
 
 
 def single_site_matrices(result: Result) -> list[SingleSiteModels]:
@@ -227,28 +231,29 @@ def single_site_matrices(result: Result) -> list[SingleSiteModels]:
     if comparison.in_turn or len(comparison.sites) > MANY_SITES:
         return []
     entrants = {entrant.name: entrant for entrant in comparison.entrants}
+    metric = comparison.headline.name
     for row in result.scored:
         entrant = entrants[row.entrant]
         kinds = {"local": ("local",), "federated": ("personal",)}
         by_model: dict[tuple[str, str], list[float]] = defaultdict(list)
         for run in entrant.runs.values():
             for cell in run.cross_site:
-                if cell["metric"] == "dice" and cell["model"] in kinds.get(run.main_arm, ()):
+                if cell["metric"] == metric and cell["model"] in kinds.get(run.main_arm, ()):
                     by_model[cell["trained_on"], cell["site"]].append(cell["mean"])
         trained_on = tuple(sorted({model for model, _ in by_model}))
         if len(trained_on) < 2 or all(model == site for model, site in by_model):
             continue
-        dice = np.array(
+        values = np.array(
             [
                 [float(np.mean(by_model.get((model, site), math.nan))) for site in comparison.sites]
                 for model in trained_on
             ]
         )
-        found.append(SingleSiteModels(row.label, trained_on, comparison.sites, dice))
+        found.append(SingleSiteModels(row.label, trained_on, comparison.sites, values))
     return found
 
 
-def single_site_models(matrices: Sequence[SingleSiteModels]) -> Figure:
+def single_site_models(headline: Measure, matrices: Sequence[SingleSiteModels]) -> Figure:
     """One heat map an entrant: what each site's own model reaches at every site."""
     first = matrices[0]
     beyond = overlong(site_names(first.sites, ()))
@@ -263,7 +268,8 @@ def single_site_models(matrices: Sequence[SingleSiteModels]) -> Figure:
     for axes, item in zip(grid, matrices, strict=False):
         axes.set_title(_line(item.label))
         sites, homes = site_names(item.sites, ()), site_names(item.trained_on, ())
-        _heat_map(axes, item.dice, shade(item.dice, HEADLINE), sites, homes, "{:.2f}".format)
+        colors = shade(item.values, headline)
+        _heat_map(axes, item.values, colors, sites, homes, "{:.2f}".format)
     for axes in grid[len(matrices) :]:
         axes.set_visible(False)
     return figure
@@ -272,8 +278,10 @@ def single_site_models(matrices: Sequence[SingleSiteModels]) -> Figure:
 # Trade-offs
 
 
-def trade_off(scored: Sequence[Standing]) -> Figure:
-    """The mean over sites against the worst site and, where anything was sent, against bytes."""
+def trade_off(result: Result) -> Figure:
+    """The mean over sites against the worst site and, where anything was sent, against bytes; up
+    and right is better."""
+    scored, headline = result.scored, result.comparison.headline
     sent = any(row.bytes > 0 for row in scored)
     figure = Figure(figsize=(10.2 if sent else 5.4, 3.6), layout="constrained")
     grid = figure.subplots(1, 1 + sent, squeeze=False, sharey=True)[0]
@@ -282,8 +290,11 @@ def trade_off(scored: Sequence[Standing]) -> Figure:
         _cross(grid[0], row.worst, row.mean, **look[row.entrant])
         if sent:
             _cross(grid[1], Estimate(row.bytes), Estimate(row.mean.value), **look[row.entrant])
-    grid[0].set_xlabel("Dice at the worst site")
-    grid[0].set_ylabel("mean Dice over sites")
+    grid[0].set_xlabel(_with_unit(f"{headline.title} at the worst site", headline))
+    grid[0].set_ylabel(_with_unit(f"mean {headline.title} over sites", headline))
+    if headline.better == "lower":
+        grid[0].invert_xaxis()
+        grid[0].invert_yaxis()  # And with it the other plot's, which shares it.
     if sent:
         amounts = [row.bytes for row in scored if row.bytes > 0]
         if max(amounts) > 20 * min(amounts):
@@ -293,6 +304,10 @@ def trade_off(scored: Sequence[Standing]) -> Figure:
         grid[1].set_xlabel("sent in a whole run, to the sites and back")
     _legend(figure, scored)
     return figure
+
+
+def _with_unit(text: str, measure: Measure) -> str:
+    return f"{text} ({measure.unit})" if measure.unit else text
 
 
 def _cross(axes: Axes, x: Estimate, y: Estimate, color: str, marker: str) -> None:
@@ -315,7 +330,7 @@ def curves_of(result: Result) -> dict[str, Curve]:
 
 
 def learning_curves(result: Result, found: Mapping[str, Curve]) -> Figure:
-    """Validation Dice by round and, where the runs have a clock, by simulated time."""
+    """The headline on validation by round and, where the runs have a clock, by simulated time."""
     clock = all(np.isfinite(item.hours).all() for item in found.values())
     figure = Figure(figsize=(10.2 if clock else 7.0, 3.6), layout="constrained")
     grid = figure.subplots(1, 1 + clock, squeeze=False, sharey=True)[0]
@@ -327,12 +342,13 @@ def learning_curves(result: Result, found: Mapping[str, Curve]) -> Figure:
     for row in rows:
         item = found[row.entrant]
         shown = {**look[row.entrant], "markersize": 4}
-        grid[0].plot(item.rounds, item.dice, **shown)
+        grid[0].plot(item.rounds, item.values, **shown)
         if clock:
-            grid[1].plot(scale * item.hours, item.dice, **shown)
+            grid[1].plot(scale * item.hours, item.values, **shown)
     grid[0].set_xlabel("round")
     grid[0].xaxis.get_major_locator().set_params(integer=True)
-    grid[0].set_ylabel("validation Dice, mean of sites")
+    headline = result.comparison.headline
+    grid[0].set_ylabel(_with_unit(f"validation {headline.title}, mean of sites", headline))
     if clock:
         grid[1].set_xlabel(f"simulated {unit}")
         hours = rows[0].hours

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 
 import numpy as np
 
+from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import count, some
-from fedshift.server.comparison import tables
+from fedshift.server.comparison import words
 from fedshift.server.comparison.ranking import Result, Standing
-from fedshift.server.comparison.read import HEADLINE
 from fedshift.server.comparison.statistics import DRAWS, FEWEST_PAIRS, PERMUTATIONS, Estimate
-from fedshift.server.comparison.words import p_words, sentences, time_words
+from fedshift.server.comparison.words import gain, p_words, sentences, time_words
 from fedshift.server.report.figures import MANY_SITES, shade
 from fedshift.server.report.html import document, figure, section, shaded
 from fedshift.server.report.run import format_bytes
@@ -31,9 +32,9 @@ def page(result: Result, figures: Mapping[str, bytes]) -> str:
         _ranked(result),
         _at_sites(result),
         _critical_difference(result, figures),
-        _trade_off(figures),
+        _trade_off(result, figures),
         _training(result, figures),
-        _single_site_models(figures),
+        _single_site_models(result, figures),
         _cells(result),
         _reading(result),
         _settings(result),
@@ -86,7 +87,7 @@ def _headline(result: Result) -> str:
     # "p = 0.01" stays on one line.
     said = [
         text.replace("p = ", "p\u00a0=\u00a0").replace("p < ", "p\u00a0<\u00a0")
-        for text in sentences(result.standings)
+        for text in sentences(result.standings, result.comparison.headline)
     ]
     first, *rest = map(escape, said)
     more = f"<p>{' '.join(rest)}</p>" if rest else ""
@@ -102,13 +103,19 @@ def _notes(result: Result) -> str:
             site
             for found in result.at_site.values()
             for site, item in found.items()
-            if item.subjects < FEW_SUBJECTS
+            if 0 < item.subjects < FEW_SUBJECTS
         }
     )
     if few:
         said.append(
             f"Fewer than {FEW_SUBJECTS} test subjects at {escape(some(few))}: intervals over "
             "so few come out too narrow."
+        )
+    if comparison.headline.whole:
+        said.append(
+            f"{escape(comparison.headline.label)} is measured of a site's whole test split, so no "
+            "subject has one: there are no intervals over subjects, and gains are tested over "
+            "seeds alone."
         )
     run = comparison.first_run
     hidden = sorted(run.unlabelled - run.unseen) if run and not comparison.in_turn else []
@@ -130,9 +137,13 @@ def _notes(result: Result) -> str:
                 f"{escape(row.label)} has no place: it was not scored at {escape(some(missing))}."
             )
     if result.scored and all(row.shared_seeds < 2 for row in result.scored):
+        so = (
+            "nothing can be tested"
+            if comparison.headline.whole
+            else "the tests speak of these trained models: another seed could move them"
+        )
         said.append(
-            "With one seed in common the tests speak of these trained models: another seed could "
-            "move them. Add seeds (<code>seed=0,1,2</code>) to test that too."
+            f"With one seed in common {so}. Add seeds (<code>seed=0,1,2</code>) to test that too."
         )
     if any(row.failed for row in result.standings):
         said.append('Some cells failed, <a href="#cells">listed below</a>.')
@@ -147,6 +158,7 @@ def _notes(result: Result) -> str:
 
 def _ranked(result: Result) -> str:
     rows, comparison = result.standings, result.comparison
+    headline, second = comparison.headline, comparison.second
     unseen = any(row.unseen.known for row in rows)
     over = {
         "": "training sites",
@@ -154,13 +166,14 @@ def _ranked(result: Result) -> str:
     }.get(comparison.in_turn, "sites, each scored by models that never saw it")
     heads = ["entrant", "mean and worst site", "mean", "worst site", "gap"]
     heads += ["unseen sites"] if unseen else []
-    heads += ["gain on baseline", "p", "against baseline", "mean rank", "HD95 (mm)", "sent"]
+    heads += ["gain on baseline", "p", "against baseline", "mean rank"]
+    heads += [*([second.label] if second else []), "sent"]
     text = ("entrant", "mean and worst site", "against baseline")
     head = "".join(
         f'<th scope="col"{" class=text" if name in text else ""}>{escape(name)}</th>'
         for name in heads
     )
-    low, high = _scale(rows)
+    scale = _scale(rows, headline)
     baseline = next((row for row in rows if row.outcome == "baseline"), None)
     body = ""
     for row in rows:
@@ -169,38 +182,41 @@ def _ranked(result: Result) -> str:
         sure = row.outcome in ("better", "worse") and not math.isnan(row.p_seeds_holm)
         mark = row.outcome if sure else "text"
         cells = [
-            f'<th scope="row">{place}{_name(row)}{_seeds(row)}</th>',
-            f'<td class="track">{_track(row, low, high, baseline)}</td>',
-            _value(row.mean),
-            _value(row.worst, row.worst_site),
-            _value(row.gap),
-            *([_value(row.unseen)] if unseen else []),
+            f'<th scope="row">{place}{_name(row)}{_seeds(row, headline)}</th>',
+            f'<td class="track">{_track(row, headline, scale, baseline)}</td>',
+            _value(row.mean, headline),
+            _value(row.worst, headline, row.worst_site),
+            _value(row.gap, headline),
+            *([_value(row.unseen, headline)] if unseen else []),
             _value(
                 row.difference,
-                count(row.subjects, "subject") if row.difference.known else "",
+                headline,
+                count(row.subjects, "subject") if row.subjects else "",
                 signed=True,
             ),
             _p_cell(row),
-            f'<td class="name {mark}">{escape(tables.outcome(row))}</td>',
-            f"<td>{tables.known(row.mean_rank, '{:.2f}'.format)}</td>",
-            f"<td>{tables.known(row.hd95_mm, '{:.2f}'.format)}</td>",
-            f"<td>{tables.known(row.bytes, format_bytes)}{_spent(row)}</td>",
+            f'<td class="name {mark}">{escape(words.outcome(row))}</td>',
+            f"<td>{words.known(row.mean_rank, '{:.2f}'.format)}</td>",
+            *([f"<td>{second.cell(row.second)}</td>"] if second else []),
+            f"<td>{words.known(row.bytes, format_bytes)}{_spent(row)}</td>",
         ]
         body += f"<tr>{''.join(cells)}</tr>"
+    intervals = "" if headline.whole else "95 % intervals over subjects, and "
     return section(
         "Ranked",
-        f'<p class="lead">Dice on the test split: the mean over {over}, the worst of them, and the '
-        "gap between best and worst; in small, 95 % intervals over subjects, and ± the standard "
-        "deviation between seeds. Dot: mean, with its interval; circle: worst site; dashed: the "
-        "baseline's mean. Sent: to the sites and back in a whole run, with the seconds that its "
+        f'<p class="lead">{escape(headline.label)} on the test split: the mean over {over}, the '
+        f"worst of them, and the gap between best and worst; in small, {intervals}± the standard "
+        "deviation between seeds. Dot: mean; circle: worst site; dashed: the baseline's mean; "
+        "right is better. Sent: to the sites and back in a whole run, with the seconds that its "
         "rounds took.</p>"
         f'<div class="scroll"><table class="ranked"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>",
     )
 
 
-def _scale(rows: Sequence[Standing]) -> tuple[float, float]:
-    """The ends of the tracks' axis: all means, intervals and worst sites, to the next 0.05."""
+def _scale(rows: Sequence[Standing], headline: Measure) -> tuple[float, float]:
+    """The worse and the better end of the tracks' axis: around all means, intervals and worst
+    sites; of a ratio to the next 0.05."""
     values = [
         value
         for row in rows
@@ -209,21 +225,30 @@ def _scale(rows: Sequence[Standing]) -> tuple[float, float]:
     ]
     if not values:
         return 0.0, 1.0
-    low = max(0.0, math.floor(20 * min(values) - 0.2) / 20)
-    return low, min(1.0, math.ceil(20 * max(values) + 0.2) / 20)
+    low, high = min(values), max(values)
+    if headline.ratio:
+        low, high = math.floor(20 * low - 0.2) / 20, math.ceil(20 * high + 0.2) / 20
+    else:
+        room = 0.05 * (high - low) or 1.0
+        low, high = low - room, high + room
+    low, high = max(low, headline.low), min(high, headline.high)
+    return (low, high) if headline.better == "higher" else (high, low)
 
 
-def _track(row: Standing, low: float, high: float, baseline: Standing | None) -> str:
-    """The row's mean, interval and worst site on one axis."""
+def _track(
+    row: Standing, headline: Measure, scale: tuple[float, float], baseline: Standing | None
+) -> str:
+    """The row's mean, interval and worst site on one axis, the better to the right."""
     if not row.mean.known:
         return ""
     width, height, edge = 120, 22, 7
 
     def at(value: float) -> str:
-        return f"{edge + (width - 2 * edge) * (value - low) / (high - low):.1f}"
+        left, right = scale
+        return f"{edge + (width - 2 * edge) * (value - left) / (right - left):.1f}"
 
     middle = height // 2
-    said = f"mean {row.mean.value:.3f}, worst site {row.worst.value:.3f}"
+    said = f"mean {headline.said(row.mean.value)}, worst site {headline.said(row.worst.value)}"
     parts = [f'<line class="axis" x1="{edge}" x2="{width - edge}" y1="{middle}" y2="{middle}"/>']
     if baseline is not None and baseline.mean.known:
         x = at(baseline.mean.value)
@@ -237,16 +262,17 @@ def _track(row: Standing, low: float, high: float, baseline: Standing | None) ->
         f'<circle class="low" cx="{at(row.worst.value)}" cy="{middle}" r="3.2"/>',
         f'<circle class="point" cx="{at(row.mean.value)}" cy="{middle}" r="4"/>',
     ]
+    said = escape(said)
     return (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{said}"><title>{said}</title>{"".join(parts)}</svg>'
     )
 
 
-def _value(found: Estimate, note: str = "", signed: bool = False) -> str:
+def _value(found: Estimate, headline: Measure, note: str = "", signed: bool = False) -> str:
     if not found.known:
         return "<td>–</td>"
-    form = tables.gain if signed else "{:.3f}".format
+    form = partial(gain, measure=headline) if signed else headline.cell
     interval = f"{form(found.low)} to {form(found.high)}" if found.has_interval else ""
     small = "".join(f"<small>{escape(text)}</small>" for text in (interval, note) if text)
     return f"<td>{form(found.value)}{small}</td>"
@@ -260,15 +286,16 @@ def _p_cell(row: Standing) -> str:
     """The p-value that decides and, where there are two, both below it."""
     if row.outcome == "n too small":
         return "<td>n too small</td>"
-    if math.isnan(row.p_subjects_holm):
+    deciding = words.deciding_p(row)
+    if math.isnan(deciding):
         return "<td>–</td>"
     small = ""
-    if not math.isnan(row.p_seeds_holm):
+    if not math.isnan(row.p_subjects_holm + row.p_seeds_holm):
         small = (
-            f"<small>subjects {escape(tables.p_value(row.p_subjects_holm))}</small>"
-            f"<small>seeds {escape(tables.p_value(row.p_seeds_holm))}</small>"
+            f"<small>subjects {escape(words.p_value(row.p_subjects_holm))}</small>"
+            f"<small>seeds {escape(words.p_value(row.p_seeds_holm))}</small>"
         )
-    return f"<td>{escape(tables.p_value(tables.deciding_p(row)))}{small}</td>"
+    return f"<td>{escape(words.p_value(deciding))}{small}</td>"
 
 
 def _name(row: Standing) -> str:
@@ -276,8 +303,8 @@ def _name(row: Standing) -> str:
     return escape(row.title).replace("_", "_<wbr>")
 
 
-def _seeds(row: Standing) -> str:
-    spread = "" if math.isnan(row.seed_std) else f", ±{row.seed_std:.3f}"
+def _seeds(row: Standing, headline: Measure) -> str:
+    spread = "" if math.isnan(row.seed_std) else f", ±{headline.cell(row.seed_std)}"
     partial = f"{row.seeds} of {row.cells} seeds"
     finished = partial if row.seeds < row.cells else count(row.seeds, "seed")
     return f"<small>{finished}{spread}</small>"
@@ -287,17 +314,18 @@ def _seeds(row: Standing) -> str:
 
 
 def _at_sites(result: Result) -> str:
-    """Entrants x sites, Dice with the gain below; a picture where the sites are many."""
+    """Entrants x sites, the headline with the gain below; a picture where the sites are many."""
     comparison = result.comparison
+    headline = comparison.headline
     if not result.scored or len(comparison.sites) > MANY_SITES:
         return ""
     at = [
         [result.at_site[row.entrant].get(site) for site in comparison.sites]
         for row in result.scored
     ]
-    values = np.array([[item.dice.value if item else math.nan for item in line] for line in at])
+    values = np.array([[item.headline.value if item else math.nan for item in line] for line in at])
     bounds = np.array([row.upper_bound for row in result.scored])  # They do not compete.
-    competing = np.where(np.isnan(values) | bounds[:, None], -math.inf, values)
+    competing = np.where(np.isnan(values) | bounds[:, None], -math.inf, headline.sign * values)
     best = (competing == competing.max(axis=0)) & np.isfinite(competing)
     head = ""
     for site in comparison.sites:
@@ -308,36 +336,31 @@ def _at_sites(result: Result) -> str:
         head += f'<th scope="col" class="site">{escape(site)}{small}</th>'
     body = ""
     for row, line, colors, top in zip(
-        result.scored, at, shade(values, HEADLINE), best, strict=True
+        result.scored, at, shade(values, headline), best, strict=True
     ):
         cells = ""
         for item, color, first in zip(line, colors, top, strict=True):
             if item is None:
                 cells += '<td class="cell">–</td>'
                 continue
-            number = f"{item.dice.value:.3f}"
+            number = headline.cell(item.headline.value)
             number = f'<span class="best">{number}</span>' if first else number
-            gain = (
-                f"<small>{tables.gain(item.difference.value)}</small>"
-                if item.difference.known
-                else ""
-            )
-            hint = count(item.subjects, "subject")
-            if item.dice.has_interval:
-                hint += f", 95 % interval {item.dice.low:.3f} to {item.dice.high:.3f}"
+            gained = gain(item.difference.value, headline)
+            small = f"<small>{gained}</small>" if item.difference.known else ""
+            hint = count(item.subjects, "subject") if item.subjects else "the whole split"
+            if item.headline.has_interval:
+                low, high = headline.cell(item.headline.low), headline.cell(item.headline.high)
+                hint += f", 95 % interval {low} to {high}"
             if item.difference.has_interval:
-                hint += (
-                    f"; gain {tables.gain(item.difference.low)} to "
-                    f"{tables.gain(item.difference.high)}"
-                )
-            cells += f'<td {shaded(color)} title="{hint}">{number}{gain}</td>'
+                hint += f"; gain {words.gain_interval(item.difference, headline)}"
+            cells += f'<td {shaded(color)} title="{hint}">{number}{small}</td>'
         body += f'<tr><th scope="row">{_name(row)}</th>{cells}</tr>'
     return section(
         "At each site",
-        '<p class="lead">Dice of what each entrant gives the site, and in small the gain on the '
-        "baseline there. Underlined: the best of a column, an upper bound aside. Point at a cell "
-        "for its number of subjects and intervals; no cell is tested on its own. Darker is "
-        "better.</p>"
+        f'<p class="lead">{escape(headline.label)} of what each entrant gives the site, and in '
+        "small the gain on the baseline there. Underlined: the best of a column, an upper bound "
+        "aside. Point at a cell for its number of subjects and intervals; no cell is tested on its "
+        "own. Darker is better.</p>"
         '<div class="scroll"><table class="heat sites"><thead><tr>'
         f'<th scope="col" class="text">entrant</th>{head}</tr></thead><tbody>{body}</tbody>'
         "</table></div>",
@@ -371,17 +394,19 @@ def _critical_difference(result: Result, figures: Mapping[str, bytes]) -> str:
     )
 
 
-def _trade_off(figures: Mapping[str, bytes]) -> str:
+def _trade_off(result: Result, figures: Mapping[str, bytes]) -> str:
     name = "trade_off.png"
     if name not in figures:
         return ""
+    whole = result.comparison.headline.whole
+    lines = "" if whole else ", and lines are 95 % intervals over subjects"
     return section(
         "Trade-offs",
         figure(
             figures[name],
             name,
-            "Up is a better mean; on the left, right is a better worst site, and lines are 95 % "
-            "intervals over subjects; on the right, left is less traffic.",
+            f"Up is a better mean; on the left, right is a better worst site{lines}; on the right, "
+            "left is less traffic.",
         ),
     )
 
@@ -390,21 +415,22 @@ def _training(result: Result, figures: Mapping[str, bytes]) -> str:
     name = "learning_curves.png"
     if name not in figures:
         return ""
+    headline = result.comparison.headline
     timed = sorted(
-        (row for row in result.standings if not math.isnan(row.dice_at_hours)),
-        key=lambda row: -row.dice_at_hours,
+        (row for row in result.standings if not math.isnan(row.at_hours)),
+        key=lambda row: -headline.sign * row.at_hours,
     )
     ranking = ""
     if timed:
         lines = "".join(
             f'<tr><td>{place}</td><th scope="row">{_name(row)}</th>'
-            f"<td>{row.dice_at_hours:.3f}</td></tr>"
+            f"<td>{headline.cell(row.at_hours)}</td></tr>"
             for place, row in enumerate(timed, start=1)
         )
         ranking = (
             f"<h3>After {time_words(timed[0].hours)} of simulated time</h3>"
             '<div class="scroll"><table><thead><tr><th></th><th scope="col" class="text">entrant'
-            '</th><th scope="col">validation Dice</th></tr></thead>'
+            f'</th><th scope="col">validation {escape(headline.title)}</th></tr></thead>'
             f"<tbody>{lines}</tbody></table></div>"
         )
     return section(
@@ -412,14 +438,14 @@ def _training(result: Result, figures: Mapping[str, bytes]) -> str:
         figure(
             figures[name],
             name,
-            "Validation Dice after each round, the mean over the sites and seeds: every site "
-            "scores the model that it would use.",
+            f"Validation {headline.title} after each round, the mean over the sites and seeds: "
+            "every site scores the model that it would use.",
         )
         + ranking,
     )
 
 
-def _single_site_models(figures: Mapping[str, bytes]) -> str:
+def _single_site_models(result: Result, figures: Mapping[str, bytes]) -> str:
     name = "single_site_models.png"
     if name not in figures:
         return ""
@@ -428,8 +454,9 @@ def _single_site_models(figures: Mapping[str, bytes]) -> str:
         figure(
             figures[name],
             name,
-            "Dice, for the entrants that train or keep a model for each site. A row is the site "
-            "whose model it is, a column the site that it is scored at; the mean over seeds.",
+            f"{result.comparison.headline.label}, for the entrants that train or keep a model for "
+            "each site. A row is the site whose model it is, a column the site that it is scored "
+            "at; the mean over seeds.",
         ),
     )
 
@@ -466,6 +493,22 @@ def _cells(result: Result) -> str:
     )
 
 
+_READING_BY_SUBJECTS = (
+    (
+        "Intervals",
+        f"95 % percentile intervals of {DRAWS} bootstrap draws of subjects within each site, "
+        "the trained models held fixed. Those of worst site and gap hold the named sites "
+        "fixed.",
+    ),
+    (
+        "p, subjects",
+        "Wilcoxon's signed-rank test of the gain on the baseline over the subjects of the "
+        "ranking sites, each paired with itself in the same seeds. Subjects without a "
+        f"difference are dropped; fewer than {FEWEST_PAIRS} are too few to test.",
+    ),
+)
+
+
 def _reading(result: Result) -> str:
     given = {
         "": "a training site is given its own model where the strategy keeps or trains one for it, "
@@ -478,29 +521,24 @@ def _reading(result: Result) -> str:
         "a site is given the shared model that was trained without it or, of local training, the "
         "mean score of the other sites' models",
     )
+    task = result.comparison.task
+    headline, parts = task.headline, f"over {task.part}s and " if task.part else ""
+    by_subjects: tuple[tuple[str, str], ...] = ()
+    if headline.whole:
+        value = f"A site's value is of its whole test split, the mean {parts}over the seeds"
+        below, one_seed = "The test is below", "It takes two seeds."
+    else:
+        value = f"A subject's value is the mean over its cases, then {parts}over the seeds that "
+        value += "tested it; a site's is the mean over its subjects"
+        by_subjects, below = _READING_BY_SUBJECTS, "Both tests are below"
+        one_seed = "With one seed the first stands alone, and the table says so."
     terms = (
         (
             "Entrant",
             f"The runs that differ in the seed alone. What it gives a site: {given}.",
         ),
-        (
-            "Dice",
-            "A subject's value is the mean over its cases, then over structures and over the seeds "
-            "that tested it; a site's is the mean over its subjects, and the mean over sites "
-            "counts each site once.",
-        ),
-        (
-            "Intervals",
-            f"95 % percentile intervals of {DRAWS} bootstrap draws of subjects within each site, "
-            "the trained models held fixed. Those of worst site and gap hold the named sites "
-            "fixed.",
-        ),
-        (
-            "p, subjects",
-            "Wilcoxon's signed-rank test of the gain on the baseline over the subjects of the "
-            "ranking sites, each paired with itself in the same seeds. Subjects without a "
-            f"difference are dropped; fewer than {FEWEST_PAIRS} are too few to test.",
-        ),
+        (headline.label, f"{value}, and the mean over sites counts each site once."),
+        *by_subjects,
         (
             "p, seeds",
             "Whether the gain is larger than what training again moves: a t-test of the means with "
@@ -508,9 +546,8 @@ def _reading(result: Result) -> str:
         ),
         (
             "better, worse",
-            "Both tests are below 0.05 after Holm's correction over all entrants. With one seed "
-            "the first stands alone, and the table says so. Anything else is not shown, which is "
-            "not the same as equal.",
+            f"{below} 0.05 after Holm's correction over all entrants. {one_seed} Anything else is "
+            "not shown, which is not the same as equal.",
         ),
         (
             "Friedman, Nemenyi",

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fedshift.server.comparison import training
-from fedshift.server.comparison.read import METRICS, Comparison, Entrant
+from fedshift.server.comparison.read import HEADLINE, SECOND, Comparison, Entrant
 from fedshift.server.comparison.statistics import (
     LEVEL,
     UNKNOWN,
@@ -26,30 +26,31 @@ from fedshift.server.comparison.statistics import (
 
 Outcome = Literal["baseline", "better", "worse", "not shown", "n too small", "not tested"]
 """How an entrant stands to the baseline. ``better`` and ``worse`` hold over other subjects and,
-where all entrants share two seeds or more, over other seeds too."""
-
-DICE, HD95 = METRICS.index("dice"), METRICS.index("hd95_mm")
+where all entrants share two seeds or more, over other seeds too; of a headline that is measured of
+whole splits, over other seeds alone."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """An entrant's row of the table, in Dice unless said otherwise; nan for what is not known.
+    """An entrant's row of the table, in the headline's unit unless said otherwise; nan for what is
+    not known.
 
     ``seeds`` counts its finished cells out of ``cells``, ``failed`` those that failed. ``place`` is
     1 for the best and 0 without one, as for an ``upper_bound`` (pooled training). ``mean``,
-    ``worst`` and ``gap`` (best minus worst site) are over the sites that rank the entrants; the
-    intervals of the last two hold the named sites fixed. ``unseen`` is the mean over the sites
+    ``worst`` and ``gap`` (between best and worst site) are over the sites that rank the entrants;
+    the intervals of the last two hold the named sites fixed. ``unseen`` is the mean over the sites
     that take no part, ``mean_rank`` that over the ranking sites, 1 the best. ``seed_std`` is the
-    standard deviation of the mean between seeds (n - 1). ``bytes`` (down and up) and ``seconds``
-    (of the rounds) are those of a whole run, the mean over seeds. ``dice_at_hours`` is on
-    validation, after ``hours`` of simulated time.
+    standard deviation of the mean between seeds (n - 1). ``second`` is the mean of the task's
+    second measure, in its own unit. ``bytes`` (down and up) and ``seconds`` (of the rounds) are
+    those of a whole run, the mean over seeds. ``at_hours`` is on validation, after ``hours`` of
+    simulated time.
 
-    ``difference`` is the mean gain on the baseline over the same sites, subjects and seeds,
-    ``subjects`` how many these are, ``p_subjects`` the signed-rank test over them, with
-    ``signed_ranks`` its sum of signed ranks (positive: gains prevail). ``p_seeds`` is the t-test
-    over ``shared_seeds`` repeated trainings: those of all entrants that have two or more with the
-    baseline. ``_holm`` are both after Holm's correction over all
-    entrants tested.
+    ``difference`` is the mean gain on the baseline, above 0 where it is better, over the same
+    sites, subjects and seeds, ``subjects`` how many these are (none of a measure of whole splits),
+    ``p_subjects`` the signed-rank test over them, with ``signed_ranks`` its sum of signed ranks
+    (positive: gains prevail). ``p_seeds`` is the t-test over ``shared_seeds`` repeated trainings:
+    those of all entrants that have two or more with the baseline. ``_holm`` are both after Holm's
+    correction over all entrants tested.
     """
 
     entrant: str
@@ -67,11 +68,11 @@ class Standing:
     gap: Estimate = UNKNOWN
     unseen: Estimate = UNKNOWN
     mean_rank: float = math.nan
-    hd95_mm: float = math.nan
+    second: float = math.nan
     bytes: float = math.nan
     seconds: float = math.nan
     hours: float = math.nan
-    dice_at_hours: float = math.nan
+    at_hours: float = math.nan
     difference: Estimate = UNKNOWN
     subjects: int = 0
     signed_ranks: float = math.nan
@@ -90,12 +91,13 @@ class Standing:
 
 @dataclass(frozen=True)
 class AtSite:
-    """An entrant at one site: its Dice over ``subjects``, what it gains there on the baseline (over
-    the subjects and seeds that both have), and its HD95 in mm."""
+    """An entrant at one site: its headline over ``subjects`` (0 where it is of the whole split),
+    what it gains there on the baseline (over the subjects and seeds that both have), and the second
+    measure; nan without one."""
 
-    dice: Estimate
+    headline: Estimate
     difference: Estimate
-    hd95_mm: float
+    second: float
     subjects: int
 
 
@@ -108,6 +110,11 @@ class Result:
     standings: tuple[Standing, ...]
     at_site: Mapping[str, Mapping[str, AtSite]]
     friedman: Friedman | None
+
+    @property
+    def against(self) -> str:
+        """The baseline as tables name it."""
+        return next(row.label for row in self.standings if row.outcome == "baseline")
 
     @property
     def scored(self) -> tuple[Standing, ...]:
@@ -129,11 +136,12 @@ def rank(comparison: Comparison, hours: float | None = None) -> Result:
     them reached when not given).
     """
     baseline = next(item for item in comparison.entrants if item.name == comparison.baseline)
+    sign = comparison.headline.sign
     at_site = {
         entrant.name: {
             site: found
             for site in comparison.sites
-            if (found := _at_site(entrant, baseline, site)) is not None
+            if (found := _at_site(entrant, baseline, comparison, site)) is not None
         }
         for entrant in comparison.entrants
     }
@@ -145,14 +153,15 @@ def rank(comparison: Comparison, hours: float | None = None) -> Result:
     ]
     scored = sorted(
         _tested([row for row in rows if row.mean.known], comparison),
-        key=lambda row: -row.mean.value,
+        key=lambda row: -sign * row.mean.value,
     )
     competing = [row.entrant for row in scored if not row.upper_bound]
-    dice = np.array(
-        [[at_site[name][site].dice.value for name in competing] for site in comparison.trained]
+    higher_is_better = sign * np.array(
+        [[at_site[name][site].headline.value for name in competing] for site in comparison.trained]
     )
     places = {name: place for place, name in enumerate(competing, start=1)}
-    ranks = dict(zip(competing, mean_ranks(dice).tolist(), strict=True)) if competing else {}
+    by_rank = mean_ranks(higher_is_better).tolist() if competing else []
+    ranks = dict(zip(competing, by_rank, strict=True))
     scored = [
         replace(
             row,
@@ -162,32 +171,36 @@ def rank(comparison: Comparison, hours: float | None = None) -> Result:
         for row in scored
     ]
     rest = [row for row in rows if not row.mean.known]
-    return Result(
-        comparison, (*scored, *rest), at_site, friedman(dice) if len(competing) > 2 else None
-    )
+    tested = friedman(higher_is_better) if len(competing) > 2 else None
+    return Result(comparison, (*scored, *rest), at_site, tested)
 
 
-def _at_site(entrant: Entrant, baseline: Entrant, site: str) -> AtSite | None:
+def _at_site(
+    entrant: Entrant, baseline: Entrant, comparison: Comparison, site: str
+) -> AtSite | None:
     found = np.array(list(entrant.subjects(site).values()))
     if not len(found):
         return None
-    gains = paired(entrant, baseline, site)
+    gains = paired(entrant, baseline, site, comparison.headline.sign)
     return AtSite(
-        dice=estimate({site: found[:, DICE]}, {site: 1.0}),
+        headline=estimate({site: found[:, HEADLINE]}, {site: 1.0}),
         difference=UNKNOWN if entrant is baseline else estimate({site: gains}, {site: 1.0}),
-        hd95_mm=float(found[:, HD95].mean()),
-        subjects=len(found),
+        second=float(found[:, SECOND].mean()) if comparison.second else math.nan,
+        subjects=0 if comparison.headline.whole else len(found),
     )
 
 
-def paired(entrant: Entrant, baseline: Entrant, site: str) -> np.ndarray:
-    """What ``entrant`` gains on ``baseline`` in Dice, for each subject (n,) that both were tested
-    on, by name; each over the seeds that both finished with that subject in the test split."""
+def paired(entrant: Entrant, baseline: Entrant, site: str, sign: int) -> np.ndarray:
+    """What ``entrant`` gains on ``baseline`` in the headline, whose ``sign`` is 1 where more is
+    better, for each subject (n,) that both were tested on, by name; each over the seeds that both
+    finished with that subject in the test split."""
     gains = []
     for subject, by_seed in sorted(entrant.scores.get(site, {}).items()):
         other = baseline.scores.get(site, {}).get(subject, {})
         shared = [
-            by_seed[seed][DICE] - other[seed][DICE] for seed in sorted(by_seed) if seed in other
+            sign * (by_seed[seed][HEADLINE] - other[seed][HEADLINE])
+            for seed in sorted(by_seed)
+            if seed in other
         ]
         if shared:
             gains.append(float(np.mean(shared)))
@@ -214,15 +227,16 @@ def _standing(
         bytes=training.spent(entrant, "bytes_down") + training.spent(entrant, "bytes_up"),
         seconds=training.spent(entrant, "seconds"),
         hours=hours,
-        dice_at_hours=math.nan if math.isnan(hours) else training.dice_at(runs, hours),
+        at_hours=math.nan if math.isnan(hours) else training.validation_at(runs, hours),
     )
     if not comparison.trained or not set(comparison.trained) <= set(found):
         return row
-    values = {site: np.array(list(entrant.subjects(site).values()))[:, DICE] for site in found}
-    means = {site: found[site].dice.value for site in comparison.trained}
+    sign = comparison.headline.sign
+    values = {site: np.array(list(entrant.subjects(site).values()))[:, HEADLINE] for site in found}
+    means = {site: found[site].headline.value for site in comparison.trained}
     # Of equal sites the first by name.
-    worst = min(means, key=lambda site: (means[site], site))
-    best = min(means, key=lambda site: (-means[site], site))
+    worst = min(means, key=lambda site: (sign * means[site], site))
+    best = min(means, key=lambda site: (-sign * means[site], site))
     by_seed = list(_means_by_seed(entrant, comparison.trained).values())
     row = replace(
         row,
@@ -231,22 +245,21 @@ def _standing(
         worst_site=worst,
         worst=estimate(values, {worst: 1.0}),
         best_site=best,
-        gap=estimate(values, {best: 1.0, worst: -1.0}) if best != worst else Estimate(0.0),
+        gap=estimate(values, {best: float(sign), worst: -float(sign)})
+        if best != worst
+        else Estimate(0.0),
         unseen=estimate(values, _evenly(comparison.unseen)),
-        hd95_mm=float(np.mean([found[site].hd95_mm for site in comparison.trained])),
+        second=float(np.mean([found[site].second for site in comparison.trained])),
     )
     if entrant is baseline:
         return row
-    gains = {site: paired(entrant, baseline, site) for site in comparison.trained}
+    gains = {site: paired(entrant, baseline, site, sign) for site in comparison.trained}
+    row = replace(row, difference=estimate(gains, _evenly(comparison.trained)))
+    if comparison.headline.whole:
+        return row
     together = np.concatenate(list(gains.values()))
     p_value, signed_ranks = signed_rank(together)
-    return replace(
-        row,
-        difference=estimate(gains, _evenly(comparison.trained)),
-        subjects=len(together),
-        signed_ranks=signed_ranks,
-        p_subjects=p_value,
-    )
+    return replace(row, subjects=len(together), signed_ranks=signed_ranks, p_subjects=p_value)
 
 
 def _evenly(sites: Sequence[str]) -> dict[str, float]:
@@ -261,7 +274,7 @@ def _means_by_seed(entrant: Entrant, sites: Sequence[str]) -> dict[str, float]:
     found = {}
     for seed in seeds:
         means = [
-            float(np.mean([score[DICE] for score in tested.values()]))
+            float(np.mean([score[HEADLINE] for score in tested.values()]))
             for site in sites
             if (tested := entrant.subjects(site, [seed]))
         ]
@@ -300,16 +313,18 @@ def _tested(rows: Sequence[Standing], comparison: Comparison) -> list[Standing]:
         )
         for row, subjects_holm, p, seeds_holm in corrected
     ]
-    return [replace(row, outcome=_outcome(row)) for row in tested]
+    whole = comparison.headline.whole
+    return [replace(row, outcome=_outcome(row, whole)) for row in tested]
 
 
-def _outcome(row: Standing) -> Outcome:
+def _outcome(row: Standing, whole: bool) -> Outcome:
+    """What the tests say: over subjects and seeds or, of a ``whole`` split, over seeds alone."""
     if not row.difference.known:
         return row.outcome
-    if math.isnan(row.p_subjects):
+    if math.isnan(row.p_seeds if whole else row.p_subjects):
         return "n too small"
     # Where sites differ much in size, the mean over sites and most subjects may disagree.
-    agree = row.difference.value * row.signed_ranks > 0
+    agree = whole or row.difference.value * row.signed_ranks > 0
     if row.p_subjects_holm >= LEVEL or row.p_seeds_holm >= LEVEL or not agree:
         return "not shown"
     return "better" if row.difference.value > 0 else "worse"

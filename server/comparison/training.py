@@ -16,14 +16,15 @@ SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation Dice after each round, (rounds,) each: the mean over the sites, seeds and folds.
+    """The headline on validation after each round, (rounds,) each: the mean over the sites, seeds
+    and folds.
 
     ``hours`` is the simulated time at which the round was over, nan throughout without a clock.
     Rounds without validation are left out, as are those that not every run reached.
     """
 
     rounds: np.ndarray
-    dice: np.ndarray
+    values: np.ndarray
     hours: np.ndarray
 
 
@@ -39,21 +40,21 @@ def trainings(entrant: Entrant) -> list[Run]:
 
 def curve(runs: Sequence[Run]) -> Curve:
     """Average the curves of the trainings; empty when nothing was validated."""
-    found = [(rounds, dice, hours) for run in runs for rounds, dice, hours in [_one(run)]]
+    found = [_one(run) for run in runs]
     common = sorted(set.intersection(*(set(rounds) for rounds, _, _ in found))) if found else []
     at = [[list(rounds).index(number) for number in common] for rounds, _, _ in found]
     if not common:
         return Curve(np.zeros(0), np.zeros(0), np.zeros(0))
     return Curve(
         np.array(common),
-        np.mean([dice[index] for (_, dice, _), index in zip(found, at, strict=True)], axis=0),
+        np.mean([values[index] for (_, values, _), index in zip(found, at, strict=True)], axis=0),
         np.mean([hours[index] for (_, _, hours), index in zip(found, at, strict=True)], axis=0),
     )
 
 
 def _one(run: Run) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """The validated rounds of one training, their mean Dice over sites, and their hours."""
-    sites = run.curve("val_dice", run.main_arm)
+    """The validated rounds of one training, their mean over sites, and their hours."""
+    sites = run.validation[run.main_arm]
     values = np.stack(list(sites.values())) if sites else np.full((1, len(run.rounds)), np.nan)
     # A site that failed in a round would move the mean by its absence alone.
     held = ~np.isnan(values).any(axis=0)
@@ -62,15 +63,15 @@ def _one(run: Run) -> tuple[list[int], np.ndarray, np.ndarray]:
     return numbers, values[:, held].mean(axis=0), clock[held] / SECONDS_PER_HOUR
 
 
-def dice_at(runs: Sequence[Run], hours: float) -> float:
-    """Validation Dice of the last round that was over by then, the mean over trainings; nan when
-    one of them had finished none."""
-    values = []
+def validation_at(runs: Sequence[Run], hours: float) -> float:
+    """The headline on validation of the last round that was over by then, the mean over trainings;
+    nan when one of them had finished none."""
+    last = []
     for run in runs:
-        _, dice, ends = _one(run)
+        _, values, ends = _one(run)
         done = np.flatnonzero(ends <= hours)
-        values.append(float(dice[done[-1]]) if len(done) else math.nan)
-    return float(np.mean(values)) if values else math.nan
+        last.append(float(values[done[-1]]) if len(done) else math.nan)
+    return float(np.mean(last)) if last else math.nan
 
 
 def common_hours(comparison: Comparison) -> float:

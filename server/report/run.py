@@ -231,7 +231,8 @@ class Run:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What advice rests on."""
+        """What advice rests on. Ask only where something is :attr:`scored`."""
+        assert self.task is not None
         loss = {
             site: metrics["loss"]
             for line in self.rounds
@@ -241,7 +242,7 @@ class Run:
         return Evidence(
             self.shift,
             self.cross_site,
-            self.headline,
+            self.task,
             self.cards,
             self.unseen,
             loss,
