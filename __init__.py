@@ -35,9 +35,9 @@ def derive_seed(*keys: str | int) -> int:
 
 
 def register(cls: _Class, name: str | None = None) -> _Class:
-    """Make a subclass of ``Method``, ``Strategy`` or ``Task`` known in this process, as in a
-    notebook; return it, so that this may decorate it. A config calls it ``name``, by default the
-    class's in small letters: ``FedAvgM`` is ``fed_avg_m``.
+    """Make a subclass of ``Method``, ``Strategy``, ``LocalRule`` or ``Task`` known in this process,
+    as in a notebook; return it, so that this may decorate it. A config calls it ``name``, by
+    default the class's in small letters: ``FedAvgM`` is ``fed_avg_m``.
 
     Other processes do not know it: a run needs ``engine.workers=1``. Raises :class:`UserError` for
     a class that is none of these or not whole, and for a name that is another's.

@@ -1,4 +1,4 @@
-"""Methods, strategies and tasks by name: each is found where it lies, and stands in no list.
+"""Methods, strategies, their local rules and tasks by name: found where they lie, in no list.
 
 A module or folder in the package of its kind is one, and is called as it is; so is what another
 installed package names in an entry point of the kind's group, and what a program registered in its
@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -47,8 +47,8 @@ class Registry(Generic[T]):
     def named(self, name: str) -> type[T]:
         """The class called ``name``.
 
-        Raises :class:`UserError` when there is none or more than one, when it is no dataclass, and
-        when what an entry point names cannot be imported.
+        Raises :class:`UserError` when there is none or more than one, and when what an entry point
+        names cannot be imported.
         """
         found: dict[str, Callable[[], type[T]]] = {}
         if name in self._modules():
@@ -64,22 +64,29 @@ class Registry(Generic[T]):
                 f"{self.kind}={name} is there more than once, in {' and in '.join(found)}; rename "
                 "or remove all but one"
             )
-        cls = next(iter(found.values()))()
+        return next(iter(found.values()))()
+
+    def build(self, settings: Mapping[str, Any]) -> T:
+        """What ``settings["name"]`` calls, of the other settings.
+
+        Raises :class:`UserError` as :meth:`settings` and :func:`from_mapping` do.
+        """
+        given = dict(settings)
+        cls, _ = self.settings(str(given.pop("name", "")))
+        return from_mapping(cls, given, self.kind)
+
+    def settings(self, name: str) -> tuple[type[T], tuple[Field[Any], ...]]:
+        """The class called ``name`` and its fields, which are its settings.
+
+        Raises :class:`UserError` as :meth:`named`, and for a class that is no dataclass.
+        """
+        cls = self.named(name)
         if not is_dataclass(cls):
             raise UserError(
                 f"{self.kind}={name}: {cls.__name__} is no dataclass, whose fields are its "
                 "settings; write @dataclass before it"
             )
-        return cls
-
-    def build(self, settings: Mapping[str, Any]) -> T:
-        """What ``settings["name"]`` calls, of the other settings.
-
-        Raises :class:`UserError` as :meth:`named`, and for an unknown setting and for a value of
-        the wrong type or out of range.
-        """
-        fields = dict(settings)
-        return from_mapping(self.named(str(fields.pop("name", ""))), fields, self.kind)
+        return cls, fields(cls)
 
     def register(self, cls: type[T], name: str) -> None:
         """Make ``cls`` known in this process as ``name``. A class that is defined once more, as by

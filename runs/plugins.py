@@ -24,11 +24,14 @@ _GIVEN = {"task": {field.name for field in dataclasses.fields(Task)}, "method": 
 
 def register(cls: type, name: str | None = None) -> None:
     """See :func:`fedshift.register`."""
-    for registry in KINDS.values():
+    from fedshift.client.rules import RULES  # torch
+
+    every = [*KINDS.values(), RULES]
+    for registry in every:
         if registry.is_one(cls):
             registry.register(cls, name or in_words(cls))
             return
-    bases = ", ".join(registry.base for registry in KINDS.values())
+    bases = ", ".join(registry.base for registry in every)
     raise UserError(f"{cls.__name__} is none of {bases}; make it a subclass of one of them")
 
 
@@ -36,7 +39,8 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     """The config node of what is called ``name`` where no file says otherwise: the defaults of its
     class. Raises :class:`UserError` for a field without one."""
     node: dict[str, Any] = {"name": name}
-    for field in dataclasses.fields(KINDS[kind].named(name)):
+    _, fields = KINDS[kind].settings(name)
+    for field in fields:
         if not field.init or field.name in _GIVEN.get(kind, ()):
             continue
         value = field.default
@@ -69,9 +73,8 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes_augmentation(method: str) -> bool:
     """Whether the method has a field ``augmentation``."""
-    return AUGMENTATION in {
-        field.name for field in dataclasses.fields(KINDS["method"].named(method))
-    }
+    _, fields = METHODS.settings(method)
+    return AUGMENTATION in {field.name for field in fields}
 
 
 def check_one_process(config: Mapping[str, Any], kinds: tuple[str, ...], way_out: str) -> None:

@@ -9,8 +9,8 @@ every image, and all else is kept:
 
 so that every site meets the appearances between its own and the others'.
 
-**Boundary-oriented episodes** (section 3.3, :mod:`fedshift.client.rules.episodes`). A site's step
-on its own images x is tried on the moved ones t, and what holds there too is learned:
+**Boundary-oriented episodes** (section 3.3, :mod:`fedshift.client.rules.base.episodes`). A site's
+step on its own images x is tried on the moved ones t, and what holds there too is learned:
 
     L(x; w) + L(t; w') + boundary L_boundary(x, t; w')        w' = w - inner_lr grad L(x; w)
 

@@ -131,7 +131,7 @@ def test_a_class_must_be_a_dataclass() -> None:
     bare = Registry[Any]("thing", "fedshift.protocol", "fedshift.no_such_group", "builtins:object")
     bare.registered["bare"] = type("Bare", (), {})
     with pytest.raises(UserError, match=r"thing=bare: Bare is no dataclass, .* write @dataclass"):
-        bare.named("bare")
+        bare.build({"name": "bare"})
 
 
 # Entry points

@@ -333,6 +333,6 @@ def test_the_help_lists_the_papers_and_imports_nothing_heavy(command: Command) -
 def test_every_paper_has_its_page() -> None:
     pages = Path(__file__).parent.parent / "docs" / "papers"
     index = (pages / "README.md").read_text()
-    for number, module in NUMBERS.items():
-        assert f"[`{number}`]({module}.md)" in index
-        assert (pages / f"{module}.md").read_text().startswith(f"# {number} ")
+    for known_number, module in NUMBERS.items():
+        assert f"[`{known_number}`]({module}.md)" in index
+        assert (pages / f"{module}.md").read_text().startswith(f"# {known_number} ")

@@ -251,7 +251,7 @@ def test_fedprox_without_mu_asks_for_what_fedavg_asks_for() -> None:
 def test_a_rule_that_a_site_does_not_know_is_refused() -> None:
     instruction = Instruction(action=Action.FIT, seed=0, rules={"dual": {}})
     visit = Visit(instruction, cast(Any, None), tiny_model(), torch.device("cpu"))
-    with pytest.raises(ValueError, match="'dual', unknown here"):
+    with pytest.raises(UserError, match="rule=dual is not known"):
         rules.build(visit)
 
 
@@ -651,7 +651,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], words: str) -> None:
 
 
 def test_every_listed_strategy_can_be_built() -> None:
-    for name in STRATEGIES.names():
+    for name in {*STRATEGIES.names()} - {"flower"}:  # which is called as Flower's class is
         strategy = strategies.build({"name": name})
         assert strategy.name == name == type(strategy).__module__.rpartition(".")[2]
 

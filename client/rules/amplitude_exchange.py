@@ -1,5 +1,6 @@
 """ELCFS, episodes in a continuous frequency space: Liu Q. et al., CVPR 2021 (see
-:mod:`fedshift.strategies.feddg` and, on the episodes, :mod:`fedshift.client.rules.episodes`)."""
+:mod:`fedshift.strategies.feddg` and, on the episodes,
+:mod:`fedshift.client.rules.base.episodes`)."""
 
 from __future__ import annotations
 
@@ -7,9 +8,8 @@ import torch
 
 from fedshift import derive_seed
 from fedshift.client.contract.method import OF_RULES, FitReport
-from fedshift.client.rules import spectra
-from fedshift.client.rules.base import LocalRule, Train, Visit, published_beside
-from fedshift.client.rules.episodes import Episode
+from fedshift.client.rules.base import LocalRule, Train, Visit, published_beside, spectra
+from fedshift.client.rules.base.episodes import Episode
 
 MEAN = f"{OF_RULES}low_amplitude_mean"
 DEVIATION = f"{OF_RULES}low_amplitude_deviation"

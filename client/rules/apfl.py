@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import Train, Visit, parameters_of, scale_of
-from fedshift.client.rules.own_model import OwnModel
+from fedshift.client.rules.base.own_model import OwnModel
 
 _ALPHA = "alpha"
 _LOCAL = "v::"

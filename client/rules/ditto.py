@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedshift.client.contract.method import FitReport
 from fedshift.client.rules.base import Train, Visit
-from fedshift.client.rules.own_model import OwnModel
+from fedshift.client.rules.base.own_model import OwnModel
 from fedshift.client.rules.proximal import near
 
 

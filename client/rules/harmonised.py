@@ -12,8 +12,7 @@ import torch
 
 from fedshift.client.contract.method import OF_RULES, FitReport, Scene, StatisticsBank
 from fedshift.client.contract.step import Step
-from fedshift.client.rules import spectra
-from fedshift.client.rules.base import Images, LocalRule, Train, published_beside
+from fedshift.client.rules.base import Images, LocalRule, Train, published_beside, spectra
 
 AMPLITUDE = f"{OF_RULES}amplitude"
 """A site's mean amplitude spectrum (H, W) in the bank."""

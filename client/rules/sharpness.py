@@ -18,7 +18,7 @@ from torch import nn
 
 from fedshift.client.contract.step import Batch, Gradients, Losses, Step
 from fedshift.client.rules.base import LocalRule, Visit
-from fedshift.client.rules.displaced import displaced
+from fedshift.client.rules.base.displaced import displaced
 
 
 class Sharpness(LocalRule):

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from fedshift.client.contract.step import Batch, Decoder, Gradients, Losses, Step
 from fedshift.client.contract.task import Task
-from fedshift.client.rules.displaced import displaced
+from fedshift.client.rules.base.displaced import displaced
 from fedshift.sites.types import IGNORED
 
 BAND = 2
