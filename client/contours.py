@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from fedshift.client.examples import color_of, draw_panels, edge
 from fedshift.client.metrics import dice
+from fedshift.client.panels import color_of, draw_panels, edge
 from fedshift.sites.types import IGNORED, Case
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.client.examples import color_of, draw_panels, edge
+from fedshift.client.panels import color_of, draw_panels, edge
 from fedshift.sites.types import Case
 
 if TYPE_CHECKING:
