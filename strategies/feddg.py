@@ -25,7 +25,9 @@ cut at 0, by itself at each frequency. Each x has one t, of a site drawn for it,
 one of every other site. L is soft Dice + cross-entropy as in every method here. In the first round
 nothing is published yet, and sites train as FedAvg's do.
 
-The segmentation network alone sees moved images; what else a method trains does not.
+Networks whose steps a strategy may change (a method's ``stepped`` ones: the segmentation network)
+see moved images; what else a method trains does not. The boundary is that of a task whose labels
+give every pixel a class.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ below ``policy.min_count`` slices; the mean is then the other sites'.) In the fi
 there yet, and every site normalises to its own amplitude; an unseen site's images get the mean over
 the training sites when they are predicted.
 
-The segmentation network alone sees harmonised images in training. What else a method trains (a
-translator) sees them as they are, and domain shift is measured on images as they are.
+Networks whose steps a strategy may change (a method's ``stepped`` ones: the segmentation network)
+see harmonised images in training. What else a method trains (a translator) sees them as they are,
+and domain shift is measured on images as they are.
 """
 
 from __future__ import annotations

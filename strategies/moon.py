@@ -10,7 +10,8 @@ where sim is the cosine similarity. In its first training a site has no earlier 
 term (an earlier model equal to the received one would have no gradient either).
 
 The paper classifies, with a projection head whose output is z. Here z is the mean over pixels of
-the segmentation network's deepest features, without such a head, which no prediction would use.
+the deepest features of the network's encoder, without such a head, which no prediction would use;
+of a method with several such networks, each has its term.
 They are not negative, so similarities lie between 0 and 1. The two fixed models are in evaluation
 mode. Costs two forward passes of the encoder a step.
 """
