@@ -32,7 +32,7 @@ from fedshift.client.worker import SiteWorker
 from fedshift.protocol.flower import Message
 from fedshift.runs.cells import RunCell
 from fedshift.runs.compare import compare
-from fedshift.runs.grid import Grid
+from fedshift.runs.sweep import Sweep
 
 SMALL = (
     "seed=0",
@@ -86,7 +86,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "comparison"
         grid = [*GRID, *(FULL if full else SMALL), f"out={out}", f"data.cache={scratch}/cache"]
-        compare(Grid.parse(grid), task=TimedCell)
+        compare(Sweep.parse(grid), task=TimedCell)
         notes = [json.loads(path.read_text()) for path in out.with_suffix(".times").iterdir()]
     whole = time.time() - psutil.Process().create_time()
     busy = sum(note["busy"] for note in notes)

@@ -16,7 +16,7 @@ from fedshift.cli.progress import Screen
 from fedshift.cli.reproduce import seed_list
 from fedshift.runs import earlier
 from fedshift.runs.graded import advised
-from fedshift.runs.grid import GRID, read_grid
+from fedshift.runs.sweep import SWEEP, read_sweep
 from fedshift.server.advice.families import options
 from fedshift.server.advice.rules import VERBS, Advice
 from fedshift.server.advice.rules import advise as judge
@@ -33,7 +33,7 @@ def advise(folder: Path) -> None:
     """
     console = PlainConsole()
     earlier.complete(folder)
-    if (folder / GRID).is_file():
+    if (folder / SWEEP).is_file():
         checked = check(_cells(folder))
         _print_advice(checked.advice, console)
         _print_check(checked, console)
@@ -88,7 +88,7 @@ def grade(out: Path, seeds: str, workers: int | None) -> None:
 def _cells(folder: Path) -> list[Cell]:
     """The comparison's cells; done are those whose last table is written."""
     found = []
-    for name, settings in read_grid(folder)["cells"].items():
+    for name, settings in read_sweep(folder)["cells"].items():
         cell = folder / "cells" / name
         done = (cell / "cross_site.csv").exists()
         found.append(Cell(settings, cell, "done" if done else "left"))

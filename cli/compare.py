@@ -11,16 +11,16 @@ from fedshift.cli.board import Board
 from fedshift.cli.console import PlainConsole
 from fedshift.protocol.words import count
 from fedshift.runs.compare import compare as run
-from fedshift.runs.grid import Grid
+from fedshift.runs.sweep import Sweep
 from fedshift.server import comparison
 
 
 def compare(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Run and compare the cells of the grid; print the comparison and what failed."""
     console = PlainConsole()
-    grid = Grid.parse(overrides, config_dir)
-    result = run(grid, console.tell, partial(Board, console))
-    console.print(comparison.summary(result, grid.out))
+    sweep = Sweep.parse(overrides, config_dir)
+    result = run(sweep, console.tell, partial(Board, console))
+    console.print(comparison.summary(result, sweep.out))
     cells = result.comparison.cells
     failed = Counter(cell.error for cell in cells if cell.status == "failed")
     for error, times in failed.items():

@@ -13,14 +13,14 @@ from typing import Any, Literal, Protocol
 from fedshift import UserError
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
-from fedshift.runs import grid as grids
 from fedshift.runs import provenance
+from fedshift.runs import sweep as sweeps
 from fedshift.runs.cells import FAILURE, OpenSite, RunCell, rounds, untrained
 from fedshift.runs.earlier import complete
-from fedshift.runs.grid import GRID, Grid, Prepared, read_grid
 from fedshift.runs.pool import Event, Pool, places
 from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import read_config
+from fedshift.runs.sweep import SWEEP, PlannedCell, Sweep, read_sweep
 from fedshift.runs.watching import Tell, silent
 from fedshift.server import checkpoint, comparison
 from fedshift.server.comparison.cells import Cell
@@ -59,7 +59,7 @@ def _unshown(
 
 
 def compare(
-    grid: Grid,
+    sweep: Sweep,
     tell: Tell = silent,
     board: OpenBoard = _unshown,
     task: type[RunCell] = RunCell,
@@ -69,49 +69,49 @@ def compare(
     Raises :class:`UserError` for a wrong option in any cell, before anything is run, and when
     every cell failed.
     """
-    out = grid.out
-    prepared = grids.prepare(grid, tell)
-    if target := grids.target_for(grid, prepared):
-        grid, prepared = grids.hide_labels(grid, prepared, target)
+    out = sweep.out
+    prepared = sweeps.prepare(sweep, tell)
+    if target := sweeps.target_for(sweep, prepared):
+        sweep, prepared = sweeps.hide_labels(sweep, prepared, target)
         tell(
             f"A method of the grid adapts to sites without labels, and all have some: those of "
             f"{target} are hidden in every cell. To hide others: data.unlabelled_sites=[...]"
         )
-    devices = _places(grid, prepared)
+    devices = _places(sweep, prepared)
     with alone_in(out):
-        _open(out, grid, prepared)
+        _open(out, sweep, prepared)
         complete(out)
         _tell_old(prepared, tell)
         cells = run_cells(prepared, devices, board, task)
         failed = [cell for cell in cells if cell.status == "failed"]
         if len(failed) == len(cells):
             raise UserError(f"no cell could be run; the first failed: {failed[0].error}")
-        return comparison.build(out, cells, baseline=grid.baseline(cells), hours=grid.hours)
+        return comparison.build(out, cells, baseline=sweep.baseline(cells), hours=sweep.hours)
 
 
 # The folder.
 
 
-def _open(out: Path, grid: Grid, prepared: Sequence[Prepared]) -> None:
+def _open(out: Path, sweep: Sweep, prepared: Sequence[PlannedCell]) -> None:
     """Make ``out`` ready for the grid; cells of an earlier grid that are in it keep their results.
 
     Raises :class:`UserError` when ``out`` holds something else, which is left as it is.
     """
-    stored = out / GRID
+    stored = out / SWEEP
     if stored.exists():
-        _check_fixed(out, grid)
+        _check_fixed(out, sweep)
         _adopt(out / "cells", prepared)
     elif any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no comparison; choose another out=DIR")
-    write_atomic(stored, grid.to_json())
+    write_atomic(stored, sweep.to_json())
 
 
-def _check_fixed(out: Path, grid: Grid) -> None:
+def _check_fixed(out: Path, sweep: Sweep) -> None:
     """Raise :class:`UserError` unless the options that both grids hold fixed are equal."""
-    earlier = read_grid(out)
+    earlier = read_sweep(out)
     fixed, axes = earlier["fixed"], earlier["axes"]
-    keys = (fixed.keys() | grid.fixed.keys()) - axes.keys() - grid.axes.keys() - {"data.cache"}
-    changed = sorted(key for key in keys if fixed.get(key) != grid.fixed.get(key))
+    keys = (fixed.keys() | sweep.fixed.keys()) - axes.keys() - sweep.axes.keys() - {"data.cache"}
+    changed = sorted(key for key in keys if fixed.get(key) != sweep.fixed.get(key))
     if changed:
         raise UserError(
             f"{out} holds a comparison with other options ({', '.join(changed)}); repeat "
@@ -119,7 +119,7 @@ def _check_fixed(out: Path, grid: Grid) -> None:
         )
 
 
-def _adopt(folder: Path, prepared: Sequence[Prepared]) -> None:
+def _adopt(folder: Path, prepared: Sequence[PlannedCell]) -> None:
     """Give a run its cell's new name: with another axis in the grid, the same run has another."""
     wanted = {one.identity: one.cell.folder for one in prepared if not one.cell.folder.exists()}
     names = {one.cell.folder for one in prepared}
@@ -130,7 +130,7 @@ def _adopt(folder: Path, prepared: Sequence[Prepared]) -> None:
                 config.parent.rename(place)
 
 
-def _status(one: Prepared) -> Literal["done", "left"]:
+def _status(one: PlannedCell) -> Literal["done", "left"]:
     """Whether the cell's folder holds all of this run's results; ``cross_site.csv`` comes last."""
     folder = one.cell.folder
     done = (
@@ -141,7 +141,7 @@ def _status(one: Prepared) -> Literal["done", "left"]:
     return "done" if done else "left"
 
 
-def _tell_old(prepared: Sequence[Prepared], tell: Tell) -> None:
+def _tell_old(prepared: Sequence[PlannedCell], tell: Tell) -> None:
     """Say of finished cells that were made with other versions that they stand."""
     done = [one.cell.folder for one in prepared if _status(one) == "done"]
     old = [others for folder in done if (others := provenance.differing(folder))]
@@ -153,9 +153,9 @@ def _tell_old(prepared: Sequence[Prepared], tell: Tell) -> None:
 # The work.
 
 
-def _places(grid: Grid, prepared: Sequence[Prepared]) -> list[str]:
+def _places(sweep: Sweep, prepared: Sequence[PlannedCell]) -> list[str]:
     """The device of each worker."""
-    devices = grid.own.get("engine.devices", "auto").strip("'\"")
+    devices = sweep.own.get("engine.devices", "auto").strip("'\"")
     engines = [EngineSettings.from_config(one.config) for one in prepared]
     threads = max(engine.threads for engine in engines)
     return places(devices, engines[0].most_workers, threads, len(prepared))
@@ -168,7 +168,7 @@ class Schedule:
     come first, so that no worker is idle at the end.
     """
 
-    def __init__(self, prepared: Sequence[Prepared]) -> None:
+    def __init__(self, prepared: Sequence[PlannedCell]) -> None:
         self._prepared = prepared
         self._waiting = set(range(len(prepared)))
         self._begun: Counter[str] = Counter()
@@ -208,7 +208,7 @@ class Schedule:
 
 
 def run_cells(
-    prepared: Sequence[Prepared],
+    prepared: Sequence[PlannedCell],
     devices: Sequence[str],
     board: OpenBoard,
     task: type[RunCell],
@@ -250,7 +250,7 @@ def run_cells(
     return cells
 
 
-def _sites(left: Sequence[Prepared]) -> list[OpenSite]:
+def _sites(left: Sequence[PlannedCell]) -> list[OpenSite]:
     """What opens each site of these cells once; seeds may share images, and folds do."""
     found: dict[str, OpenSite] = {}
     for one in left:

@@ -24,7 +24,7 @@ from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
-from fedshift.server.rounds import Budget, RunPlan, meet, prepare, read_cards, read_rounds
+from fedshift.server.rounds import ResourceBudget, RunPlan, meet, prepare, read_cards, read_rounds
 from fedshift.sites import DataSettings
 from fedshift.sites.types import Federation, SiteSpec
 from fedshift.strategies.base.clock import Clock
@@ -119,7 +119,7 @@ def _told(config: Config) -> tuple[Action, ...]:
     return tuple(told)
 
 
-def _budget(settings: RunSettings, clock: Clock | None) -> Budget | None:
+def _budget(settings: RunSettings, clock: Clock | None) -> ResourceBudget | None:
     """What ends the run early, if anything; raises :class:`UserError` for half of a budget, or time
     without a clock."""
     if settings.budget == "time" and clock is None:
@@ -133,7 +133,7 @@ def _budget(settings: RunSettings, clock: Clock | None) -> Budget | None:
     if settings.budget_limit is None:
         unit = "bytes" if settings.budget == "bytes" else "seconds of the simulated clock"
         raise UserError(f"budget={settings.budget} needs budget_limit, in {unit}")
-    return Budget(settings.budget, settings.budget_limit)
+    return ResourceBudget(settings.budget, settings.budget_limit)
 
 
 @contextmanager

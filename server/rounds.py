@@ -44,7 +44,7 @@ from fedshift.strategies.base.clock import Clock, Timing
 
 
 @dataclass(frozen=True)
-class Budget:
+class ResourceBudget:
     """What a run may spend: its rounds end before the next one would pass ``limit``.
 
     Of ``bytes`` counts what the strategy's messages bring to and from all sites together, in
@@ -105,7 +105,7 @@ class RunPlan:
     shift_pairs: Choice = "auto"
     checkpoints_kept: int | None = None
     deadline_s: float | None = None
-    budget: Budget | None = None
+    budget: ResourceBudget | None = None
     clock: Clock | None = None
     tracking: tuple[str, ...] = ()
     told: tuple[Action, ...] = ()

@@ -12,7 +12,7 @@ from kit.measured import SEGMENTATION
 
 from fedshift import UserError
 from fedshift.runs.stored import stored_run
-from fedshift.server.rounds import Budget
+from fedshift.server.rounds import ResourceBudget
 from fedshift.server.tables.files import read_cross_site
 
 Simulate = Callable[..., Path]
@@ -24,15 +24,17 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_budget_ends_before_the_round_that_would_pass_it() -> None:
-    budget = Budget("bytes", 100)
+    budget = ResourceBudget("bytes", 100)
     assert budget.spent({"bytes_down": 20, "bytes_up": 10}, 15.0) == 45.0
     assert budget.ends([30.0]) is None
     assert budget.ends([30.0, 70.0]) is not None  # the costliest round took 40
     assert budget.ends([30.0, 60.0]) is None  # up to the limit itself is allowed
     assert budget.ends([30.0, 60.0, 90.0]) is not None
     assert budget.ends([130.0]) is not None
-    assert Budget("time", 5).spent({"clock_s": 4.5}, 4.0) == 4.5
-    assert "4 of 5 s are spent, and a round took up to 2" in str(Budget("time", 5).ends([2.0, 4.0]))
+    assert ResourceBudget("time", 5).spent({"clock_s": 4.5}, 4.0) == 4.5
+    assert "4 of 5 s are spent, and a round took up to 2" in str(
+        ResourceBudget("time", 5).ends([2.0, 4.0])
+    )
 
 
 @pytest.fixture(scope="module")

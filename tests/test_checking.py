@@ -23,8 +23,8 @@ from fedshift.client.model import Model
 from fedshift.runs.checking import examine, for_report, settle
 from fedshift.runs.config import load
 from fedshift.runs.federation import task_settings
-from fedshift.runs.grid import Grid, prepare
 from fedshift.runs.simulate import run
+from fedshift.runs.sweep import Sweep, prepare
 from fedshift.server.lock import alone_in
 from fedshift.sites import Finding
 from fedshift.sites.findings import CODES, grouped
@@ -222,7 +222,7 @@ def test_compare_tells_a_finding_of_all_its_seeds_once(tmp_path: Path) -> None:
     table = hospital(tmp_path / "sites", empty=True)
     told: list[str] = []
     asked = [one for one in options(table, "seed=0,1,2") if one != "baselines=[]"]
-    prepared = prepare(Grid.parse([*asked, f"out={tmp_path / 'out'}"]), told.append)
+    prepared = prepare(Sweep.parse([*asked, f"out={tmp_path / 'out'}"]), told.append)
     assert len(prepared) == 3
     assert {one.config["data"]["size"] for one in prepared} == {64}
     assert sum("empty-mask" in line for line in told) == 1

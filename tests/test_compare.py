@@ -25,10 +25,10 @@ from fedshift.protocol.storage import folder_name
 from fedshift.runs.cells import untrained
 from fedshift.runs.compare import Schedule
 from fedshift.runs.config import load
-from fedshift.runs.grid import Grid, prepare, target_for
 from fedshift.runs.pool import Event, Pool, places
 from fedshift.runs.simulate import run
 from fedshift.runs.stored import read_config
+from fedshift.runs.sweep import Sweep, prepare, target_for
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.rounds import read_rounds
 
@@ -41,7 +41,7 @@ RESULTS = ("cases.csv", "cross_site.csv", "shift.csv", "egress.jsonl", "rounds.j
 
 
 def test_hydras_sweeps_become_axes_in_the_order_typed() -> None:
-    grid = Grid.parse(
+    grid = Sweep.parse(
         [
             "out=here",
             "strategy=fedbn,fedavg",
@@ -69,7 +69,7 @@ def test_hydras_sweeps_become_axes_in_the_order_typed() -> None:
 
 
 def test_a_glob_stands_for_a_groups_choices() -> None:
-    axes = Grid.parse(["strategy=glob(*median)"]).axes
+    axes = Sweep.parse(["strategy=glob(*median)"]).axes
     assert axes == {"strategy": ("geometric_median", "median")}
 
 
@@ -92,12 +92,12 @@ def test_a_glob_stands_for_a_groups_choices() -> None:
 )
 def test_what_is_no_grid_is_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Grid.parse(overrides)
+        Sweep.parse(overrides)
 
 
 def test_a_comparison_needs_a_folder() -> None:
     with pytest.raises(UserError, match="out=DIR"):
-        Grid.parse(["seed=0,1"]).cells()
+        Sweep.parse(["seed=0,1"]).cells()
 
 
 def test_a_folders_name_is_safe_and_its_own() -> None:
@@ -126,12 +126,12 @@ def test_a_folders_name_is_safe_and_its_own() -> None:
 def test_the_baseline_is_the_first_entrant_meant(
     axes: list[str], asked: str | None, expected: str
 ) -> None:
-    grid = Grid.parse(["out=x", *axes, *([f"baseline={asked}"] if asked else [])])
+    grid = Sweep.parse(["out=x", *axes, *([f"baseline={asked}"] if asked else [])])
     assert grid.baseline(grid.cells()) == expected
 
 
 def test_a_baseline_that_is_no_entrant_is_refused() -> None:
-    grid = Grid.parse(["out=x", "strategy=fedavg,fedbn", "baseline=strategy=krum"])
+    grid = Sweep.parse(["out=x", "strategy=fedavg,fedbn", "baseline=strategy=krum"])
     with pytest.raises(UserError, match=r"baseline=strategy=krum .* 'strategy=fedbn'"):
         grid.baseline(grid.cells())
 
@@ -144,8 +144,8 @@ def without(options: tuple[str, ...], *keys: str) -> tuple[str, ...]:
     return tuple(option for option in options if not option.startswith(keys))
 
 
-def parse(tiny: tuple[str, ...], out: Path, *overrides: str) -> Grid:
-    return Grid.parse([*tiny, f"out={out}", *overrides])
+def parse(tiny: tuple[str, ...], out: Path, *overrides: str) -> Sweep:
+    return Sweep.parse([*tiny, f"out={out}", *overrides])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from fedshift.server.comparison.cells import Cell
 from fedshift.sites import DataSettings
 from fedshift.sites.types import Federation
 
-GRID = "comparison.json"
+SWEEP = "comparison.json"
 """The grid as asked for; with it a folder is a comparison."""
 OWN = ("out", "baseline", "hours", "engine.workers", "engine.devices")
 """What is said of the comparison as a whole; a sweep over these would be no comparison."""
@@ -47,7 +47,7 @@ structures they are scored in."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class Sweep:
     """What was asked for: options that all cells share and the axes, each in the order typed, as
     texts in Hydra's grammar; ``own`` are those of :data:`OWN`."""
 
@@ -58,7 +58,7 @@ class Grid:
     """A folder of further configs."""
 
     @classmethod
-    def parse(cls, overrides: Sequence[str], config_dir: Path | None = None) -> Grid:
+    def parse(cls, overrides: Sequence[str], config_dir: Path | None = None) -> Sweep:
         """Sort ``KEY=VALUE`` texts; Hydra's sweeps (``a,b``, ``range(0,3)``, ``choice(a,b)``, and
         ``glob(fed*)`` over a group's choices) become axes.
 
@@ -153,21 +153,21 @@ class Grid:
     def to_json(self) -> str:
         """The contents of ``comparison.json``: what decides which runs the comparison holds."""
         cells = self.cells()
-        grid = {
+        sweep = {
             "fixed": dict(self.fixed),
             "axes": {key: list(values) for key, values in self.axes.items()},
             "baseline": self.baseline(cells),
             "cells": {cell.folder.name: dict(cell.settings) for cell in cells},
         }
-        return json.dumps(grid, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(sweep, indent=1, ensure_ascii=False) + "\n"
 
 
-def read_grid(folder: Path) -> dict[str, Any]:
-    """What :meth:`Grid.to_json` wrote into the comparison ``folder``.
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What :meth:`Sweep.to_json` wrote into the comparison ``folder``.
 
     Raises :class:`UserError` when it cannot be read.
     """
-    path = folder / GRID
+    path = folder / SWEEP
     try:
         stored = dict(json.loads(path.read_text(encoding="utf-8")))
         if all(isinstance(stored[key], dict) for key in ("fixed", "axes", "cells")):
@@ -210,7 +210,7 @@ def _swept(key: str, text: str, config_dir: Path | None) -> tuple[str, ...] | No
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PlannedCell:
     """A cell, with the configuration that it runs, its fingerprint, the sites it opens, and the
     work it is, in site steps; ``folds`` is the number of runs in it. Its method ``adapts`` where it
     trains from labelled to unlabelled sites and needs both."""
@@ -229,27 +229,27 @@ Opened = dict[str, tuple[Config, Federation, DataSettings]]
 """By what decides them: the planned config node ``data``, the sites and their settings."""
 
 
-def prepare(grid: Grid, tell: Tell = silent) -> list[Prepared]:
+def prepare(sweep: Sweep, tell: Tell = silent) -> list[PlannedCell]:
     """Compose and check every cell's configuration, and look at the images they share.
 
     Raises :class:`UserError`, naming the cell, for a wrong option in any of them, and for cells
     that would take different numbers of steps although none was asked for.
     """
-    cells = grid.cells()
+    cells = sweep.cells()
     federations: Opened = {}
     told: set[str] = set()  # Seeds share most of what is to be told.
     prepared = []
     for cell in cells:
         try:
-            prepared.append(_prepared(grid, cell, federations, tell, told))
+            prepared.append(_prepared(sweep, cell, federations, tell, told))
         except UserError as error:
             if not cell.settings:
                 raise
             raise UserError(f"{' '.join(_pairs(cell))}: {error}") from error
-    _check_budgets(grid, prepared)
-    if grid.hours is not None and any(one.config["clock"]["name"] == "none" for one in prepared):
+    _check_budgets(sweep, prepared)
+    if sweep.hours is not None and any(one.config["clock"]["name"] == "none" for one in prepared):
         raise UserError(
-            f"hours={grid.own['hours']} ranks by the simulated clock, and there is none; add "
+            f"hours={sweep.own['hours']} ranks by the simulated clock, and there is none; add "
             "clock=hospitals or clock=lan"
         )
     return prepared
@@ -259,16 +259,18 @@ def _pairs(cell: Cell) -> list[str]:
     return [f"{key}={value}" for key, value in cell.settings.items()]
 
 
-def _prepared(grid: Grid, cell: Cell, federations: Opened, tell: Tell, told: set[str]) -> Prepared:
-    fixed = [f"{key}={value}" for key, value in grid.fixed.items()]
-    workers = [f"{key}={value}" for key, value in grid.own.items() if key == "engine.workers"]
-    config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)], grid.config_dir)
+def _prepared(
+    sweep: Sweep, cell: Cell, federations: Opened, tell: Tell, told: set[str]
+) -> PlannedCell:
+    fixed = [f"{key}={value}" for key, value in sweep.fixed.items()]
+    workers = [f"{key}={value}" for key, value in sweep.own.items() if key == "engine.workers"]
+    config = load(["baselines=[]", *workers, *fixed, *_pairs(cell)], sweep.config_dir)
     return _checked(cell, config, federations, tell, told)
 
 
 def _checked(
     cell: Cell, config: Config, federations: Opened, tell: Tell, told: set[str]
-) -> Prepared:
+) -> PlannedCell:
     """The cell with its composed ``config``; ``federations`` are those opened so far."""
     settings = RunSettings.from_config(config)
     check_one_process(
@@ -294,7 +296,7 @@ def _checked(
     method = METHODS.build(plan.method)
     training = sum(site.role == "train" for site in federation.sites)
     turns = max(1, len(folds(config, federation)))
-    return Prepared(
+    return PlannedCell(
         cell,
         config,
         checkpoint.fingerprint(config),
@@ -306,14 +308,14 @@ def _checked(
     )
 
 
-def target_for(grid: Grid, prepared: Sequence[Prepared]) -> str | None:
+def target_for(sweep: Sweep, prepared: Sequence[PlannedCell]) -> str | None:
     """The site whose labels are hidden in all cells, because some cell's method adapts to sites
     without labels and none is named: the last one that trains.
 
     None where nothing is to be hidden, and of images that are not phantoms: theirs is the user's
     to say.
     """
-    if "data.unlabelled_sites" in grid.fixed.keys() | grid.axes.keys():
+    if "data.unlabelled_sites" in sweep.fixed.keys() | sweep.axes.keys():
         return None
     first = next((one for one in prepared if one.adapts), None)
     if first is None or first.config["federation"]["kind"] != "phantom":
@@ -322,7 +324,9 @@ def target_for(grid: Grid, prepared: Sequence[Prepared]) -> str | None:
     return names[-1] if len(names) > 1 and first.config["protocol"] == "together" else None
 
 
-def hide_labels(grid: Grid, prepared: Sequence[Prepared], site: str) -> tuple[Grid, list[Prepared]]:
+def hide_labels(
+    sweep: Sweep, prepared: Sequence[PlannedCell], site: str
+) -> tuple[Sweep, list[PlannedCell]]:
     """The grid and its cells with the option ``data.unlabelled_sites=[site]``; no configuration is
     composed again, which takes a fifth of a second a cell."""
     hidden = {"unlabelled_sites": [site]}
@@ -337,15 +341,15 @@ def hide_labels(grid: Grid, prepared: Sequence[Prepared], site: str) -> tuple[Gr
         )
         for one in prepared
     ]
-    fixed = {**grid.fixed, "data.unlabelled_sites": f"[{site}]"}
-    return replace(grid, fixed=fixed), cells
+    fixed = {**sweep.fixed, "data.unlabelled_sites": f"[{site}]"}
+    return replace(sweep, fixed=fixed), cells
 
 
-def _check_budgets(grid: Grid, prepared: Sequence[Prepared]) -> None:
+def _check_budgets(sweep: Sweep, prepared: Sequence[PlannedCell]) -> None:
     """Cells are compared at one number of steps, unless it is what is compared."""
-    if grid.axes.keys() & {"rounds", "local_steps"}:
+    if sweep.axes.keys() & {"rounds", "local_steps"}:
         return
-    first: dict[int, Prepared] = {}
+    first: dict[int, PlannedCell] = {}
     for one in prepared:
         if one.config["budget"] == "steps":
             first.setdefault(one.config["rounds"] * one.config["local_steps"], one)
