@@ -132,6 +132,14 @@ class Task(ABC):
         """A label of ``slices`` random slices on the task's grid: training is measured on it."""
 
 
+@dataclass(frozen=True)
+class DenseTask(Task):
+    """A task of dense prediction: its networks predict ``outputs`` numbers for each pixel, (B,
+    outputs, H, W), so that a method with a network from image to image serves any of this kind."""
+
+    title: ClassVar[str] = "dense prediction"
+
+
 def common_parts(known: Sequence[str], parts: Sequence[str]) -> list[str]:
     """The names that a model (``known``) and a site's labels (``parts``) share, in this order.
 

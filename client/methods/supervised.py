@@ -22,11 +22,8 @@ from fedshift.client.contract.method import (
     Sharing,
     StatisticsBank,
 )
-from fedshift.client.contract.task import Task
+from fedshift.client.contract.task import DenseTask, Task
 from fedshift.client.methods.base import Segmenting
-from fedshift.client.tasks.landmarks import Landmarks
-from fedshift.client.tasks.points import Points
-from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.training import predict_slices
 from fedshift.sites.types import SiteData
 
@@ -35,7 +32,7 @@ from fedshift.sites.types import SiteData
 class Supervised(Segmenting):
     """Every site with labels trains one LV-Unet, which the strategy averages."""
 
-    tasks = frozenset({Segmentation, Landmarks, Points})
+    tasks = frozenset({DenseTask})
 
     def networks(self, task: Task) -> Networks:
         return {"segmenter": self.segmenter(task)}

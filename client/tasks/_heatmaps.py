@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.client.contract.task import Task
+from fedshift.client.contract.task import DenseTask
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case
 
@@ -20,7 +20,7 @@ CELLS = 4
 
 
 @dataclass(frozen=True)
-class HeatmapTask(Task):
+class HeatmapTask(DenseTask):
     """A task whose labels are points, (S, N, 3) float32: x, y and the part's number, and whose
     networks predict a heatmap for each part (:mod:`fedshift.client.heatmaps`). ``sigma`` is the
     heatmaps' standard deviation in pixels of the grid."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.client.contract.task import Predict, Task, common_parts
+from fedshift.client.contract.task import DenseTask, Predict, common_parts
 from fedshift.protocol.measures import Measure, Row
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import IGNORED, Case, Label
@@ -67,7 +67,7 @@ MEASURES = (
 
 
 @dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(DenseTask):
     """The task of labelling each pixel with one of the structures ``parts`` or the background.
 
     Labels are (S, H, W) uint8 class indices, 0 for the background and ``k + 1`` for ``parts[k]``; a
