@@ -165,7 +165,9 @@ class Convex:
             return FitReport({"net": EXAMPLES[site]})
 
         seed = derive_seed(0, site, instruction.round)
-        budget = Budget(instruction.steps, seed, torch.device("cpu"), round=instruction.round)
+        none = cast(Any, None)  # No task: the objective is the vectors' own.
+        device = torch.device("cpu")
+        budget = Budget(none, instruction.steps, seed, device, round=instruction.round)
         report = run_rules(rules.build(visit), fit, budget)
         self.memory[site] = visit.memory
         self.personal[site] = visit.personal

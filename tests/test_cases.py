@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from kit.cases import mask, native_mask
 from PIL import Image
 from test_sites_dicom import UPRIGHT, along, enhanced, placed, stored
 
@@ -99,7 +100,7 @@ def test_a_nearly_isotropic_site_is_cut_in_the_plane_of_the_others(tmp_path: Pat
     widths = {}
     for name, site in opened(found).items():
         case = cases(site)[0]
-        middle = case.label[len(case.label) // 2] == 1
+        middle = mask(case)[len(case.image) // 2] == 1
         widths[name] = middle.any(axis=0).sum(), middle.any(axis=1).sum()
         assert case.spacing_mm[0] == pytest.approx(3.0 if name != "b" else 1.0)
     # 16 mm across and 12 mm down, on pixels of 1 mm, wherever it was scanned.
@@ -141,9 +142,9 @@ def test_an_enhanced_file_is_its_classic_series(tmp_path: Path) -> None:
     for k, (one, other) in enumerate(zip(cases(sites["a"]), cases(sites["b"]), strict=True)):
         assert one.spacing_mm[0] == other.spacing_mm[0] == 3.0
         np.testing.assert_array_equal(one.image, other.image)
-        np.testing.assert_array_equal(one.reference, other.reference)
+        np.testing.assert_array_equal(native_mask(one), native_mask(other))
         # Upwards, as both were scanned.
-        for z, plane in enumerate(one.reference):
+        for z, plane in enumerate(native_mask(one)):
             expected = disc(10 + k + z) if 0 < z < 4 else np.zeros(SHAPE, bool)
             np.testing.assert_array_equal(plane == 1, expected)
 
@@ -171,7 +172,7 @@ def test_masks_of_1_and_of_255_are_asked_about(tmp_path: Path) -> None:
     assert not settled.findings
     for site in opened(settled).values():
         for k, case in enumerate(cases(site)):
-            np.testing.assert_array_equal(case.reference[0] == 1, disc(column=12 + k))
+            np.testing.assert_array_equal(native_mask(case)[0] == 1, disc(column=12 + k))
 
 
 @pytest.mark.parametrize("tones", [(254, 255), (64, 128, 191, 255), (1, 255)])
@@ -196,7 +197,7 @@ def test_tones_that_all_sites_share_are_no_structures_in_silence(
     for site in opened(settled).values():
         for case, k in zip(cases(site), SUBJECTS, strict=True):
             inner = disc(column=12 + k, radius=8.0 - len(tones) + 1)
-            np.testing.assert_array_equal(case.reference[0] == 1, inner)
+            np.testing.assert_array_equal(native_mask(case)[0] == 1, inner)
 
 
 def test_values_that_number_structures_are_not_asked_about(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_the_masks_of_healthy_people_count_where_the_user_says_so(tmp_path: Path
     assert not said.findings
     healthy = [case for case in cases(opened(said)["b"]) if case.labelled.any()]
     assert len(healthy) == 6
-    assert sum(not np.any(case.reference) for case in healthy) == 3
+    assert sum(not np.any(native_mask(case)) for case in healthy) == 3
 
 
 def test_labels_saved_without_their_images_header_stop_a_run(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_objects_counted_one_by_one_are_one_structure_if_asked(tmp_path: Path) -
         assert not found.stopping
         for site in opened(found).values():
             for case in cases(site):
-                assert set(np.unique(case.reference)) == {0, 1}
+                assert set(np.unique(native_mask(case))) == {0, 1}
     short = hospital.checked("data.labels={nucleus: 1-20}")
     assert codes(short) == ["too-many-values"]
 

@@ -321,7 +321,9 @@ def test_a_deadline_nobody_meets_leaves_the_model_and_names_every_site(
     assert "usable updates" in line["skipped"]
     config = yaml.safe_load((out / "config.yaml").read_text())
     start = initial_arrays(
-        config["method"], {"structures": ["LV cavity", "myocardium", "RV cavity"]}, 0
+        config["method"],
+        {"name": "segmentation", "parts": ["LV cavity", "myocardium", "RV cavity"]},
+        0,
     )
     kept = load_file(out / "checkpoints" / "round_0001.safetensors")
     assert kept.keys() == start.keys()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, mask_case
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -19,8 +20,8 @@ from fedshift.client.contract.illustrations import ImageGrid
 from fedshift.client.contract.method import AVERAGED, BROADCAST, KEPT, Budget, Networks, Scene
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.drai import DRAI, JUDGES, PLAYERS
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import predict_probabilities
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import predict_slices
 from fedshift.papers import p09_drai
 from fedshift.sites.phantoms import draw
 from fedshift.sites.types import Case, Domain, SiteData
@@ -28,7 +29,7 @@ from fedshift.sites.types import Case, Domain, SiteData
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 STRUCTURES = ("LV cavity", "myocardium", "RV cavity")
-TASK = Segmentation(structures=STRUCTURES, size=(32, 32))
+TASK = Segmentation(parts=STRUCTURES, size=(32, 32))
 SMALL = DRAI(
     width=4, depth=3, batch=4, generator_width=4, generator_batch=4, style=3, content=5,
     generation_rounds=2,
@@ -40,18 +41,13 @@ def phantom_case(index: int, vendor: str, labelled: bool = True, seed: int = 0) 
         "cardiac", vendor=vendor, subject=f"subject{index}", seed=seed, shift=1.0, size=32, slices=4
     )
     image = image / np.quantile(image, 0.99)
-    return Case(
+    return mask_case(
+        image,
+        label if labelled else None,
         id=f"{vendor}-{index}",
         subject=f"subject{index}",
-        session="",
         domain=Domain(vendor),
-        image=image.astype(np.float32),
-        label=label if labelled else None,
-        labelled=np.full(len(image), labelled),
         spacing_mm=spacing,
-        reference=label,
-        native_spacing_mm=spacing,
-        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
     )
 
 
@@ -79,7 +75,7 @@ def new_networks(method: DRAI, seed: int = 0) -> Networks:
 
 
 def budget(round: int = 1, steps: int = 2, seed: int = 0, **more: object) -> Budget:
-    return Budget(steps, seed, CPU, round=round, rounds=6, **more)  # type: ignore[arg-type]
+    return Budget(TASK, steps, seed, CPU, round=round, rounds=6, **more)  # type: ignore[arg-type]
 
 
 def weights(nets: Networks) -> torch.Tensor:
@@ -150,7 +146,7 @@ def test_discriminators_never_leave_and_what_unlabelled_sites_use_is_broadcast()
 def test_published_moments_are_those_of_the_codes_and_features() -> None:
     site, nets = phantom_site(), new_networks(SMALL)
     assert SMALL.fit(site, nets, {}, budget(1)).statistics == {}
-    images = torch.from_numpy(np.concatenate([c.image for c in site.splits["train"]]))[:, None]
+    images = torch.from_numpy(np.concatenate([c.image for c in site.splits["train"]]))
     with torch.no_grad():
         codes = nets["content_encoder"](images).mean.double().numpy()
     features = SMALL.features(nets, images).double().numpy()
@@ -208,7 +204,7 @@ def test_every_measure_of_a_collapse_is_reported_beside_cifc() -> None:
     site, nets = phantom_site(), new_networks(SMALL)
     bank = {"vendor_b": SMALL.fit(phantom_site("vendor_b"), nets, {}, budget(2)).statistics}
     metrics = SMALL.fit(site, nets, bank, budget(3)).metrics
-    images = torch.from_numpy(site.splits["val"][0].image)[:, None]
+    images = torch.from_numpy(site.splits["val"][0].image)
     with torch.no_grad():
         z, c = nets["style_encoder"](images).mean, nets["content_encoder"](images).mean
         again = nets["generator"](z, c)
@@ -223,7 +219,7 @@ def test_every_measure_of_a_collapse_is_reported_beside_cifc() -> None:
 
 def test_own_style_leaves_an_image_as_it_is_and_another_changes_it() -> None:
     nets = new_networks(SMALL)
-    images = torch.from_numpy(phantom_case(0, "vendor_a").image)[:, None]
+    images = torch.from_numpy(phantom_case(0, "vendor_a").image)
     with torch.no_grad():
         own = nets["style_encoder"](images).mean
     assert torch.equal(SMALL.restyle(nets, images, own), images)
@@ -234,11 +230,12 @@ def test_content_is_segmented_in_the_neutral_style() -> None:
     method = replace(SMALL, use="content")
     nets = new_networks(method)
     images = phantom_case(0, "vendor_a").image
-    found = method.predict(nets, images, Scene("vendor_a", CPU))
-    neutral = method.restyle(nets, torch.from_numpy(images)[:, None], torch.zeros(4, 3))
-    expected = predict_probabilities(nets["segmenter"], neutral[:, 0].numpy(), CPU)
+    scene = Scene(TASK, "vendor_a", CPU)
+    found = method.predict(nets, images, scene)
+    neutral = method.restyle(nets, torch.from_numpy(images), torch.zeros(4, 3))
+    expected = predict_slices(nets["segmenter"], neutral.numpy(), scene)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    plain = SMALL.predict(nets, images, Scene("vendor_a", CPU))
+    plain = SMALL.predict(nets, images, scene)
     assert not np.allclose(found, plain, atol=1e-5)
 
 
@@ -335,7 +332,7 @@ def test_paper_preset_is_the_papers_size_rates_and_weights() -> None:
 def test_pictures_are_of_one_size_and_name_their_columns() -> None:
     site, nets = phantom_site(), new_networks(SMALL)
     bank = {"vendor_b": SMALL.fit(phantom_site("vendor_b"), nets, {}, budget(2)).statistics}
-    grids = SMALL.illustrate(site, nets, Scene("vendor_a", CPU, bank=bank))
+    grids = SMALL.illustrate(site, nets, Scene(TASK, "vendor_a", CPU, bank=bank))
     assert [grid.name for grid in grids] == ["samples", "hybrids", "restyled"]
     for grid in grids:
         assert isinstance(grid, ImageGrid)
@@ -428,9 +425,7 @@ def disc_case(index: int, seed: int) -> Case:
     label = (np.hypot(y, x) < rng.uniform(2, 7, shape)).astype(np.uint8)
     image = np.where(label, rng.uniform(0.6, 1.0, shape), rng.uniform(0.0, 0.4, shape))
     image = (image + rng.normal(0, 0.02, image.shape)).astype(np.float32)
-    return replace(
-        phantom_case(0, "vendor_a"), image=image, label=label, labelled=np.ones(64, bool)
-    )
+    return mask_case(image, label)
 
 
 def linear_fit(codes: np.ndarray, values: np.ndarray) -> float:
@@ -457,7 +452,7 @@ def test_constraints_keep_content_and_style_apart_without_a_collapse() -> None:
         splits = {"train": (disc_case(0, seed),), "val": (case,), "test": ()}
         site = SiteData("discs", "train", ("disc",), splits)
         brightness = [
-            np.array([i[k == j].mean() for i, k in zip(case.image, case.label, strict=True)])
+            np.array([i[0, k == j].mean() for i, k in zip(case.image, mask(case), strict=True)])
             for j in (0, 1)
         ]
         found, leaks = [], []
@@ -469,7 +464,7 @@ def test_constraints_keep_content_and_style_apart_without_a_collapse() -> None:
             # The second round measures what the first has trained.
             found.append(method.fit(site, nets, {}, budget(2, steps=1)).metrics)
             with torch.no_grad():
-                codes = nets["content_encoder"](torch.from_numpy(case.image)[:, None]).mean.numpy()
+                codes = nets["content_encoder"](torch.from_numpy(case.image)).mean.numpy()
             leaks.append(np.mean([linear_fit(codes, values) for values in brightness]))
         shares.append([metrics["cifc_relative"] for metrics in found])
         assert shares[-1][1] < shares[-1][0]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from convex import CENTRE, CURVATURE, EXAMPLES, Convex, VectorModel
+from kit.cases import mask_case, segmentation
 
 from fedshift import UserError, derive_seed
 from fedshift.cli.simulate import simulate
@@ -27,7 +28,7 @@ from fedshift.client.sharpness import uphill
 from fedshift.client.training import LabelledSlices
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.protocol.storage import read_tensors
-from fedshift.sites.types import Case, Domain, SiteData
+from fedshift.sites.types import SiteData
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.base.aggregate import Update
 from fedshift.strategies.fedavg import FedAvg
@@ -315,25 +316,14 @@ SMALL = {
     "lr": 0.01,
     "augmentation": {"affine": False},
 }
+TASK = segmentation("spot")
 
 
 def site(cases: int = 2, size: int = 16) -> SiteData:
     rng = np.random.default_rng(0)
     image = rng.standard_normal((4, size, size)).astype(np.float32)
     label = (image > 0.5).astype(np.uint8)
-    case = Case(
-        id="one",
-        subject="one",
-        session="",
-        domain=Domain("vendor"),
-        image=image,
-        label=label,
-        labelled=np.ones(4, bool),
-        spacing_mm=(1.0, 1.0, 1.0),
-        reference=label,
-        native_spacing_mm=(1.0, 1.0, 1.0),
-        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
-    )
+    case = mask_case(image, label, id="one", subject="one")
     return SiteData("a", "train", ("spot",), {"train": (case,) * cases, "val": (), "test": ()})
 
 
@@ -341,22 +331,22 @@ def train_at_site(
     asked: dict[str, Any], memory: Arrays | None = None, steps: int = 2, **changes: Any
 ) -> tuple[Model, FitReport, Visit]:
     """Train :data:`SMALL` at :func:`site` from its initial weights, with these rules."""
-    model = Model({**SMALL, **changes}, {"structures": ["spot"]}, CPU, seed=0)
+    model = Model({**SMALL, **changes}, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0)
     instruction = Instruction(action=Action.FIT, seed=0, round=2, rules=asked)
     told = Visit(instruction, site(), model, CPU, memory=memory or {})
     report = run_rules(
         rules.build(told),
         lambda budget: model.method.fit(told.site, model.nets, {}, budget),
-        Budget(steps, seed=5, device=CPU),
+        Budget(TASK, steps, seed=5, device=CPU),
     )
     return model, report, told
 
 
 def test_a_sharpness_aware_step_by_hand() -> None:
     found, report, _ = train_at_site({"sharpness": {"rho": 0.3}}, steps=1)
-    model = Model(SMALL, {"structures": ["spot"]}, CPU, seed=0)
+    model = Model(SMALL, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0)
     net = model.nets["segmenter"].train()
-    slices = LabelledSlices(site().splits["train"], 2)
+    slices = LabelledSlices(site().splits["train"], TASK)
     ((images, labels, _),) = slices.batches(4, 1, derive_seed(5, "batches"), CPU)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=True)
     loss = dice_ce(net(images), labels)
@@ -419,7 +409,7 @@ def test_moon_starts_with_the_second_training_and_remembers_the_last_model() -> 
 
 def test_moon_has_no_gradient_when_both_references_are_alike() -> None:
     asked = {"contrast": {"mu": 2.0, "temperature": 0.5}}
-    received = Model(SMALL, {"structures": ["spot"]}, CPU, seed=0).read()
+    received = Model(SMALL, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0).read()
     alike = {name.removeprefix("segmenter/"): array for name, array in received.items()}
     found, report, _ = train_at_site(asked, alike)
     assert report.metrics["penalty"] == pytest.approx(2 * np.log(2), rel=1e-6)
@@ -431,7 +421,7 @@ def test_moon_has_no_gradient_when_both_references_are_alike() -> None:
 def test_moon_draws_towards_the_received_model() -> None:
     """With the term alone to speak of, the similarity to the received model exceeds the other."""
     rng = np.random.default_rng(1)
-    received = Model(SMALL, {"structures": ["spot"]}, CPU, seed=0).read()
+    received = Model(SMALL, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0).read()
     other = {
         name.removeprefix("segmenter/"): (array + rng.normal(0, 0.2, array.shape)).astype("f4")
         for name, array in received.items()

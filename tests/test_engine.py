@@ -183,7 +183,7 @@ def three_sites(tiny: tuple[str, ...], tmp_path: Path) -> LocalSites:
 
 
 def fit_instruction(sites: LocalSites) -> Instruction:
-    task = {"structures": list(sites.federation.parts)}
+    task = {"name": "segmentation", "parts": list(sites.federation.parts)}
     return Instruction(action=Action.FIT, seed=0, round=1, method=METHOD, task=task, steps=2)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from convex import CENTRE, CURVATURE, Convex
+from kit.cases import mask, mask_case
 from scipy import optimize
 
 from fedshift import UserError, strategies
@@ -20,7 +21,7 @@ from fedshift.client.model import Model
 from fedshift.client.rules.base import Visit
 from fedshift.client.rules.risk import training_loss
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
-from fedshift.sites.types import Case, Domain, SiteData
+from fedshift.sites.types import SiteData
 from fedshift.strategies.afl import AFL, onto_simplex
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.base.risk import ByRisk
@@ -528,17 +529,14 @@ def site_of(slices: int) -> SiteData:
     image = random.random((slices + 1, 16, 16), dtype=np.float32)
     label = (image > 0.7).astype(np.uint8)
     labelled = np.arange(slices + 1) > 0
-    case = Case(
-        *("case", "subject", "session", Domain("x"), image, label, labelled),
-        *((1.0, 1.0, 1.0), None, (1.0, 1.0, 1.0), lambda probabilities: probabilities),
-    )
+    case = mask_case(image, label, labelled=labelled)
     return SiteData("a", "train", ("s",), {"train": (case,), "val": (), "test": ()})
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_the_risk_is_the_mean_loss_on_the_labelled_training_slices(norm: str) -> None:
     method = {"name": "supervised", "width": 4, "depth": 2, "norm": norm}
-    network = Model(method, {"structures": ["s"]}, torch.device("cpu"), seed=0)
+    network = Model(method, {"name": "segmentation", "parts": ["s"]}, torch.device("cpu"), seed=0)
 
     def measured(site: SiteData, slices: int | None = None) -> Any:
         instruction = Instruction(action=Action.FIT, seed=0)
@@ -547,11 +545,10 @@ def test_the_risk_is_the_mean_loss_on_the_labelled_training_slices(norm: str) ->
 
     def expected(site: SiteData, chosen: Sequence[int]) -> float:
         case = site.splits["train"][0]
-        assert case.label is not None
         net = network.nets["segmenter"].eval()
         with torch.no_grad():
-            logits = net(torch.from_numpy(case.image[chosen]).unsqueeze(1))
-        return float(dice_ce(logits, torch.from_numpy(case.label[chosen])))
+            logits = net(torch.from_numpy(case.image[chosen]))
+        return float(dice_ce(logits, torch.from_numpy(mask(case)[chosen])))
 
     few, many = site_of(8), site_of(16)
     assert measured(few) == pytest.approx(expected(few, range(1, 9)), rel=1e-5)

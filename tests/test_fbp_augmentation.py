@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from fedshift import UserError, derive_seed
-from fedshift.client.augmentation import Augmentation
+from fedshift.client.augmentation import Augmentation, warp_mask
 from fedshift.client.contract.method import Budget, Scene
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.metrics import dice
-from fedshift.client.tasks import Segmentation
+from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.runs.config import load
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.prepare import prepare_phantom
@@ -45,7 +45,7 @@ def chests(count: int, size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_slice_is_projected_and_reconstructed_with_the_kernel_that_was_drawn() -> None:
     images, labels = chests(8)
-    found, truth = Augmentation(affine=False, fbp=1.0)(images, labels, generator(3))
+    found, truth = Augmentation(affine=False, fbp=1.0)(images, labels, generator(3), warp_mask)
     _, kind, place_a, place_b = torch.rand(4, 8, generator=generator(3)).numpy()
     assert 0 < (kind < 0.5).sum() < 8
     inside = inside_circle(128)
@@ -65,7 +65,7 @@ def test_a_slice_is_projected_and_reconstructed_with_the_kernel_that_was_drawn()
 
 def test_the_share_decides_how_many_slices_change() -> None:
     images, labels = chests(200, size=32)
-    found, _ = Augmentation(affine=False, fbp=0.5)(images, labels, generator())
+    found, _ = Augmentation(affine=False, fbp=0.5)(images, labels, generator(), warp_mask)
     changed = (found != images).flatten(1).any(1)
     assert changed.float().mean() == pytest.approx(0.5, abs=0.1)
     assert torch.equal(found[~changed], images[~changed])
@@ -74,16 +74,16 @@ def test_the_share_decides_how_many_slices_change() -> None:
 def test_air_may_have_any_value() -> None:
     """Other units of the same image give the same change: only the place of air matters."""
     images, labels = chests(6, size=64)
-    found, _ = Augmentation(affine=False, fbp=1.0)(images, labels, generator())
+    found, _ = Augmentation(affine=False, fbp=1.0)(images, labels, generator(), warp_mask)
     raw = Augmentation(affine=False, fbp=1.0, hu_at_0=0.0, hu_at_1=1.0)
-    hounsfield, _ = raw(1100 * images - 1000, labels, generator())
+    hounsfield, _ = raw(1100 * images - 1000, labels, generator(), warp_mask)
     torch.testing.assert_close(hounsfield, 1100 * found - 1000, rtol=1e-3, atol=0.1)
 
 
 def test_hounsfield_units_are_cut_after_the_reconstruction() -> None:
     images, labels = chests(16, size=64)
     noisy = images + 0.2 * torch.randn(images.shape, generator=generator(1))
-    found, _ = Augmentation(affine=False, fbp=1.0)(noisy, labels, generator())
+    found, _ = Augmentation(affine=False, fbp=1.0)(noisy, labels, generator(), warp_mask)
     inside = torch.from_numpy(inside_circle(64))
     seen = found[:, 0, inside]
     assert seen.min() == pytest.approx(0.0, abs=1e-6)
@@ -93,7 +93,7 @@ def test_hounsfield_units_are_cut_after_the_reconstruction() -> None:
 def test_gamma_bends_each_slice_within_its_own_range() -> None:
     images = torch.rand(500, 1, 8, 8, generator=generator(1)) * 3 - 1
     labels = torch.zeros(500, 8, 8, dtype=torch.uint8)
-    found, _ = Augmentation(affine=False, gamma=0.2)(images, labels, generator())
+    found, _ = Augmentation(affine=False, gamma=0.2)(images, labels, generator(), warp_mask)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     before, after = (images - low) / (high - low), (found - low) / (high - low)
     # Away from 0 and 1, where the logarithms' ratio says nothing.
@@ -108,7 +108,7 @@ def test_gamma_bends_each_slice_within_its_own_range() -> None:
 def test_windowing_cuts_at_the_drawn_window() -> None:
     images = torch.linspace(-0.5, 2.5, 64).repeat(300, 1, 1, 1).view(300, 1, 8, 8)
     labels = torch.zeros(300, 8, 8, dtype=torch.uint8)
-    found, _ = Augmentation(affine=False, windowing=0.5)(images, labels, generator())
+    found, _ = Augmentation(affine=False, windowing=0.5)(images, labels, generator(), warp_mask)
     chance, centre, width = torch.rand(3, 300, generator=generator()).double().numpy()
     for k in range(300):
         hu = -1000 + 1100 * images[k].double().numpy()
@@ -124,8 +124,11 @@ def test_equal_generators_give_equal_slices_and_no_global_one_is_touched() -> No
     images, labels = chests(4, size=32)
     augment = Augmentation(fbp=0.5, gamma=0.2, windowing=0.5)
     state = torch.random.get_rng_state()
-    first, again = augment(images, labels, generator(1)), augment(images, labels, generator(1))
-    other = augment(images, labels, generator(2))
+    first, again = (
+        augment(images, labels, generator(1), warp_mask),
+        augment(images, labels, generator(1), warp_mask),
+    )
+    other = augment(images, labels, generator(2), warp_mask)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
@@ -134,7 +137,7 @@ def test_equal_generators_give_equal_slices_and_no_global_one_is_touched() -> No
 def test_slices_that_are_not_square_are_refused_with_the_way_out() -> None:
     images, labels = torch.zeros(2, 1, 16, 32), torch.zeros(2, 16, 32, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"square slices, not 16 x 32; .*augmentation\.fbp=0"):
-        Augmentation(fbp=0.5)(images, labels, generator())
+        Augmentation(fbp=0.5)(images, labels, generator(), warp_mask)
 
 
 def test_hounsfield_units_that_do_not_rise_are_refused() -> None:
@@ -191,14 +194,14 @@ def test_networks_agree_across_kernels_when_trained_with_fbp() -> None:
     data = DataSettings()
     federation = load_federation(node, data, seed)
     home = open_site(federation.sites[0], federation.parts, data, seed)
-    task = Segmentation(structures=federation.parts)
+    task = Segmentation(parts=federation.parts)
 
     def pair(number: int, vendor: str) -> tuple[np.ndarray, np.ndarray]:
         recipe = {"anatomy": "ct", "vendor": vendor, "subject": f"pair-{number}", "seed": seed}
         recipe |= {"shift": 1.0, "size": size, "slices": 4}
         source = ImageSource("pair", "pair", Domain(vendor), phantom=recipe)
         prepared = prepare_phantom(source, data)
-        return prepared.image, prepared.reference == 1
+        return prepared.image[:, None], prepared.reference == 1
 
     scores = {}
     for name, augment in (("baseline", Augmentation()), ("fbp", Augmentation(fbp=0.5))):
@@ -206,13 +209,13 @@ def test_networks_agree_across_kernels_when_trained_with_fbp() -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "weights") % 2**31)
             nets = method.networks(task)
-        method.fit(home, nets, {}, Budget(250, seed, CPU))
+        method.fit(home, nets, {}, Budget(task, 250, seed, CPU))
         rows = []
         for number in range(30):
             found = []
             for vendor in ("vendor_a", "vendor_c"):
                 image, truth = pair(number, vendor)
-                found.append(method.predict(nets, image, Scene("soft", CPU)).argmax(1) == 1)
+                found.append(method.predict(nets, image, Scene(task, "soft", CPU)).argmax(1) == 1)
             rows.append([dice(truth, found[0]), dice(truth, found[1]), dice(*found)])
         scores[name] = np.mean(rows, axis=0)
     gain = scores["fbp"] - scores["baseline"]
@@ -225,6 +228,6 @@ def test_networks_agree_across_kernels_when_trained_with_fbp() -> None:
 def test_gpu_draws_the_same_kernels_as_the_cpu() -> None:
     images, labels = chests(8, size=64)
     augment = Augmentation(affine=False, fbp=0.5, gamma=0.2, windowing=0.5)
-    on_cpu, _ = augment(images, labels, generator(1))
-    on_gpu, _ = augment(images.cuda(), labels.cuda(), generator(1))
+    on_cpu, _ = augment(images, labels, generator(1), warp_mask)
+    on_gpu, _ = augment(images.cuda(), labels.cuda(), generator(1), warp_mask)
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-3)

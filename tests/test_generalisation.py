@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask_case, segmentation
 from scipy import ndimage
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ from fedshift.client.spectra import (
 from fedshift.client.training import LabelledSlices, train_segmentation
 from fedshift.protocol.messages import Action, Arrays, Instruction
 from fedshift.protocol.storage import read_tensors
-from fedshift.sites.types import Case, Domain, SiteData
+from fedshift.sites.types import Case, SiteData
 
 CPU = torch.device("cpu")
 SIZES = [(8, 6), (7, 9), (8, 9)]
@@ -56,19 +57,7 @@ def spectrum(images: torch.Tensor) -> np.ndarray:
 
 def case(images: np.ndarray, name: str = "one") -> Case:
     label = (images > 0.5).astype(np.uint8)
-    return Case(
-        id=name,
-        subject=name,
-        session="",
-        domain=Domain("vendor"),
-        image=images,
-        label=label,
-        labelled=np.ones(len(images), bool),
-        spacing_mm=(1.0, 1.0, 1.0),
-        reference=label,
-        native_spacing_mm=(1.0, 1.0, 1.0),
-        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
-    )
+    return mask_case(images, label, id=name, subject=name)
 
 
 def site(size: tuple[int, int] = (8, 8)) -> SiteData:
@@ -330,11 +319,7 @@ def test_a_step_follows_both_gradients_and_the_second_where_the_first_leads(
     net = LVUNet(1, 3, width=4, depth=3, blocks=1, norm="batch").train()
     other = copy.deepcopy(net)
     labels = np.repeat(shown(16), 3, axis=0)
-    cases = [
-        replace(
-            case(drawn(6, 16, 16).numpy()), label=labels.astype(np.uint8), labelled=np.ones(6, bool)
-        )
-    ]
+    cases = [mask_case(drawn(6, 16, 16).numpy(), labels.astype(np.uint8))]
     episode = Episode(lambda images: 2 * images.flip(-1) + 1, 0.05, boundary, 0.2)
     followed: list[torch.Tensor] = []
     monkeypatch.setattr(
@@ -342,7 +327,8 @@ def test_a_step_follows_both_gradients_and_the_second_where_the_first_leads(
         "step",
         lambda self, *a, **k: followed.extend(p.grad.clone() for p in net.parameters()),
     )
-    slices = LabelledSlices(cases, 3)
+    task = segmentation("one", "two")
+    slices = LabelledSlices(cases, task)
     before = [p.detach().clone() for p in net.parameters()]
     train_segmentation(
         {"segmenter": net},
@@ -350,8 +336,8 @@ def test_a_step_follows_both_gradients_and_the_second_where_the_first_leads(
         slices,
         batch=4,
         learning_rate=0.1,
-        augmentation=lambda images, labels, generator: (images, labels),
-        budget=Budget(1, 7, CPU, episode=episode),
+        augmentation=lambda images, labels, generator, warp: (images, labels),
+        budget=Budget(task, 1, 7, CPU, episode=episode),
     )
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
@@ -398,14 +384,17 @@ def test_a_method_does_not_see_what_rules_publish() -> None:
 
 def test_images_are_predicted_harmonised() -> None:
     model = Model(
-        {"name": "supervised", "width": 4, "depth": 2}, {"structures": ["spot"]}, CPU, seed=0
+        {"name": "supervised", "width": 4, "depth": 2},
+        {"name": "segmentation", "parts": ["spot"]},
+        CPU,
+        seed=0,
     )
-    images = drawn(40, 8, 8).numpy()
-    scene = Scene("a", CPU)
+    images = drawn(40, 1, 8, 8).numpy()
+    scene = Scene(model.task, "a", CPU)
     plain = model.method.predict(model.nets, images, scene)
     np.testing.assert_array_equal(model.predict(images, scene), plain)
     wanted = amplitude(drawn(8, 8, seed=2)).numpy()
-    common = Scene("a", CPU, bank={"b": {HARMONISED: wanted}})
+    common = replace(scene, bank={"b": {HARMONISED: wanted}})
     found = model.predict(images, common)
     expected = model.method.predict(model.nets, harmonised(images, wanted, CPU), scene)
     np.testing.assert_array_equal(found, expected)

@@ -23,7 +23,9 @@ def test_a_sites_need_is_measured_and_given_back() -> None:
 
     def need(width: int) -> int:
         method = {"name": "supervised", "width": width, "depth": 3}
-        return training_bytes(method, {"structures": ["a", "b"]}, 1, 64, "cuda:0")
+        return training_bytes(
+            method, {"name": "segmentation", "parts": ["a", "b"]}, 1, 64, "cuda:0"
+        )
 
     before = torch.cuda.memory_allocated()
     small, large = need(4), need(32)

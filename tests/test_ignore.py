@@ -8,14 +8,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-import torch
+from kit.cases import mask, native_mask, segmentation
 
 from fedshift import UserError
-from fedshift.client.contract.method import Scene
 from fedshift.client.metrics import score_case
-from fedshift.client.model import Model
-from fedshift.client.policy import Policy
-from fedshift.client.worker import SiteWorker, describe
+from fedshift.client.worker import describe
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.fingerprint import fingerprint
 from fedshift.sites.labels import legend_of, parse_label_values, to_classes
@@ -62,16 +59,16 @@ def test_ignored_pixels_stay_ignored_on_both_grids(tmp_path: Path, spacing: floa
     assert data.parts == ("box",)
     for split in data.splits.values():
         (case,) = split
-        assert case.ignores and case.label is not None and case.reference is not None
+        assert case.ignores
         # A slice of which nothing is to be looked at tells nothing, and neither does an empty one.
         assert case.labelled.tolist() in ([True, False, False], [False, False, True])
         (shown,) = np.flatnonzero(case.labelled)
-        for array in (case.label, case.reference):
+        for array in (mask(case), native_mask(case)):
             values, counts = np.unique(array[shown], return_counts=True)
             assert values.tolist() == [0, 1, IGNORED]
         assert counts[1:].tolist() == [50, 50]
     assert any("3 images have pixels that are neither trained" in note for note in data.notes)
-    card = describe(data)
+    card = describe(data, segmentation("box"))
     assert card.labelled == ("box",) and not card.complete and card.teaches == {"box": 1}
     assert fingerprint(data)["volume_ml"]["box"] == pytest.approx(50 * 0.5 * 0.5 * 4 / 1000)
 
@@ -84,39 +81,28 @@ def test_a_name_in_label_values_may_be_ignore(tmp_path: Path) -> None:
     assert case.ignores and case.annotates is None
 
 
-class Everything(Model):
-    """Predicts the box in every pixel."""
-
-    def predict(self, images: np.ndarray, scene: Scene) -> np.ndarray:
-        found = np.zeros((len(images), 2, *images.shape[1:]), np.float32)
-        found[:, 1] = 1
-        return found
+def everything(images: np.ndarray) -> np.ndarray:
+    """Predict the box in every pixel."""
+    found = np.zeros((len(images), 2, *images.shape[2:]), np.float32)
+    found[:, 1] = 1
+    return found
 
 
 def test_ignored_pixels_are_out_of_both_masks(tmp_path: Path) -> None:
     data = opened(write(tmp_path, drawn()), labels={"box": 7, "ignore": 99})
-    worker = SiteWorker(
-        "a",
-        lambda: data,
-        look=lambda: (),
-        policy=Policy(),
-        folder=tmp_path / "site",
-        device=torch.device("cpu"),
-    )
-    task = {"structures": ["box"], "size": [SIZE, SIZE], "tolerance_mm": 2.0}
-    model = Everything({"name": "supervised", "depth": 2, "width": 4}, task, torch.device("cpu"), 0)
+    task = segmentation("box", tolerance_mm=2.0)
     case = data.splits["test"][0]
-    (row,) = worker._score_case(model, case, Scene("a", torch.device("cpu")))
+    (row,) = task.score([case], everything, ["box"])
     (shown,) = np.flatnonzero(case.labelled)
-    assert case.reference is not None
-    reference = case.reference[shown : shown + 1]
+    reference = native_mask(case)[shown : shown + 1]
     truth = (reference == 1).astype(np.uint8)
     found = (reference != IGNORED).astype(np.uint8)
     (expected,) = score_case(truth, found, case.native_spacing_mm, ["box"], 2.0)
-    assert row == expected and row["volume_ml"] == pytest.approx(350 * 0.001)
-    assert worker._grid_dice(model, case, Scene("a", torch.device("cpu"))) == pytest.approx(
-        2 * 50 / (350 + 50)
-    )
+    del expected["structure"]
+    assert row.part == "box" and row.failed == expected.pop("failed")
+    assert {name: row.values[name] for name in expected} == expected
+    assert row.values["volume_ml"] == pytest.approx(350 * 0.001)
+    assert task.validate(case, everything) == pytest.approx(2 * 50 / (350 + 50))
 
 
 def test_too_many_values_are_told_with_a_way_out(tmp_path: Path) -> None:
@@ -131,7 +117,7 @@ def test_too_many_values_are_told_with_a_way_out(tmp_path: Path) -> None:
     data = opened(path, labels={"nucleus": "1-300"})
     assert data.parts == ("nucleus",)
     case = data.splits["train"][0]
-    assert case.label is not None and np.count_nonzero(case.label == 1) == 300
+    assert np.count_nonzero(mask(case) == 1) == 300
 
 
 def test_values_outside_the_map_are_named_whatever_they_are() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, mask_case
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
@@ -25,13 +26,13 @@ from fedshift.client.methods.online_rendering import (
     rendering_loss,
 )
 from fedshift.client.methods.online_rendering.networks import Judge, Renderer, Segmentor
-from fedshift.client.tasks import Segmentation
+from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.sites import DataSettings, load_federation, open_site
-from fedshift.sites.types import Case, Domain, SiteData
+from fedshift.sites.types import Case, SiteData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-TASK = Segmentation(structures=("disc",), size=(32, 32))
+TASK = Segmentation(parts=("disc",), size=(32, 32))
 SMALL = OnlineRendering(
     renderer_width=4,
     segmenter_width=4,
@@ -56,18 +57,8 @@ def disc_case(index: int, slices: int = 4, size: int = 32, labelled: bool = True
     distance = np.hypot(y - centres[:, :1, None], x - centres[:, 1:, None])
     label = (distance < radii[:, None, None]).astype(np.uint8)
     image = 0.2 + 0.5 * label + rng.normal(0, 0.05, label.shape)
-    return Case(
-        id=f"case{index}",
-        subject=f"subject{index}",
-        session="",
-        domain=Domain("vendor"),
-        image=image.astype(np.float32),
-        label=label if labelled else None,
-        labelled=np.full(slices, labelled),
-        spacing_mm=(1.0, 1.0, 1.0),
-        reference=label,
-        native_spacing_mm=(1.0, 1.0, 1.0),
-        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
+    return mask_case(
+        image, label if labelled else None, id=f"case{index}", subject=f"subject{index}"
     )
 
 
@@ -113,8 +104,8 @@ def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def all_slices(site: SiteData) -> tuple[torch.Tensor, torch.Tensor]:
     cases = site.splits["train"]
-    images = torch.from_numpy(np.concatenate([case.image for case in cases]))[:, None]
-    return images, torch.from_numpy(np.concatenate([case.label for case in cases]))
+    images = torch.from_numpy(np.concatenate([case.image for case in cases]))
+    return images, torch.from_numpy(np.concatenate([mask(case) for case in cases]))
 
 
 def seen(view: str, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -135,7 +126,7 @@ def played() -> Networks:
     """Networks after a short self-play."""
     torch.set_num_threads(1)
     nets = new_networks(SMALL)
-    SMALL.fit(disc_site(), nets, {}, Budget(PLAYED, 0, CPU, round=1, rounds=2))
+    SMALL.fit(disc_site(), nets, {}, Budget(TASK, PLAYED, 0, CPU, round=1, rounds=2))
     return nets
 
 
@@ -145,7 +136,9 @@ def bank(played: Networks) -> dict[str, dict[str, np.ndarray]]:
     published: dict[str, np.ndarray] = {}
     for reals in ("statistics", "stale_gradient"):
         method = replace(SMALL, reals=reals)
-        report = method.fit(disc_site(), played, {}, Budget(PLAYED, 0, CPU, round=2, rounds=2))
+        report = method.fit(
+            disc_site(), played, {}, Budget(TASK, PLAYED, 0, CPU, round=2, rounds=2)
+        )
         published |= report.statistics
     return {"discs": published}
 
@@ -228,8 +221,8 @@ def test_descent_is_adam_on_its_own_networks_with_penalty_and_constant() -> None
 def test_self_play_learns_to_segment_what_it_renders(played: Networks) -> None:
     images, labels = all_slices(disc_site())
     for stage in ("source", "iteration_0"):
-        scene = Scene("discs", CPU, stage=stage)
-        found = SMALL.predict(played, images[:, 0].numpy(), scene).argmax(1) == 1
+        scene = Scene(TASK, "discs", CPU, stage=stage)
+        found = SMALL.predict(played, images.numpy(), scene).argmax(1) == 1
         truth = labels.numpy() == 1
         assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
 
@@ -238,7 +231,7 @@ def test_training_is_determined_by_its_seed_and_leaves_the_global_generator() ->
     found, state = [], torch.get_rng_state()
     for seed in (1, 1, 2):
         nets = new_networks(SMALL)
-        SMALL.fit(disc_site(), nets, {}, Budget(2, seed, CPU))
+        SMALL.fit(disc_site(), nets, {}, Budget(TASK, 2, seed, CPU))
         found.append(weights(nets))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -253,7 +246,7 @@ def test_every_network_is_trained_and_averaged() -> None:
         assert set(nets) == {"renderer", "segmenter", "plain"} | judges
         assert method.sharing(TASK) == dict.fromkeys(nets, AVERAGED)
         before = {name: weights({name: net}) for name, net in nets.items()}
-        report = method.fit(disc_site(), nets, {}, Budget(1, 0, CPU, rounds=2))
+        report = method.fit(disc_site(), nets, {}, Budget(TASK, 1, 0, CPU, rounds=2))
         assert report.trained == dict.fromkeys(nets, 12)
         assert report.statistics == {}
         assert all(not torch.equal(before[name], weights({name: nets[name]})) for name in nets)
@@ -268,8 +261,8 @@ def test_penalty_holds_the_networks_back() -> None:
         now = torch.cat([p.flatten() for net in nets.values() for p in net.parameters()])
         return 1e4 * (now - origin).square().sum()
 
-    SMALL.fit(disc_site(), free, {}, Budget(4, 0, CPU))
-    report = SMALL.fit(disc_site(), held, {}, Budget(4, 0, CPU, penalty=pull))
+    SMALL.fit(disc_site(), free, {}, Budget(TASK, 4, 0, CPU))
+    report = SMALL.fit(disc_site(), held, {}, Budget(TASK, 4, 0, CPU, penalty=pull))
     assert report.metrics["penalty"] > 0
     for name, net in start.items():
         begun = flat(net.parameters())
@@ -280,7 +273,7 @@ def test_penalty_holds_the_networks_back() -> None:
 def test_site_without_labels_trains_nothing() -> None:
     nets = new_networks(SMALL)
     before = weights(nets)
-    report = SMALL.fit(disc_site(labelled=False), nets, {}, Budget(1, 0, CPU))
+    report = SMALL.fit(disc_site(labelled=False), nets, {}, Budget(TASK, 1, 0, CPU))
     assert (report.trained, report.statistics) == ({}, {})
     assert torch.equal(weights(nets), before)
 
@@ -288,20 +281,20 @@ def test_site_without_labels_trains_nothing() -> None:
 def test_batch_of_one_is_refused_with_batch_normalisation_only() -> None:
     method = replace(SMALL, batch=1)
     with pytest.raises(UserError, match=r"discs .* batches of one.*method\.batch"):
-        method.fit(disc_site(), new_networks(method), {}, Budget(1, 0, CPU))
+        method.fit(disc_site(), new_networks(method), {}, Budget(TASK, 1, 0, CPU))
     method = replace(method, norm="group")
-    assert method.fit(disc_site(), new_networks(method), {}, Budget(1, 0, CPU)).trained
+    assert method.fit(disc_site(), new_networks(method), {}, Budget(TASK, 1, 0, CPU)).trained
 
 
 def test_diverged_or_collapsed_self_play_is_refused() -> None:
     site = disc_site()
     site.splits["train"][0].image[:] = np.nan
     with pytest.raises(UserError, match=r"discs diverged in round 3.*lower method\.lr"):
-        SMALL.fit(site, new_networks(SMALL), {}, Budget(4, 0, CPU, round=3, rounds=9))
+        SMALL.fit(site, new_networks(SMALL), {}, Budget(TASK, 4, 0, CPU, round=3, rounds=9))
     nets = new_networks(SMALL)
     torch.nn.init.zeros_(nets["renderer"].head.weight)
     with pytest.raises(UserError, match=r"renderer of site discs collapsed.*lower method\.lr"):
-        replace(SMALL, lr=1e-12).fit(disc_site(), nets, {}, Budget(1, 0, CPU))
+        replace(SMALL, lr=1e-12).fit(disc_site(), nets, {}, Budget(TASK, 1, 0, CPU))
 
 
 # What is published
@@ -313,7 +306,7 @@ def test_last_round_publishes_means_over_the_rendered_set_and_trains_nothing(
     """Every statistic against one pass over all of S' at once; the real term's gradient is
     autograd's at the published weights."""
     nets = copy.deepcopy(played)
-    report = SMALL.fit(disc_site(), nets, {}, Budget(PLAYED, 0, CPU, round=2, rounds=2))
+    report = SMALL.fit(disc_site(), nets, {}, Budget(TASK, PLAYED, 0, CPU, round=2, rounds=2))
     assert torch.equal(weights(nets), weights(played))
     assert report.trained == dict.fromkeys(nets, 12)
     assert report.summarised == 12
@@ -350,7 +343,7 @@ def test_last_round_publishes_means_over_the_rendered_set_and_trains_nothing(
 
 
 def test_default_form_publishes_two_numbers_a_discriminator(played: Networks) -> None:
-    census = Budget(1, 0, CPU, round=2, rounds=2)
+    census = Budget(TASK, 1, 0, CPU, round=2, rounds=2)
     report = SMALL.fit(disc_site(), copy.deepcopy(played), {}, census)
     assert sum(array.size for array in report.statistics.values()) == 3 * 2 + 1
 
@@ -383,7 +376,7 @@ def test_each_image_adapts_by_itself_from_the_same_weights(
     """Bitwise the same alone, in any order and at any site; the networks stay as they were."""
     method = replace(SMALL, reals=reals)
     nets, images = copy.deepcopy(played), target_images()[:3]
-    scene, state = Scene("discs", CPU, seed=5, bank=bank), torch.get_rng_state()
+    scene, state = Scene(TASK, "discs", CPU, seed=5, bank=bank), torch.get_rng_state()
     found = method.predict(nets, images, scene)
     assert (found.shape, found.dtype) == ((3, 2, 32, 32), np.float32)
     assert np.array_equal(method.predict(nets, images[::-1], scene)[::-1], found)
@@ -397,7 +390,7 @@ def test_each_image_adapts_by_itself_from_the_same_weights(
 
 
 def test_no_iteration_is_the_stage_before_it(played: Networks) -> None:
-    scene = Scene("discs", CPU)
+    scene = Scene(TASK, "discs", CPU)
     found = replace(SMALL, iterations=0).predict(played, target_images(), scene)
     before = SMALL.predict(played, target_images(), replace(scene, stage="iteration_0"))
     np.testing.assert_allclose(found, before, atol=1e-5)
@@ -409,7 +402,7 @@ def test_forms_differ_and_without_a_bank_all_are_frozen_judges(
     image = target_images()[:1]
     found = {
         (reals, known): replace(SMALL, reals=reals).predict(
-            played, image, Scene("discs", CPU, bank=bank if known else {})
+            played, image, Scene(TASK, "discs", CPU, bank=bank if known else {})
         )
         for reals in ("frozen", "statistics", "stale_gradient")
         for known in (True, False)
@@ -422,7 +415,7 @@ def test_forms_differ_and_without_a_bank_all_are_frozen_judges(
 def test_stop_ends_the_iterations_once_the_judges_take_the_image_for_the_sources(
     played: Networks, bank: dict[str, dict[str, np.ndarray]]
 ) -> None:
-    image, scene = target_images()[0], Scene("discs", CPU, bank=bank)
+    image, scene = target_images()[0], Scene(TASK, "discs", CPU, bank=bank)
     lengths = {
         stop: len(list(replace(SMALL, stop=stop).adapt(played, image, scene)))
         for stop in (None, -1e6, 1e6)
@@ -433,9 +426,11 @@ def test_stop_ends_the_iterations_once_the_judges_take_the_image_for_the_sources
 def test_frozen_judges_are_fooled_more_by_every_iteration(played: Networks) -> None:
     """The sign of the online game: the mean logit of the three rises."""
     logits = []
-    for adapted in replace(SMALL, iterations=6).adapt(played, target_images()[0], Scene("x", CPU)):
+    for adapted in replace(SMALL, iterations=6).adapt(
+        played, target_images()[0], Scene(TASK, "x", CPU)
+    ):
         with torch.no_grad():
-            rendered = adapted[0](torch.from_numpy(target_images()[:1])[None])
+            rendered = adapted[0](torch.from_numpy(target_images()[:1]))
             masks = adapted[1](rendered).softmax(1)[:, 1:]
             judged = [played[f"judge_{v}"].eval()(seen(v, rendered, masks)) for v in VIEWS]
         logits.append(torch.stack(judged).mean().item())
@@ -453,9 +448,9 @@ def test_statistics_bring_the_image_nearer_to_the_rendered_set(
     left_out = ("judge_structure", "judge_pair")
     nets = {name: net for name, net in played.items() if name not in left_out}
     deviations = []
-    for adapted in method.adapt(nets, target_images()[0], Scene("x", CPU, bank=bank)):
+    for adapted in method.adapt(nets, target_images()[0], Scene(TASK, "x", CPU, bank=bank)):
         with torch.no_grad():
-            moments = judge.moments(adapted[0](torch.from_numpy(target_images()[:1])[None]))
+            moments = judge.moments(adapted[0](torch.from_numpy(target_images()[:1])))
         deviations.append((((moments - mean) / spread) ** 2).mean().item())
     assert deviations[-1] < 0.95 * deviations[0]
 
@@ -486,11 +481,11 @@ def test_stale_gradient_moves_the_judge_as_real_images_would(
 
 def test_prediction_of_no_image_is_refused(played: Networks) -> None:
     with pytest.raises(ValueError, match="no image"):
-        SMALL.predict(played, [], Scene("discs", CPU))
+        SMALL.predict(played, [], Scene(TASK, "discs", CPU))
 
 
 def test_features_are_the_pooled_deepest_ones_of_the_rendered_image(played: Networks) -> None:
-    images = torch.from_numpy(disc_case(0).image)[:, None]
+    images = torch.from_numpy(disc_case(0).image)
     rendered = played["renderer"].eval()(images)
     expected = played["segmenter"].eval().encode(rendered).detach().numpy().mean((2, 3))
     found = SMALL.features(played, images)
@@ -499,17 +494,17 @@ def test_features_are_the_pooled_deepest_ones_of_the_rendered_image(played: Netw
 
 
 def test_pictures_show_the_iterations_and_the_dice(played: Networks) -> None:
-    grid, curves = SMALL.illustrate(disc_site(), played, Scene("discs", CPU))
+    grid, curves = SMALL.illustrate(disc_site(), played, Scene(TASK, "discs", CPU))
     iterations = [f"iteration {k}" for k in range(3)]
     assert list(grid.columns) == ["image", *iterations, "segmentation"]
     assert len(grid.images) == len(grid.rows) == 2
-    assert np.array_equal(grid.images[0][0], disc_case(100).image[2])
+    assert np.array_equal(grid.images[0][0], disc_case(100).image[2, 0])
     (line,) = curves.lines.values()
     assert (len(line), list(curves.x)) == (3, [0, 1, 2])
     images = np.stack([disc_case(100 + i).image[2] for i in range(2)])
-    truth = np.stack([disc_case(100 + i).label[2] for i in range(2)]) == 1
+    truth = np.stack([mask(disc_case(100 + i))[2] for i in range(2)]) == 1
     for index, stage in ((0, "iteration_0"), (2, "")):
-        found = SMALL.predict(played, images, Scene("discs", CPU, stage=stage)).argmax(1) == 1
+        found = SMALL.predict(played, images, Scene(TASK, "discs", CPU, stage=stage)).argmax(1) == 1
         scores = 2 * (found & truth).sum((1, 2)) / (found.sum((1, 2)) + truth.sum((1, 2)))
         assert line[index] == pytest.approx(scores.mean(), abs=1e-6)
 
@@ -523,13 +518,13 @@ def test_online_updates_help_on_another_vendors_images() -> None:
         source, target = (heads(vendor, seed) for vendor in ("vendor_a", "vendor_c"))
         method = OnlineRendering(lr=4e-3, disturbance=0.0)
         nets = new_networks(method, seed)
-        method.fit(source, nets, {}, Budget(80, seed, CPU, round=1, rounds=2))
-        report = method.fit(source, nets, {}, Budget(80, seed, CPU, round=2, rounds=2))
-        scene = Scene("target", CPU, bank={"source": report.statistics})
+        method.fit(source, nets, {}, Budget(TASK, 80, seed, CPU, round=1, rounds=2))
+        report = method.fit(source, nets, {}, Budget(TASK, 80, seed, CPU, round=2, rounds=2))
+        scene = Scene(TASK, "target", CPU, bank={"source": report.statistics})
         # The target trains nothing: any of its images will do.
         cases = target.splits["train"][:4]
         images = np.concatenate([case.image for case in cases])
-        truth = np.concatenate([case.label for case in cases]) == 1
+        truth = np.concatenate([mask(case) for case in cases]) == 1
         scores = []
         for stage in ("iteration_0", ""):
             found = method.predict(nets, images, replace(scene, stage=stage)).argmax(1) == 1

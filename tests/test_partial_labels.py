@@ -11,12 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, mask_case, segmentation
 from kit.measured import DICE, SEGMENTATION
 from scipy.stats import spearmanr
 
 from fedshift import UserError
 from fedshift.client.losses import SMOOTH, dice_ce
-from fedshift.client.summaries import _class_volumes
 from fedshift.client.training import LabelledSlices
 from fedshift.client.worker import describe
 from fedshift.server.shift import _label_shift, _total_variation
@@ -113,30 +113,21 @@ def test_what_is_not_annotated_may_be_background_or_itself() -> None:
 
 def a_case(label: np.ndarray, **changes: Any) -> Case:
     images = np.random.default_rng(0).normal(size=label.shape).astype(np.float32)
-    case = Case(
-        id="c",
-        subject="s",
-        session="",
-        domain=Domain("v"),
-        image=images,
-        label=label,
-        labelled=np.ones(len(label), bool),
-        spacing_mm=(3.0, 1.0, 2.0),
-        reference=label,
-        native_spacing_mm=(3.0, 1.0, 2.0),
-        to_native=lambda probabilities: probabilities.argmax(axis=1).astype(np.uint8),
+    case = mask_case(
+        images, label, id="c", subject="s", domain=Domain("v"), spacing_mm=(3.0, 1.0, 2.0)
     )
     return replace(case, **changes)
 
 
 def test_a_batch_says_what_each_slice_annotates_and_complete_ones_say_nothing() -> None:
     label = np.zeros((3, 8, 8), np.uint8)
+    task = segmentation("one", "two", "three")
     whole, partly = a_case(label), a_case(label, annotates=(2,))
     assert all(
         told is None
-        for _, _, told in LabelledSlices([whole], 4).batches(2, 3, 0, torch.device("cpu"))
+        for _, _, told in LabelledSlices([whole], task).batches(2, 3, 0, torch.device("cpu"))
     )
-    slices = LabelledSlices([whole, partly, a_case(label, ignores=True)], 4)
+    slices = LabelledSlices([whole, partly, a_case(label, ignores=True)], task)
     seen = []
     for images, _, told in slices.batches(9, 1, 0, torch.device("cpu")):
         assert told is not None and told.shape == (len(images), 4)
@@ -227,7 +218,7 @@ def test_the_setting_wins_over_the_column_and_that_over_label_values(table: Fold
     assert told(found) == {(2,)}
     # What b drew of the liver is not background: nobody vouches for it.
     for case in found.splits["train"]:
-        assert case.label is not None and set(np.unique(case.label)) == {0, 2}
+        assert set(np.unique(mask(case))) == {0, 2}
     assert any("annotates spleen only" in note for note in found.notes)
     assert any("5 images show structures that they are not said" in note for note in found.notes)
 
@@ -259,8 +250,8 @@ def test_the_cache_tells_annotations_apart(table: Folder) -> None:
     path = table({"a": (1, 2)})
     whole = opened(path, "a", labels=LABELS)
     partly = opened(path, "a", labels=LABELS, annotates={"a": ["liver"]})
-    assert {2} <= set(np.unique(whole.splits["train"][0].label))
-    assert set(np.unique(partly.splits["train"][0].label)) == {0, 1}
+    assert {2} <= set(np.unique(mask(whole.splits["train"][0])))
+    assert set(np.unique(mask(partly.splits["train"][0]))) == {0, 1}
 
 
 # What is told of it
@@ -269,7 +260,7 @@ def test_the_cache_tells_annotations_apart(table: Folder) -> None:
 def test_the_card_the_fingerprint_and_the_volumes(table: Folder) -> None:
     path = table({"a": (1, 2)}, subjects=6)
     partly = opened(path, "a", labels=LABELS, annotates={"a": ["liver"]})
-    card = describe(partly)
+    card = describe(partly, segmentation(*ORGANS))
     labelled = card.splits["train"]["labelled"]
     assert dict(card.teaches) == {"liver": labelled, "spleen": 0} and not card.complete
     assert card.labelled == ("liver",)
@@ -277,28 +268,25 @@ def test_the_card_the_fingerprint_and_the_volumes(table: Folder) -> None:
     assert volumes["liver"] > 0 and volumes["spleen"] is None
 
 
-def site_of(*cases: Case) -> SiteData:
-    return SiteData("s", "train", ORGANS, {"train": cases, "val": (), "test": ()})
-
-
 def test_class_volumes_of_structures_that_some_cases_annotate() -> None:
+    described = segmentation(*ORGANS).described
     rng = np.random.default_rng(0)
     first = rng.integers(0, 3, (4, 8, 8)).astype(np.uint8)
     second = rng.integers(0, 2, (6, 8, 8)).astype(np.uint8)
     second[:, :2] = IGNORED
-    whole = _class_volumes(site_of(a_case(first)), 2)
+    whole = described([a_case(first)], 2)
     np.testing.assert_allclose(
         whole, [np.count_nonzero(first == k) * 6.0 / 1000 for k in range(3)], rtol=1e-12
     )
     partly = a_case(second, annotates=(1,), ignores=True)
-    found = _class_volumes(site_of(a_case(first), partly), 2)
+    found = described([a_case(first), partly], 2)
     assert found is not None
     total = (np.count_nonzero(first != IGNORED) + np.count_nonzero(second != IGNORED)) * 6 / 1000
     liver = np.count_nonzero(first == 1) + np.count_nonzero(second == 1)
     spleen = np.count_nonzero(first == 2) / first.size * total
     np.testing.assert_allclose(found[1:], [liver * 6 / 1000, spleen], rtol=1e-12)
     assert found.sum() == pytest.approx(total)
-    only = _class_volumes(site_of(partly), 2)
+    only = described([partly], 2)
     assert only is not None and np.isnan(only[2]) and only[1] > 0
 
 

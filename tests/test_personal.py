@@ -16,6 +16,7 @@ from convex import CENTRE, CURVATURE, EXAMPLES, Convex
 from torch import nn
 
 from fedshift import UserError
+from fedshift.client import tasks
 from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
@@ -52,7 +53,7 @@ Call = Callable[..., Any]
 
 STEPS, RATE = 5, 0.1
 CPU = torch.device("cpu")
-TASK = {"structures": ("left_ventricle",), "size": (32, 32)}
+TASK = {"name": "segmentation", "parts": ["left_ventricle"], "size": [32, 32]}
 
 
 def descend(weight: np.ndarray, site: str, steps: int, lam: float = 0, w: Any = 0) -> np.ndarray:
@@ -223,7 +224,7 @@ def alternate(optimise: Call, steps: int, head_steps: int | None) -> tuple[Pair,
     def fit(budget: Budget) -> FitReport:
         return descend_pair(net, budget.steps, optimizer)
 
-    run_rules([Alternating(visit, head_steps)], fit, Budget(steps, 0, CPU))
+    run_rules([Alternating(visit, head_steps)], fit, Budget(tasks.build(TASK), steps, 0, CPU))
     return net, optimizer
 
 
@@ -318,7 +319,7 @@ def test_the_own_model_has_its_own_copy_of_what_the_method_keeps() -> None:
         def fit(budget: Budget) -> FitReport:
             return descend_pair(shared.nets["net"], budget.steps)
 
-        run_rules(build(visit), fit, Budget(2, 0, CPU))
+        run_rules(build(visit), fit, Budget(tasks.build(TASK), 2, 0, CPU))
         memory, personal = visit.memory, visit.personal
     own, alone = Pair(), Pair()
     for sent in bodies:
@@ -413,7 +414,7 @@ def test_apfl_hands_adam_the_gradient_with_respect_to_v() -> None:
                 optimizer.step()
         return FitReport({"net": 1})
 
-    run_rules(build(visit), fit, Budget(6, 0, CPU))
+    run_rules(build(visit), fit, Budget(tasks.build(TASK), 6, 0, CPU))
     own = [start[:1].clone().requires_grad_(), start[1:].clone().requires_grad_()]
     optimizers = [torch.optim.Adam([p], lr=0.1) for p in own]
     for _ in range(6):
@@ -530,7 +531,7 @@ def worker(tiny: tuple[str, ...], tmp_path: Path) -> tuple[SiteWorker, Instructi
     federation = load_federation(config["federation"], settings, 0)
     sites = LocalSites(federation, settings, Policy(), tmp_path / "sites", 0)
     method = {"name": "supervised", "width": 4, "depth": 3}
-    task = {"structures": list(federation.parts)}
+    task = {"name": "segmentation", "parts": list(federation.parts)}
     asked = Instruction(
         action=Action.FIT, seed=0, round=1, rounds=2, method=method, task=task, steps=2
     )

@@ -50,7 +50,7 @@ def test_instruction_survives_a_flower_record() -> None:
         round=3,
         arm="local",
         method={"name": "supervised", "lr": 4e-3, "augmentation": {"flip": False}},
-        task={"structures": ["lumière", "b"]},
+        task={"name": "segmentation", "parts": ["lumière", "b"]},
         steps=5,
         kept=("net/a", "net/b"),
         rules={"proximal": {"mu": 0.1}},

@@ -861,7 +861,7 @@ class TestExamples:
         self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         method = {"name": "supervised", "width": 2, "depth": 2}
-        task = {"structures": ["core", "wall"]}
+        task = {"name": "segmentation", "parts": ["core", "wall"]}
         weights = shared_model(method, task, torch.device("cpu")).read()
         drawn: list[Any] = []
         monkeypatch.setattr(examples, "draw_examples", lambda *given, **_: drawn.append(given))

@@ -26,7 +26,7 @@ from fedshift.client.contract.method import (
     Sharing,
 )
 from fedshift.client.methods import METHODS
-from fedshift.client.tasks import Segmentation
+from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
 from fedshift.protocol.storage import read_tensors

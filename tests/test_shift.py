@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, mask_case, segmentation
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import jensenshannon
@@ -19,11 +20,12 @@ from fedshift import UserError
 from fedshift.client import summaries
 from fedshift.protocol import statistics as names
 from fedshift.server import shift
-from fedshift.sites.types import Case, Domain, SiteData
+from fedshift.sites.types import SiteData
 
 SEED = 7
 MIN = 5
 CPU = torch.device("cpu")
+TASK = segmentation("disc")
 SPACING = (8.0, 1.0, 1.5)
 
 
@@ -76,18 +78,13 @@ def site(
         image = change(0.5 * ground + disc + 0.1 * rng.standard_normal()).astype(np.float32)
         carries = np.arange(slices) < (slices if labelled is None else labelled)
         cases.append(
-            Case(
+            mask_case(
+                image,
+                np.repeat(disc[None], slices, axis=0).astype(np.uint8),
                 id=f"{name}-{number}",
                 subject=f"{name}-{number:02d}",
-                session="",
-                domain=Domain("vendor"),
-                image=image,
-                label=np.repeat(disc[None], slices, axis=0).astype(np.uint8),
                 labelled=carries,
                 spacing_mm=SPACING,
-                reference=None,
-                native_spacing_mm=SPACING,
-                to_native=lambda p: p.argmax(1).astype(np.uint8),
             )
         )
     mine, other = ("train", "test") if role == "train" else ("test", "train")
@@ -101,7 +98,7 @@ def measure(
     """Both exchanges, as the coordinator runs them."""
     net = net or encoder()
     common = {"seed": SEED, "device": CPU, "min_count": MIN}
-    sent = {s.name: summaries.summarise(s, net, {"n": net}, **common) for s in sites}
+    sent = {s.name: summaries.summarise(s, net, {"n": net}, TASK, **common) for s in sites}
     asked = shift.questions(sent, SEED)
     answers = {
         s.name: summaries.answer(s, net, {"n": net}, asked[s.name], **common)
@@ -128,7 +125,7 @@ def pixels(data: SiteData) -> np.ndarray:
 
 def features(data: SiteData, net: Encoder) -> np.ndarray:
     with torch.no_grad():
-        return net.eval()(torch.from_numpy(pixels(data)[:, None])).double().numpy()
+        return net.eval()(torch.from_numpy(pixels(data))).double().numpy()
 
 
 def gain(image: np.ndarray) -> np.ndarray:
@@ -158,7 +155,7 @@ def test_the_histogram_counts_every_pixel_and_hides_bins_below_the_minimum_count
     counted = np.histogram(
         np.clip(pixels(data).astype(float), -8000, 8000), names.intensity_edges()
     )
-    shown = summaries.summarise(data, net, {}, seed=SEED, device=CPU, min_count=MIN)
+    shown = summaries.summarise(data, net, {}, TASK, seed=SEED, device=CPU, min_count=MIN)
     expected = np.where(counted[0] < MIN, 0, counted[0])
     assert (counted[0][expected == 0] > 0).any(), "the case must have bins to hide"
     assert np.array_equal(shown[names.INTENSITY_HISTOGRAM], expected)
@@ -166,14 +163,14 @@ def test_the_histogram_counts_every_pixel_and_hides_bins_below_the_minimum_count
 
 def test_raw_intensities_of_any_size_stay_in_the_histogram() -> None:
     data = site("a", np.random.default_rng(2), change=lambda image: 1e6 * image)
-    shown = summaries.summarise(data, encoder(), {}, seed=SEED, device=CPU, min_count=1)
+    shown = summaries.summarise(data, encoder(), {}, TASK, seed=SEED, device=CPU, min_count=1)
     assert shown[names.INTENSITY_HISTOGRAM].sum() == pixels(data).size
 
 
 def test_the_spectrum_of_white_noise_is_flat_at_its_standard_deviation() -> None:
     rng = np.random.default_rng(3)
     data = site("a", rng, size=64, change=lambda image: 0.2 * rng.standard_normal(image.shape))
-    shown = summaries.summarise(data, encoder(), {}, seed=SEED, device=CPU, min_count=MIN)
+    shown = summaries.summarise(data, encoder(), {}, TASK, seed=SEED, device=CPU, min_count=MIN)
     # The log of a Rayleigh amplitude averages log(sigma) - gamma / 2; from the third frequency on,
     # which the window no longer mixes with the removed mean.
     expected = 20 * np.log10(0.2) - 10 * np.euler_gamma / np.log(10)
@@ -185,7 +182,7 @@ def test_a_wave_shows_at_its_own_frequency_whatever_its_direction_or_the_grid() 
         wave = np.cos(2 * np.pi * 0.25 * np.arange(size))
         image = np.expand_dims(wave, 2 - axis)[None] * np.ones((MIN, size, size))
         data = site("a", np.random.default_rng(0), size=size, change=lambda _, i=image: i)
-        shown = summaries.summarise(data, encoder(), {}, seed=SEED, device=CPU, min_count=MIN)
+        shown = summaries.summarise(data, encoder(), {}, TASK, seed=SEED, device=CPU, min_count=MIN)
         peak = names.SPECTRUM_FREQUENCIES[np.argmax(shown[names.LOG_SPECTRUM])]
         assert peak == pytest.approx(0.25, abs=1 / 64)
 
@@ -251,7 +248,7 @@ def test_norm_kl_is_the_gaussians_divergence_averaged_over_channels() -> None:
 
     def inputs(data: SiteData) -> np.ndarray:
         with torch.no_grad():
-            images = net.eval().norm(torch.from_numpy(pixels(data)[:, None]))
+            images = net.eval().norm(torch.from_numpy(pixels(data)))
             inner = torch.relu(net.first(images)).transpose(0, 1).flatten(1).double().numpy()
         return np.concatenate([pixels(data).reshape(1, -1).astype(float), inner])
 
@@ -273,7 +270,7 @@ def test_label_tv_compares_the_share_of_each_class_in_the_labelled_slices_only()
     rows, _, sent = measure(a, b)
     share = {}
     for data in (a, b):
-        labels = np.concatenate([c.label[c.labelled] for c in data.splits["train"]])
+        labels = np.concatenate([mask(c)[c.labelled] for c in data.splits["train"]])
         share[data.name] = labels.mean()
         expected = np.array([(labels == 0).sum(), (labels == 1).sum()]) * 8 * 1 * 1.5 / 1000
         assert sent[data.name][names.CLASS_VOLUMES] == pytest.approx(expected)
@@ -459,7 +456,7 @@ def test_an_unseen_site_is_summarised_from_its_test_split() -> None:
     trained = site("a", np.random.default_rng(24))
     unseen = site("a", np.random.default_rng(24), role="unseen")
     shown = [
-        summaries.summarise(s, encoder(), {}, seed=SEED, device=CPU, min_count=MIN)
+        summaries.summarise(s, encoder(), {}, TASK, seed=SEED, device=CPU, min_count=MIN)
         for s in (trained, unseen)
     ]
     assert shown[0].keys() == shown[1].keys()
@@ -508,6 +505,7 @@ def test_features_that_are_not_finite_name_the_site() -> None:
             data,
             lambda images: images.mean((2, 3)) * float("nan"),
             {},
+            TASK,
             seed=SEED,
             device=CPU,
             min_count=MIN,

@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from kit.cases import native_mask
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -744,7 +745,7 @@ def test_a_site_labelled_with_hospitals_tools_is_opened(straight: Scan, tmp_path
     for site, expected in zip(federation.sites, ((truth == 1).sum(), 3 * 16), strict=True):
         opened = open_site(site, federation.parts, data, 0)
         cases = [case for split in opened.splits.values() for case in split]
-        references = [case.reference for case in cases if case.reference is not None]
+        references = [native_mask(case) for case in cases if case.labels]
         assert sum(int(reference.sum()) for reference in references) == expected
     table.write_text("path\tlabel_path\tsite\tsubject\nct\ts.dcm\tA\t1\n")
     data = DataSettings.from_config(config)

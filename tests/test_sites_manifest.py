@@ -12,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from kit.cases import mask, native_mask
 
 from fedshift import UserError
 from fedshift.sites import (
@@ -99,18 +100,17 @@ def test_a_table_becomes_sites_with_subject_splits_and_mapped_arrays(maker: Make
         "test": 1,
     }
     case = site.splits["test"][0]
-    for array in (case.image, case.label, case.reference):
+    for array in (case.image, mask(case), native_mask(case)):
         assert isinstance(array, np.memmap) and not array.flags.writeable
     image, label = volume([subject for _, subject in ROWS].index(case.subject))
     # The layout by hand: slices first, front at the top, right on the left.
-    assert case.reference is not None and case.label is not None
-    assert np.array_equal(case.reference, label.transpose(2, 1, 0)[:, ::-1, ::-1])
+    assert np.array_equal(native_mask(case), label.transpose(2, 1, 0)[:, ::-1, ::-1])
     low, high = np.percentile(image, (1, 99))
     expected = ((image - low) / (high - low)).transpose(2, 1, 0)[:, ::-1, ::-1]
-    assert np.allclose(case.image[:, 4:28, 6:26], expected, atol=1e-6)
+    assert np.allclose(case.image[:, 0, 4:28, 6:26], expected, atol=1e-6)
     assert case.spacing_mm == case.native_spacing_mm == (4.0, 1.0, 1.0)
-    one_hot = (case.label[:, None] == np.arange(2)[None, :, None, None]).astype(np.float32)
-    assert np.array_equal(case.to_native(one_hot), case.reference)
+    one_hot = (mask(case)[:, None] == np.arange(2)[None, :, None, None]).astype(np.float32)
+    assert np.array_equal(case.grid.to_native(one_hot), native_mask(case))
 
 
 def test_the_fingerprint_counts_what_was_written(maker: Maker) -> None:
@@ -132,7 +132,7 @@ def test_columns_labels_and_values_can_be_renamed(maker: Maker) -> None:
     config = {"columns": {"site": "hospital"}, "labels": {"box": [7, 1], "background": 3}}
     site = maker.open("A", **config)
     case = site.splits["train"][0]
-    assert case.label is not None and set(np.unique(case.label)) == {0, 1}
+    assert set(np.unique(mask(case))) == {0, 1}
     assert maker.open("A", site_column="hospital", labels=config["labels"]).name == "A"
 
 
@@ -142,7 +142,7 @@ def test_structures_come_from_the_table_or_else_from_the_files(maker: Maker) -> 
     federation, data = maker.load(labels=None)
     assert federation.parts == ("big box",)
     site = open_site(federation.sites[0], federation.parts, data, 0)
-    assert site.splits["train"][0].label is not None
+    assert "mask" in site.splits["train"][0].labels
 
 
 def test_sites_are_cut_by_a_pattern_and_the_rest_is_counted(maker: Maker) -> None:
@@ -159,7 +159,7 @@ def test_roles_and_hidden_labels(maker: Maker) -> None:
     assert [len(unseen.splits[split]) for split in ("train", "val", "test")] == [0, 0, 4]
     hidden = open_site(federation.site("A"), ("box",), data, 0)
     assert hidden.counts("train")["labelled"] == hidden.counts("val")["labelled"] == 0
-    assert all(case.label is None is case.reference for case in hidden.splits["train"])
+    assert not any(case.labels for case in hidden.splits["train"])
     assert hidden.counts("test")["labelled"] == 5
 
 
@@ -171,7 +171,7 @@ def test_slices_without_a_label_are_unlabelled_and_an_empty_mask_too(maker: Make
     site = maker.open("A")
     cases = {case.subject: case for split in site.splits.values() for case in split}
     assert cases["A0"].labelled.tolist() == [True] * 3 + [False] * 2
-    assert cases["A1"].label is None and not cases["A1"].labelled.any()
+    assert not cases["A1"].labels and not cases["A1"].labelled.any()
     assert cases["A1"] in site.splits["train"]
     assert any("1 images have an empty mask" in note for note in site.notes)
     assert any("2 slices of labelled volumes" in note for note in site.notes)
@@ -451,10 +451,10 @@ def test_phantom_sites_have_their_own_subjects_and_vendors(tmp_path: Path) -> No
     image, label, spacing = phantoms.draw(
         "cardiac", vendor="vendor_a", subject=case.subject, seed=3, shift=1.0, size=64, slices=2
     )
-    assert np.array_equal(case.label, label) and case.spacing_mm == pytest.approx(spacing)
-    assert np.array_equal(case.reference, label)
+    assert np.array_equal(mask(case), label) and case.spacing_mm == pytest.approx(spacing)
+    assert np.array_equal(native_mask(case), label)
     low, high = np.percentile(image, (1, 99))
-    assert np.allclose(case.image, (image - low) / (high - low), atol=1e-6)
+    assert np.allclose(case.image[:, 0], (image - low) / (high - low), atol=1e-6)
     assert len(list(tmp_path.glob("??/*/meta.json"))) == 1
 
 

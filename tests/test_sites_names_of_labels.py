@@ -10,6 +10,7 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+from kit.cases import native_mask
 from kit.measured import SEGMENTATION
 from pydicom.uid import generate_uid
 from test_sites_dicom_labels import Scan, box, hand_made_seg, rtstruct, upright
@@ -124,11 +125,7 @@ def hospital(tmp_path: Path) -> Hospital:
 def references(data: SiteData) -> list[np.ndarray]:
     """Every label by class, back in the order of the files' axes."""
     cases = [case for split in data.splits.values() for case in split]
-    return [
-        case.reference.transpose(2, 1, 0)[::-1, ::-1]
-        for case in cases
-        if case.reference is not None
-    ]
+    return [native_mask(case).transpose(2, 1, 0)[::-1, ::-1] for case in cases if case.labels]
 
 
 def codes(findings: Sequence[Finding]) -> list[str]:

@@ -203,7 +203,7 @@ def test_local_and_pooled_exchange_no_tensor(strategy: Strategy) -> None:
 
 def tiny_model() -> Model:
     method = {"name": "supervised", "width": 2, "depth": 2, "norm": "batch"}
-    return Model(method, {"structures": ["x"]}, torch.device("cpu"), seed=3)
+    return Model(method, {"name": "segmentation", "parts": ["x"]}, torch.device("cpu"), seed=3)
 
 
 def test_proximal_penalty_is_half_mu_times_the_squared_distance() -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, mask_case
 from omegaconf import OmegaConf
 
 from fedshift import UserError
-from fedshift.client.augmentation import Augmentation
+from fedshift.client.augmentation import Augmentation, warp_mask
 from fedshift.client.contract.illustrations import ImageGrid, Scatter
 from fedshift.client.contract.method import (
     AVERAGED,
@@ -32,13 +33,13 @@ from fedshift.client.methods.style_transfer.style import gram_matrix
 from fedshift.client.methods.style_transfer.style_bank import SiteStyle
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.networks.gaussian import DiagonalGaussian
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import predict_probabilities
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import predict_slices
 from fedshift.sites.types import Case, Domain, SiteData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-TASK = Segmentation(structures=("vessel",), size=(32, 32))
+TASK = Segmentation(parts=("vessel",), size=(32, 32))
 SMALL = StyleTransfer(
     width=4,
     depth=3,
@@ -67,18 +68,12 @@ def vessel_case(index: int, vendor: str, slices: int = 4, labelled: bool = True)
             image[s] = 0.15 + 0.3 * label[s] + 0.02 * noise
         else:
             image[s] = 0.5 + 0.25 * label[s] + 0.1 * noise
-    return Case(
+    return mask_case(
+        image,
+        label if labelled else None,
         id=f"case{index}",
         subject=f"subject{index}",
-        session="",
         domain=Domain(vendor),
-        image=image,
-        label=label if labelled else None,
-        labelled=np.full(slices, labelled),
-        spacing_mm=(1.0, 1.0, 1.0),
-        reference=label if labelled else None,
-        native_spacing_mm=(1.0, 1.0, 1.0),
-        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
     )
 
 
@@ -95,7 +90,7 @@ def new_networks(method: StyleTransfer | Supervised, seed: int = 0) -> Networks:
 
 
 def budget(round: int, steps: int = 3, rounds: int = ROUNDS, seed: int = 0) -> Budget:
-    return Budget(steps, seed + 1000 * round, CPU, round=round, rounds=rounds)
+    return Budget(TASK, steps, seed + 1000 * round, CPU, round=round, rounds=rounds)
 
 
 def weights(*nets: torch.nn.Module) -> torch.Tensor:
@@ -194,7 +189,7 @@ GRAMS = [f"gram_{layer}" for layer in range(4)]
 def test_sharing_follows_labels_and_where_the_style_encoder_lives() -> None:
     labelled = SMALL.sharing(TASK)
     assert labelled == dict.fromkeys(("segmenter", *style_transfer.TRANSLATOR), AVERAGED)
-    some = Segmentation(structures=("vessel",), unlabelled=("b",))
+    some = Segmentation(parts=("vessel",), unlabelled=("b",))
     assert SMALL.sharing(some)["segmenter"] == BROADCAST
     kept = StyleTransfer(style_encoder="kept", pretraining_rounds=1)
     assert kept.sharing(TASK)["style_encoder"] == KEPT
@@ -207,7 +202,7 @@ def test_published_are_numbers_a_channel_and_the_mean_gram_matrices() -> None:
     assert report.summarised == 8
     # Two scales of 4 and 8 channels, a mean and a deviation each: no place for a pixel.
     assert report.statistics["style_mean"].shape == (24,)
-    images = torch.from_numpy(np.concatenate([c.image for c in one.splits["train"]]))[:, None]
+    images = torch.from_numpy(np.concatenate([c.image for c in one.splits["train"]]))
     for name, features in zip(GRAMS, fixed_extractor()(images), strict=True):
         expected = np.mean([gram_matrix(f[None])[0].numpy() for f in features], axis=0)
         np.testing.assert_allclose(report.statistics[name], expected, rtol=1e-4, atol=1e-6)
@@ -263,8 +258,8 @@ def test_rendering_takes_the_others_style_and_keeps_its_own_content(
     images, masks = {}, {}
     for vendor in ("a", "b"):
         cases = site(vendor).splits["test"]
-        images[vendor] = torch.from_numpy(np.concatenate([c.image for c in cases]))[:, None]
-        masks[vendor] = torch.from_numpy(np.concatenate([c.label for c in cases]))[:, None] == 1
+        images[vendor] = torch.from_numpy(np.concatenate([c.image for c in cases]))
+        masks[vendor] = torch.from_numpy(np.concatenate([mask(c) for c in cases]))[:, None] == 1
     for here, there in (("a", "b"), ("b", "a")):
         code = SiteStyle.from_bank(bank[there], CPU).mean.expand(len(images[here]), -1)
         rendered = TRANSLATING.restyle(nets, images[here], code)
@@ -307,7 +302,7 @@ def test_variational_styles_differ_and_deterministic_ones_do_not(
     trained: tuple[Networks, StatisticsBank],
 ) -> None:
     nets, bank = trained
-    image = torch.from_numpy(vessel_case(0, "a").image[:1])[None].expand(6, 1, 32, 32)
+    image = torch.from_numpy(vessel_case(0, "a").image[:1]).expand(6, 1, 32, 32)
     spread = {}
     for styles in ("observed", "deterministic"):
         method = StyleTransfer(**{**vars(TRANSLATING), "styles": styles})
@@ -331,9 +326,9 @@ def test_restyling_changes_its_share_of_the_batch_and_no_mask(
     drawn = method._draw(nets, known["b"], known, (32, 32))
     change = style_transfer._Restyling(method, nets, drawn, amp=False)
     case = vessel_case(0, "a")
-    images, labels = torch.from_numpy(case.image)[:, None], torch.from_numpy(case.label)
+    images, labels = torch.from_numpy(case.image), torch.from_numpy(mask(case))
     before = images.clone()
-    new_images, new_labels = change(images, labels, torch.Generator().manual_seed(0))
+    new_images, new_labels = change(images, labels, torch.Generator().manual_seed(0), warp_mask)
     assert torch.equal(images, before)
     assert torch.equal(new_labels, labels)
     same = [torch.equal(a, b) for a, b in zip(new_images, images, strict=True)]
@@ -406,7 +401,7 @@ def test_penalty_holds_what_is_trained_in_place(number: int) -> None:
     moves = {}
     for name, penalty in (("free", None), ("held", pull)):
         nets = copy.deepcopy(start)
-        given = Budget(8, 0, CPU, penalty=penalty, round=number, rounds=4)
+        given = Budget(TASK, 8, 0, CPU, penalty=penalty, round=number, rounds=4)
         report = method.fit(one, nets, {}, given)
         moves[name] = float((weights(*nets.values()) - origin).norm())
     assert report.metrics["penalty"] > 0
@@ -433,7 +428,7 @@ def test_task_encoder_serves_as_extractor_and_is_not_trained_by_it() -> None:
     assert torch.equal(weights(segmenter), weights(nets["segmenter"]))
     # The last block of each level, of 4, 8 and 16 channels.
     assert [report.statistics[f"gram_{n}"].shape for n in range(3)] == [(4, 4), (8, 8), (16, 16)]
-    images = torch.from_numpy(np.concatenate([c.image for c in one.splits["train"]]))[:, None]
+    images = torch.from_numpy(np.concatenate([c.image for c in one.splits["train"]]))
     with torch.no_grad():
         outputs = segmenter.eval().encode(images)
     expected = gram_matrix(outputs[1]).mean(0)
@@ -443,7 +438,7 @@ def test_task_encoder_serves_as_extractor_and_is_not_trained_by_it() -> None:
 
 def test_spoiled_image_is_reported_as_divergence() -> None:
     one = site("a", 1)
-    one.splits["train"][0].image[0, 3, 3] = np.nan
+    one.splits["train"][0].image[0, 0, 3, 3] = np.nan
     with pytest.raises(UserError, match=r"diverged in round 1: lower method\.translator_lr"):
         SMALL.fit(one, new_networks(SMALL), {}, budget(1))
 
@@ -500,14 +495,15 @@ def test_wrong_settings_are_refused_by_their_key(settings: dict[str, object], me
 def test_grid_that_cannot_be_halved_is_refused(size: tuple[int, int]) -> None:
     method = StyleTransfer(scales=3)
     with pytest.raises(UserError, match=r"cannot be halved 2 times for method\.scales=3"):
-        method.networks(Segmentation(structures=("vessel",), size=size))
+        method.networks(Segmentation(parts=("vessel",), size=size))
 
 
 def test_prediction_is_the_segmenters_and_features_its_last_block() -> None:
     nets, case = new_networks(SMALL), vessel_case(0, "a")
-    found = SMALL.predict(nets, case.image, Scene("a", CPU))
-    np.testing.assert_array_equal(found, predict_probabilities(nets["segmenter"], case.image, CPU))
-    images = torch.from_numpy(case.image)[:, None]
+    scene = Scene(TASK, "a", CPU)
+    found = SMALL.predict(nets, case.image, scene)
+    np.testing.assert_array_equal(found, predict_slices(nets["segmenter"], case.image, scene))
+    images = torch.from_numpy(case.image)
     expected = nets["segmenter"].encode(images)[-1].detach().numpy().mean((2, 3))
     np.testing.assert_allclose(SMALL.features(nets, images), expected, rtol=1e-4, atol=1e-6)
 
@@ -517,21 +513,21 @@ def test_illustrations_show_every_published_style_and_the_bank_in_a_plane(
 ) -> None:
     nets, bank = trained
     one = site("a")
-    grid, plane = TRANSLATING.illustrate(one, nets, Scene("a", CPU, bank=bank))
+    grid, plane = TRANSLATING.illustrate(one, nets, Scene(TASK, "a", CPU, bank=bank))
     assert isinstance(grid, ImageGrid)
     assert isinstance(plane, Scatter)
     assert list(grid.columns)[:5] == ["original", "as a", "difference", "as b", "difference"]
     assert grid.signed == {2, 4}
     for row, case in zip(grid.images, one.splits["test"], strict=True):
         assert len(row) == len(grid.columns)
-        np.testing.assert_array_equal(row[0], case.image[2])
+        np.testing.assert_array_equal(row[0], case.image[2, 0])
         np.testing.assert_allclose(row[4], row[3] - row[0], atol=1e-6)
     assert set(plane.groups) == {"a", "b", "beyond"}
     # The two vendors' styles lie apart in the plane.
     centres = {name: points.mean(0) for name, points in plane.groups.items()}
     spread = max(plane.groups[name].std(0).max() for name in ("a", "b"))
     assert np.linalg.norm(centres["a"] - centres["b"]) > spread
-    assert TRANSLATING.illustrate(one, nets, Scene("a", CPU)) == []
+    assert TRANSLATING.illustrate(one, nets, Scene(TASK, "a", CPU)) == []
 
 
 def test_plane_keeps_the_two_directions_of_largest_variance() -> None:

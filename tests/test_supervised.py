@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, mask_case
 from omegaconf import OmegaConf
 
 from fedshift import UserError
@@ -19,14 +20,14 @@ from fedshift.client.contract.method import AVERAGED, KEPT, Budget, Method, Netw
 from fedshift.client.losses import dice_ce
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
-from fedshift.client.tasks import Segmentation
-from fedshift.client.training import LabelledSlices, predict_probabilities, train_segmentation
+from fedshift.client.tasks.segmentation import Segmentation
+from fedshift.client.training import LabelledSlices, predict_slices, train_segmentation
 from fedshift.protocol.settings import from_mapping
-from fedshift.sites.types import Case, Domain, SiteData
+from fedshift.sites.types import Case, SiteData
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-TASK = Segmentation(structures=("disc",))
+TASK = Segmentation(parts=("disc",))
 SMALL = Supervised(width=6, depth=3, batch=8)
 STEPS = 40
 
@@ -42,18 +43,8 @@ def disc_case(index: int, slices: int = 4, size: int = 32, labelled: bool = True
         label[s] = np.hypot(y - cy, x - cx) < rng.uniform(4, 8)
         image[s] = 0.2 + rng.uniform(0.4, 0.6) * label[s] + rng.normal(0, 0.02, (size, size))
         image[s, rng.integers(size)] = 0.8
-    return Case(
-        id=f"case{index}",
-        subject=f"subject{index}",
-        session="",
-        domain=Domain("vendor"),
-        image=image,
-        label=label if labelled else None,
-        labelled=np.full(slices, labelled),
-        spacing_mm=(1.0, 1.0, 1.0),
-        reference=label if labelled else None,
-        native_spacing_mm=(1.0, 1.0, 1.0),
-        to_native=lambda probabilities: probabilities.argmax(1).astype(np.uint8),
+    return mask_case(
+        image, label if labelled else None, id=f"case{index}", subject=f"subject{index}"
     )
 
 
@@ -71,7 +62,7 @@ def new_networks(method: Method, seed: int = 0) -> Networks:
 
 def fitted(method: Method, site: SiteData, steps: int, seed: int = 0) -> Networks:
     nets = new_networks(method, seed)
-    method.fit(site, nets, {}, Budget(steps, seed, CPU))
+    method.fit(site, nets, {}, Budget(TASK, steps, seed, CPU))
     return nets
 
 
@@ -84,8 +75,8 @@ def mean_dice(method: Method, nets: Networks, cases: tuple[Case, ...], noise: fl
     scores = []
     for case in cases:
         noisy = case.image + rng.normal(0, noise, case.image.shape).astype(np.float32)
-        found = method.predict(nets, noisy, Scene("discs", CPU)).argmax(1) == 1
-        truth = case.label == 1
+        found = method.predict(nets, noisy, Scene(TASK, "discs", CPU)).argmax(1) == 1
+        truth = mask(case) == 1
         scores.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
     return float(np.mean(scores))
 
@@ -135,7 +126,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_others() -> None:
     first = new_networks(method)
     again, other = copy.deepcopy(first), copy.deepcopy(first)
     for nets, seed in ((first, 5), (again, 5), (other, 6)):
-        method.fit(site, nets, {}, Budget(4, seed, CPU))
+        method.fit(site, nets, {}, Budget(TASK, 4, seed, CPU))
     assert torch.equal(weights(first), weights(again))
     assert not torch.equal(weights(first), weights(other))
 
@@ -151,7 +142,7 @@ def test_fit_neither_reads_nor_writes_a_global_generator() -> None:
         torch.manual_seed(global_seed)
         np.random.seed(global_seed)  # noqa: NPY002
         before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-        method.fit(site, nets, {}, Budget(3, 0, CPU))
+        method.fit(site, nets, {}, Budget(TASK, 3, 0, CPU))
         assert torch.equal(before[0], torch.get_rng_state())
         assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
         results.append(weights(nets))
@@ -164,10 +155,10 @@ def test_one_step_is_adams_first_step_on_the_batch() -> None:
     site, nets = disc_site(cases=2), new_networks(method)
     net = copy.deepcopy(nets)["segmenter"]
     images = torch.from_numpy(np.concatenate([c.image for c in site.splits["train"]]))
-    labels = torch.from_numpy(np.concatenate([c.label for c in site.splits["train"]]))
-    loss = dice_ce(net(images[:, None]), labels)
+    labels = torch.from_numpy(np.concatenate([mask(c) for c in site.splits["train"]]))
+    loss = dice_ce(net(images), labels)
     gradients = torch.autograd.grad(loss, list(net.parameters()))
-    report = method.fit(site, nets, {}, Budget(1, 0, CPU))
+    report = method.fit(site, nets, {}, Budget(TASK, 1, 0, CPU))
     assert report.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for new, old, gradient in zip(
         nets["segmenter"].parameters(), net.parameters(), gradients, strict=True
@@ -187,25 +178,25 @@ def test_penalty_is_added_to_the_loss_at_every_step() -> None:
         return 1e3 * moved.square().sum()
 
     free, held = copy.deepcopy(start), copy.deepcopy(start)
-    SMALL.fit(site, free, {}, Budget(10, 0, CPU))
-    report = SMALL.fit(site, held, {}, Budget(10, 0, CPU, penalty=pull))
+    SMALL.fit(site, free, {}, Budget(TASK, 10, 0, CPU))
+    report = SMALL.fit(site, held, {}, Budget(TASK, 10, 0, CPU, penalty=pull))
     assert (weights(held) - origin).norm() < 0.5 * (weights(free) - origin).norm()
     assert report.metrics["penalty"] > 0
 
 
 def test_spoiled_image_is_reported_as_steps_with_a_non_finite_gradient() -> None:
     site = disc_site(cases=1)
-    site.splits["train"][0].image[0, 3, 3] = np.nan
-    report = SMALL.fit(site, new_networks(SMALL), {}, Budget(3, 0, CPU))
+    site.splits["train"][0].image[0, 0, 3, 3] = np.nan
+    report = SMALL.fit(site, new_networks(SMALL), {}, Budget(TASK, 3, 0, CPU))
     assert report.metrics["nonfinite_steps"] == 3
-    healthy = SMALL.fit(disc_site(cases=1), new_networks(SMALL), {}, Budget(3, 0, CPU))
+    healthy = SMALL.fit(disc_site(cases=1), new_networks(SMALL), {}, Budget(TASK, 3, 0, CPU))
     assert healthy.metrics["nonfinite_steps"] == 0
 
 
 def test_site_without_labels_trains_nothing() -> None:
     nets = new_networks(SMALL)
     before = weights(nets)
-    report = SMALL.fit(disc_site(labelled=False), nets, {}, Budget(3, 0, CPU))
+    report = SMALL.fit(disc_site(labelled=False), nets, {}, Budget(TASK, 3, 0, CPU))
     assert (report.trained, report.metrics) == ({}, {})
     assert torch.equal(weights(nets), before)
 
@@ -213,20 +204,20 @@ def test_site_without_labels_trains_nothing() -> None:
 def test_unlabelled_slices_never_reach_a_batch_and_the_others_equally_often() -> None:
     case = disc_case(0, slices=5)
     case.labelled[:] = [True, False, True, True, False]
-    slices = LabelledSlices([case, disc_case(1, labelled=False)], 2)
+    slices = LabelledSlices([case, disc_case(1, labelled=False)], TASK)
     assert len(slices) == 3
     seen = []
     for images, labels, _ in slices.batches(2, 6, seed=0, device=CPU):
         assert (images.shape, labels.shape) == ((2, 1, 32, 32), (2, 32, 32))
-        for image, label in zip(images[:, 0].numpy(), labels.numpy(), strict=True):
+        for image, label in zip(images.numpy(), labels.numpy(), strict=True):
             (index,) = [s for s in range(5) if np.array_equal(case.image[s], image)]
-            assert np.array_equal(case.label[index], label)
+            assert np.array_equal(mask(case)[index], label)
             seen.append(index)
     assert sorted(seen) == [0] * 4 + [2] * 4 + [3] * 4
 
 
 def test_batch_is_the_whole_site_when_the_site_is_smaller() -> None:
-    slices = LabelledSlices([disc_case(0, slices=3)], 2)
+    slices = LabelledSlices([disc_case(0, slices=3)], TASK)
     ((images, _, _),) = slices.batches(8, 1, seed=0, device=CPU)
     assert len(images) == 3
     assert len({image.tobytes() for image in images.numpy()}) == 3
@@ -235,28 +226,28 @@ def test_batch_is_the_whole_site_when_the_site_is_smaller() -> None:
 def test_fit_counts_the_labelled_slices_of_the_training_split() -> None:
     site = disc_site(cases=2)
     site.splits["train"][0].labelled[1] = False
-    report = SMALL.fit(site, new_networks(SMALL), {}, Budget(1, 0, CPU))
+    report = SMALL.fit(site, new_networks(SMALL), {}, Budget(TASK, 1, 0, CPU))
     assert report.trained == {"segmenter": 7}
 
 
 def test_prediction_in_parts_equals_one_forward_pass() -> None:
     nets = new_networks(SMALL)
     images = np.concatenate([disc_case(i).image for i in range(10)])
-    found = SMALL.predict(nets, images, Scene("discs", CPU))
+    found = SMALL.predict(nets, images, Scene(TASK, "discs", CPU))
     with torch.no_grad():
-        expected = nets["segmenter"](torch.from_numpy(images)[:, None]).softmax(1).numpy()
+        expected = nets["segmenter"](torch.from_numpy(images)).softmax(1).numpy()
     assert (found.shape, found.dtype) == ((40, 2, 32, 32), np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_prediction_of_no_image_is_refused() -> None:
     with pytest.raises(ValueError, match="no image"):
-        predict_probabilities(new_networks(SMALL)["segmenter"], [], CPU)
+        predict_slices(new_networks(SMALL)["segmenter"], [], Scene(TASK, "discs", CPU))
 
 
 def test_features_are_the_pooled_last_encoder_block() -> None:
     nets = new_networks(SMALL)
-    images = torch.from_numpy(disc_case(0).image)[:, None]
+    images = torch.from_numpy(disc_case(0).image)
     features = SMALL.features(nets, images)
     expected = nets["segmenter"].encode(images)[-1].detach().numpy().mean((2, 3))
     assert features.shape == (4, 6 * 4)
@@ -333,11 +324,11 @@ def test_example_of_the_guide_trains_and_keeps_its_head(monkeypatch: pytest.Monk
     site = disc_site()
     nets = new_networks(method)
     start = {name: weights({name: net}) for name, net in nets.items()}
-    report = method.fit(site, nets, {}, Budget(STEPS, 0, CPU))
+    report = method.fit(site, nets, {}, Budget(TASK, STEPS, 0, CPU))
     assert report.trained.keys() == {"body", "head"}
     assert all(not torch.equal(start[name], weights({name: net})) for name, net in nets.items())
     assert mean_dice(method, nets, site.splits["test"]) > 0.8
-    features = method.features(nets, torch.from_numpy(disc_case(0).image)[:, None])
+    features = method.features(nets, torch.from_numpy(disc_case(0).image))
     assert features.shape == (4, 24)
 
 
@@ -347,10 +338,11 @@ def test_example_of_the_guide_trains_and_keeps_its_head(monkeypatch: pytest.Monk
 def test_gpu_training_finds_the_discs(amp: bool) -> None:
     site, device = disc_site(), torch.device("cuda")
     nets = new_networks(SMALL)
-    report = SMALL.fit(site, nets, {}, Budget(STEPS, 0, device, amp=amp))
+    report = SMALL.fit(site, nets, {}, Budget(TASK, STEPS, 0, device, amp=amp))
     assert np.isfinite(report.metrics["loss"])
-    found = SMALL.predict(nets, site.splits["test"][0].image, Scene("discs", device)).argmax(1) == 1
-    truth = site.splits["test"][0].label == 1
+    case = site.splits["test"][0]
+    found = SMALL.predict(nets, case.image, Scene(TASK, "discs", device)).argmax(1) == 1
+    truth = mask(case) == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
 
 
@@ -362,11 +354,11 @@ def test_gpu_follows_the_cpu_for_the_first_steps() -> None:
         metrics = train_segmentation(
             new_networks(SMALL),
             "segmenter",
-            LabelledSlices(disc_site(cases=2).splits["train"], 2),
+            LabelledSlices(disc_site(cases=2).splits["train"], TASK),
             batch=8,
             learning_rate=1e-3,
             augmentation=Augmentation(),
-            budget=Budget(3, 0, device),
+            budget=Budget(TASK, 3, 0, device),
         )
         losses.append(metrics["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask, segmentation
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
@@ -20,7 +21,7 @@ from fedshift.client.contract.method import Budget, FitReport, Networks, Scene
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.unet_gan import BETAS, Side, Slices, UnetGAN
 from fedshift.client.methods.unet_gan.ssim import ssim
-from fedshift.client.tasks import Segmentation
+from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.types import SiteData
 
@@ -78,9 +79,12 @@ def new_networks(method: UnetGAN, sites: Mapping[str, SiteData], seed: int = 0) 
         return method.networks(task_of(sites))
 
 
+TASK = segmentation("LV cavity", "myocardium", "RV cavity")
+
+
 def budget(round: int, seed: int = 0, steps: int = 2, **changes: object) -> Budget:
     """What a site is allowed in ``round``; ``steps`` are the U-Net's."""
-    return Budget(steps, seed + 1000 * round, CPU, round=round, rounds=200, **changes)
+    return Budget(TASK, steps, seed + 1000 * round, CPU, round=round, rounds=200, **changes)
 
 
 class Federation:
@@ -247,10 +251,10 @@ def mean_dice(method: UnetGAN, nets: Networks, site: SiteData, stage: str) -> fl
     """Over the structures of the test split's cases."""
     found = []
     for case in site.splits["test"]:
-        scene = Scene(site.name, CPU, stage=stage)
+        scene = Scene(TASK, site.name, CPU, stage=stage)
         predicted = method.predict(nets, case.image, scene).argmax(1)
         for index in range(1, len(site.parts) + 1):
-            guess, truth = predicted == index, case.label == index
+            guess, truth = predicted == index, mask(case) == index
             found.append(2 * (guess & truth).sum() / (guess.sum() + truth.sum()))
     return float(np.mean(found))
 
@@ -480,13 +484,13 @@ def test_only_a_targets_images_are_translated_and_stage_source_translates_none(
 ) -> None:
     nets = new_networks(SMALL, sites)
     image = sites[TARGET].splits["test"][0].image
-    direct = SMALL.predict(nets, image, Scene(TARGET, CPU, stage="source"))
+    direct = SMALL.predict(nets, image, Scene(TASK, TARGET, CPU, stage="source"))
     for site in ("vendor_a", "vendor_d"):
-        np.testing.assert_array_equal(SMALL.predict(nets, image, Scene(site, CPU)), direct)
+        np.testing.assert_array_equal(SMALL.predict(nets, image, Scene(TASK, site, CPU)), direct)
     with torch.no_grad():
-        translated = nets[f"to_source.{TARGET}"](torch.from_numpy(np.array(image))[:, None])
+        translated = nets[f"to_source.{TARGET}"](torch.from_numpy(np.array(image)))
         expected = nets["segmenter"](translated).softmax(1).numpy()
-    found = SMALL.predict(nets, image, Scene(TARGET, CPU))
+    found = SMALL.predict(nets, image, Scene(TASK, TARGET, CPU))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found - direct).max() > 0.01
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
@@ -515,7 +519,7 @@ def test_stopping_rule_looks_at_the_entropy_of_the_translated_images(
     site, bank = sites[TARGET], {}
     with torch.no_grad():
         images = torch.from_numpy(np.concatenate([c.image for c in site.splits["val"]]))
-        shares = nets["segmenter"](nets[f"to_source.{TARGET}"](images[:, None])).softmax(1)
+        shares = nets["segmenter"](nets[f"to_source.{TARGET}"](images)).softmax(1)
         entropy = torch.distributions.Categorical(probs=shares.movedim(1, -1)).entropy().mean()
     for number, expected in ((9, None), (10, [entropy, 0]), (11, [entropy, 0]), (20, [entropy, 1])):
         report = method.fit(site, nets, bank, budget(SMALL.segmenter_rounds + number))
@@ -546,7 +550,7 @@ def test_settled_target_is_frozen_at_every_site(sites: dict[str, SiteData], form
 
 
 def test_run_without_a_round_for_the_translation_is_refused(sites: dict[str, SiteData]) -> None:
-    short = Budget(steps=1, seed=0, device=CPU, round=1, rounds=SMALL.segmenter_rounds)
+    short = Budget(TASK, steps=1, seed=0, device=CPU, round=1, rounds=SMALL.segmenter_rounds)
     with pytest.raises(UserError, match=r"rounds=1 leaves none.*set rounds to 41"):
         SMALL.fit(sites["vendor_a"], new_networks(SMALL, sites), {}, short)
 
@@ -576,7 +580,7 @@ def test_every_target_has_networks_of_its_own() -> None:
 def test_pictures_show_what_was_changed(sites: dict[str, SiteData]) -> None:
     nets = new_networks(SMALL, sites)
     for name in ("vendor_a", TARGET):
-        (grid,) = SMALL.illustrate(sites[name], nets, Scene(name, CPU))
+        (grid,) = SMALL.illustrate(sites[name], nets, Scene(TASK, name, CPU))
         assert len(grid.images) == len(grid.rows) == len(sites[name].splits["test"])
         for row in grid.images:
             original, translated, difference = row
@@ -584,7 +588,9 @@ def test_pictures_show_what_was_changed(sites: dict[str, SiteData]) -> None:
             assert np.abs(difference).max() > 0.01
         assert grid.signed == {2}
         assert len(grid.columns) == 3
-    assert not SMALL.illustrate(replace(sites["vendor_a"], role="unseen"), nets, Scene("x", CPU))
+    assert not SMALL.illustrate(
+        replace(sites["vendor_a"], role="unseen"), nets, Scene(TASK, "x", CPU)
+    )
 
 
 def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
@@ -636,7 +642,7 @@ def test_gpu_follows_the_cpu(sites: dict[str, SiteData], form: str) -> None:
     method, sent = replace(SMALL, form=form), []
     for device in (CPU, torch.device("cuda")):
         nets = new_networks(method, sites)
-        allowed = Budget(steps=2, seed=3, device=device, round=FIRST, rounds=50)
+        allowed = Budget(TASK, steps=2, seed=3, device=device, round=FIRST, rounds=50)
         report = method.fit(sites["vendor_a"], nets, {}, allowed)
         if form == "exact":
             found = [p.grad for name in sorted(report.trained) for p in nets[name].parameters()]

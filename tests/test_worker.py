@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.cases import mask
 
 from fedshift import UserError
 from fedshift.client.contract.method import Scene
@@ -19,7 +20,7 @@ from fedshift.client.methods.supervised import Supervised
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites, OpenSites
-from fedshift.client.tasks import Segmentation
+from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord, RecordDict
@@ -67,7 +68,7 @@ def sites(local_sites: Callable[..., LocalSites]) -> LocalSites:
 
 
 def instruction(sites: LocalSites, action: Action, **changes: Any) -> Instruction:
-    task = {"structures": list(sites.federation.parts)}
+    task = {"name": "segmentation", "parts": list(sites.federation.parts)}
     return Instruction(action=action, seed=0, method=METHOD, task=task, steps=1).but(**changes)
 
 
@@ -398,18 +399,16 @@ def test_validation_dice_is_that_of_the_networks_own_grid(sites: LocalSites) -> 
     cases = sites.open("vendor_a").splits["val"]
     means = []
     for case in cases:
-        predicted = model.method.predict(model.nets, case.image, Scene("vendor_a", CPU)).argmax(
-            axis=1
-        )
-        label = case.label
-        assert label is not None
+        scene = Scene(model.task, "vendor_a", CPU)
+        predicted = model.method.predict(model.nets, case.image, scene).argmax(axis=1)
+        label = mask(case)
         means.append(
             np.mean(
                 [
                     2
                     * ((label == k) & (predicted == k)).sum()
                     / max(1, (label == k).sum() + (predicted == k).sum())
-                    for k in range(1, model.task.classes)
+                    for k in range(1, model.task.outputs)
                 ]
             )
         )
@@ -418,7 +417,7 @@ def test_validation_dice_is_that_of_the_networks_own_grid(sites: LocalSites) -> 
 
 
 def test_tensor_roles_tell_normalising_layers_from_the_rest() -> None:
-    task = {"structures": ["x"]}
+    task = {"name": "segmentation", "parts": ["x"]}
     infos = Model({**METHOD, "norm": "batch"}, task, CPU, 0).infos()
     roles = {
         role: {n for n, i in infos.items() if i.role == role} for role in ("norm", "norm_buffer")
@@ -439,10 +438,10 @@ def test_building_a_model_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = Model(METHOD, {"structures": ["x"]}, CPU, seed=1).read()
+    first = Model(METHOD, {"name": "segmentation", "parts": ["x"]}, CPU, seed=1).read()
     assert torch.equal(torch.rand(3), expected)
-    again = Model(METHOD, {"structures": ["x"]}, CPU, seed=1).read()
-    other = Model(METHOD, {"structures": ["x"]}, CPU, seed=2).read()
+    again = Model(METHOD, {"name": "segmentation", "parts": ["x"]}, CPU, seed=1).read()
+    other = Model(METHOD, {"name": "segmentation", "parts": ["x"]}, CPU, seed=2).read()
     name = max(first, key=lambda key: first[key].size)
     assert first[name].tobytes() == again[name].tobytes()
     assert first[name].tobytes() != other[name].tobytes()

@@ -52,12 +52,12 @@ def mask_case(
 
 def mask(case: Case) -> np.ndarray:
     """The mask of ``case`` on the network's grid, (S, H, W)."""
-    return np.asarray(case.labels["mask"].grid)
+    return case.labels["mask"].grid
 
 
 def native_mask(case: Case) -> np.ndarray:
     """The mask of ``case`` on the image's own grid, (S, H0, W0)."""
-    return np.asarray(case.labels["mask"].native)
+    return case.labels["mask"].native
 
 
 def segmentation(*parts: str, **settings: Any) -> Task:
