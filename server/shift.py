@@ -190,7 +190,7 @@ def _norm_kl(
 def _comparable(own: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class volumes (C,) and (sites, C), each as (sites, C), of the classes that both of a pair
     annotate: one that is nan on either side counts as background on both. A pair without a
-    structure in common is nan."""
+    class in common is nan."""
     unknown = np.isnan(own) | np.isnan(others)
     found = []
     for volumes in (np.broadcast_to(own, others.shape), others):
@@ -211,7 +211,7 @@ def _total_variation(own: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _label_shift(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The total variation as a part of the larger labelled share of the two: 0 to 1.
 
-    The background, most of an image, would hide a structure twice as large. 0 where neither site
+    The background, most of an image, would hide a class twice as large. 0 where neither site
     has anything labelled.
     """
     first, second = _comparable(own, others)

@@ -53,13 +53,13 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]], model: str) -> N
     write_atomic(path, csv_text([*_IDENTITY, *columns, _PROBLEM], filled))
 
 
-def points(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def scalars(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of a line of ``rounds.jsonl``, each under its path, such as
     ``sites/vendor_a/loss``; the round's own number is what they are drawn over and left out."""
     for key, value in node.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from points(value, f"{path}/")
+            yield from scalars(value, f"{path}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and path != "round":
             yield path, float(value)
 
@@ -86,7 +86,7 @@ class TensorBoard:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One point a curve, at the round's number."""
-        for path, value in points(line):
+        for path, value in scalars(line):
             self._writer.add_scalar(path, value, line["round"])
         self._writer.flush()
 
@@ -131,7 +131,7 @@ class MLflow:
     def add(self, line: Mapping[str, Any]) -> None:
         """One point a metric, with the round's number as its step."""
         number = line["round"]
-        found = [self._metric(_mlflow_name(k), v, number, number) for k, v in points(line)]
+        found = [self._metric(_mlflow_name(k), v, number, number) for k, v in scalars(line)]
         for part in _parts(found, 1000):
             self._client.log_batch(self._run, metrics=part)
 

@@ -49,7 +49,7 @@ def test_a_row_for_each_round_model_and_site(tmp_path: Path) -> None:
 
 
 def test_points_are_named_by_their_path() -> None:
-    assert dict(tracking.points(LINE)) == {
+    assert dict(tracking.scalars(LINE)) == {
         "seconds": 2.5,
         "bytes_up": 10,
         "sites/a/loss": 0.5,
@@ -124,7 +124,7 @@ def test_tensorboard_holds_each_point_once(
     for folder in (run, cut):
         found = curves(folder)
         lines = (folder / "rounds.jsonl").read_text().splitlines()
-        expected = [dict(tracking.points(json.loads(line))) for line in lines]
+        expected = [dict(tracking.scalars(json.loads(line))) for line in lines]
         assert set(found) == set().union(*expected)
         for tag, points in found.items():
             assert [step for step, _ in points] == [1, 2]

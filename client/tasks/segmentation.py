@@ -53,7 +53,17 @@ MEASURES = (
     Measure("precision", "precision", "higher", low=0, high=1, listed=False),
     Measure("recall", "recall", "higher", low=0, high=1, listed=False),
     Measure("volume_error_ml", "volume error", unit="mL", listed=False),
-    Measure("specificity", "specificity", "higher", low=0, high=1, listed=False, sparse=True),
+    Measure(
+        "specificity",
+        "specificity",
+        "higher",
+        low=0,
+        high=1,
+        listed=False,
+        sparse=True,
+        note="of the cases whose reference has none of a structure, the share in which the model "
+        "finds none either.",
+    ),
     Measure(
         "dice_positives",
         "Dice of positive cases",
@@ -62,6 +72,8 @@ MEASURES = (
         high=1,
         listed=False,
         sparse=True,
+        note="where a site has cases without a structure, the mean over the others. The Dice above "
+        "counts a case without as 1, or as 0 where the model finds something.",
     ),
 )
 

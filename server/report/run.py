@@ -286,9 +286,10 @@ class Run:
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
-        """The parts of ``cross_site.csv``, in the order of the labels where cards give it."""
+        """The parts of ``cross_site.csv``, in the order of the labels where cards give it; none of
+        a task without."""
         declared = [name for card in self.cards.values() for name in card["parts"]]
-        present = {row["part"]: None for row in self.cross_site}
+        present = {row["part"]: None for row in self.cross_site if row["part"]}
         return tuple(dict.fromkeys([name for name in declared if name in present] + [*present]))
 
     @cached_property

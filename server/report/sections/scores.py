@@ -82,7 +82,8 @@ def whole_splits(run: Run) -> str:
 
 def _matrices(run: Run, measures: Sequence[Measure]) -> str:
     """A table for each measure and part that it was taken of, and two lists to choose from."""
-    parts: list[str | None] = [*run.parts]
+    present = {row["part"] for measure in measures for row in run.rows(measure, None)}
+    parts: list[str | None] = [part for part in ("", *run.parts) if part in present]
     if len(parts) > 1:
         parts.insert(0, None)
     tables: list[str] = []
@@ -199,10 +200,10 @@ def _manifest(run: Run) -> str:
 
 
 def _options(label: str, names: Sequence[str]) -> str:
-    """A list to choose from; of a single thing one that is not shown."""
-    if len(names) == 1:
-        return '<select hidden><option value="0"></option></select>'
+    """A list to choose from; a single thing is only named."""
     options = "".join(
         f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names)
     )
-    return f'<label>{label} <select autocomplete="off">{options}</select></label>'
+    if len(names) == 1:
+        return f"<span>{escape(names[0])}</span><select hidden>{options}</select>"
+    return f'<label>{escape(label)} <select autocomplete="off">{options}</select></label>'
