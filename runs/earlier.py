@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedshift import UserError
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol.needs import CHANGE, DECODER, DESCEND, ENCODER, PIXEL_CLASSES
 from fedshift.protocol.storage import read_json, write_atomic
@@ -22,14 +23,16 @@ def complete(folder: Path) -> None:
     """Write into each run of ``folder`` what it measures, where it does not say so: it is of a time
     when every task was a segmentation.
 
-    Raises :class:`fedshift.UserError` for a damaged file.
+    Raises :class:`fedshift.UserError` for a damaged or missing file.
     """
     for runs in _RUNS:
         for path in sorted(run_of(folder).glob(f"{runs}checkpoints/method.json")):
             card = read_json(path, _mapping)
-            cards = read_cards(path.with_name("sites.json"))
-            if card is None or "task" in card or cards is None:
+            if card is None or "task" in card:
                 continue
+            cards = read_cards(path.with_name("sites.json"))
+            if cards is None:
+                raise UserError(f"{path.parent} has no sites.json; restore it from a copy")
             task = Segmentation(cards[0].parts).card("segmentation")
             told = {**card, "task": task.to_json(), "offers": OFFERED if card["segmenting"] else []}
             write_atomic(path, json.dumps(told) + "\n")
