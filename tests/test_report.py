@@ -27,7 +27,8 @@ from fedshift.client.model import shared_model
 from fedshift.protocol.tables import SUMMARY_COLUMNS, SUMMARY_KEYS
 from fedshift.server.report import build, summary
 from fedshift.server.report.figures import is_dark, shade, shade_gains, shift_drop
-from fedshift.server.report.run import format_bytes, read_run
+from fedshift.server.report.run import read_run
+from fedshift.server.report.words import format_bytes
 from fedshift.server.tables.files import write_cross_site, write_shift
 from fedshift.sites.geometry import Grid
 from fedshift.sites.types import Case, Domain, SiteData

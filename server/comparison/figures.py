@@ -30,7 +30,7 @@ from fedshift.server.report.figures import (
     site_names,
     to_png,
 )
-from fedshift.server.report.run import format_bytes
+from fedshift.server.report.words import format_bytes
 
 MARKERS = "os^Dv"
 

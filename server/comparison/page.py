@@ -18,7 +18,7 @@ from fedshift.server.comparison.statistics import DRAWS, FEWEST_PAIRS, PERMUTATI
 from fedshift.server.comparison.words import gain, p_words, sentences, time_words
 from fedshift.server.report.figures import MANY_SITES, shade
 from fedshift.server.report.html import document, figure, section, shaded
-from fedshift.server.report.run import format_bytes
+from fedshift.server.report.words import format_bytes
 
 FEW_SUBJECTS = 10
 """At a site with fewer test subjects a bootstrap interval comes out too narrow."""

@@ -14,7 +14,8 @@ import numpy as np
 from fedshift import UserError
 from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.server.comparison.cells import Cell
-from fedshift.server.report.run import Model, Row, Run, read_run
+from fedshift.server.report.run import Row, Run, read_run
+from fedshift.server.report.words import Model
 from fedshift.server.tables.files import read_cases
 from fedshift.server.tables.overview import site_values
 

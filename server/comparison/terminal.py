@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fedshift.server.comparison.ranking import Result
 from fedshift.server.comparison.words import deciding_p, gain, known, outcome, p_value, sentences
-from fedshift.server.report.run import format_bytes
+from fedshift.server.report.words import format_bytes
 
 STYLES = {"better": "green", "worse": "red"}
 

@@ -19,7 +19,7 @@ from fedshift.server.comparison.words import (
     p_value,
     sentences,
 )
-from fedshift.server.report.run import format_bytes
+from fedshift.server.report.words import format_bytes
 
 
 def _columns(result: Result) -> dict[str, Callable[[Standing], str]]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import count, some
-from fedshift.server.report.run import EACH_OWN, Run
+from fedshift.server.report.run import Run
+from fedshift.server.report.words import EACH_OWN
 from fedshift.server.tables.overview import Overview, overview
 
 UPPER_BOUND = "all data in one place; simulation only"

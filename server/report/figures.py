@@ -20,13 +20,9 @@ from matplotlib.lines import Line2D
 
 from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import count, short, some
-from fedshift.server.report.run import (
-    Matrix,
-    Run,
-    format_bytes,
-    shift_label,
-    time_unit,
-)
+from fedshift.server.report.matrix import Matrix
+from fedshift.server.report.run import Run
+from fedshift.server.report.words import format_bytes, shift_label, time_unit
 
 MANY_SITES = 12
 LISTED_SITES = 60

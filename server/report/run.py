@@ -17,6 +17,8 @@ from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
+from fedshift.server.report.matrix import Matrix
+from fedshift.server.report.words import Model, format_time, model_key, model_label
 from fedshift.server.rounds import read_rounds, read_task
 from fedshift.server.shift import NO_DISTANCES
 from fedshift.server.tables.correlation import RankCorrelation, rank_correlation
@@ -24,27 +26,6 @@ from fedshift.server.tables.files import read_cross_site, read_shift
 from fedshift.server.tables.overview import Overview, overview
 
 Row = dict[str, Any]
-Model = tuple[str, str]
-"""(``model``, ``trained_on``), as in ``cross_site.csv``."""
-
-EACH_OWN: Model = ("personal", "all")
-
-MODEL_ORDER = ("local", "", "personal", "global", "pooled")
-"""The order of rows; a method's own stages stand at the empty name."""
-
-SHIFT_LABELS = {
-    "intensity_wasserstein": "intensity, Wasserstein-1",
-    "intensity_js": "intensity, Jensen-Shannon",
-    "spectrum_distance": "amplitude spectrum (dB)",
-    "feature_frechet": "feature Fréchet distance",
-    "norm_kl": "normalisation statistics, KL",
-    "label_tv": "label shares, total variation",
-    "label_shift": "labelled volume that differs",
-    "mmd": "MMD in features",
-    "mmd_p": "MMD, p",
-    "proxy_a_distance": "proxy A-distance",
-    "proxy_a_null95": "proxy A-distance by chance",
-}
 
 
 @dataclass
@@ -64,45 +45,6 @@ class Problem:
     site: str
     reason: str
     rounds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One measure of every model at every site.
-
-    ``part`` is ``None`` for the mean over the parts. ``mean``, ``low`` and ``high`` (the 95 %
-    interval) are (models, sites) float64, nan where nothing was measured; ``scores`` and ``failed``
-    count the cases and parts behind each mean. The mean over several parts has no interval.
-    """
-
-    measure: Measure
-    part: str | None
-    models: tuple[Model, ...]
-    sites: tuple[str, ...]
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    scores: np.ndarray
-    failed: np.ndarray
-
-    @cached_property
-    def home(self) -> np.ndarray:
-        """Which cells are a model at the site that trained it, (models, sites) bool."""
-        own = [
-            [model == EACH_OWN or model[1] == site for site in self.sites] for model in self.models
-        ]
-        return np.array(own) & ~np.isnan(self.mean)
-
-    @cached_property
-    def best(self) -> np.ndarray:
-        """Which cells are the best of their column, (models, sites) bool. Pooled, an upper bound,
-        does not compete; a measure without a direction has no best."""
-        if not self.measure.better:
-            return np.zeros(self.mean.shape, bool)
-        score = self.measure.sign * self.mean
-        pooled = np.array([model == "pooled" for model, _ in self.models])
-        score = np.where(np.isnan(score) | pooled[:, None], -np.inf, score)
-        return (score == score.max(axis=0)) & np.isfinite(score)
 
 
 class Pair(NamedTuple):
@@ -411,7 +353,7 @@ class Run:
                     found.setdefault(site, np.full(len(self.rounds), np.nan))[index] = metrics[key]
         return dict(sorted(found.items()))
 
-    @property
+    @cached_property
     def validation(self) -> dict[str, dict[str, np.ndarray]]:
         """The curves of the headline on the validation splits, by arm and site."""
         arms = ("federated", "local", "pooled")
@@ -531,60 +473,6 @@ class Run:
             (item for item in found if item.n_pairs),
             key=lambda item: (-abs(np.nan_to_num(item.rho)), item.metric),
         )
-
-
-def model_key(model: Model) -> tuple[int, str, str]:
-    """Sort key: local, a method's own stages by name, personal, global, pooled."""
-    name, trained_on = model
-    order = MODEL_ORDER.index(name if name in MODEL_ORDER else "")
-    return order, name, trained_on
-
-
-def model_label(model: Model) -> str:
-    """A model's name for readers: the global model is the federated one."""
-    name, trained_on = model
-    if name == "global":
-        return "federated"
-    if name == "pooled":
-        return "pooled (upper bound)"
-    if model == EACH_OWN:
-        return "personal (each site's own)"
-    return name if trained_on == "all" else f"{name}, {trained_on}"
-
-
-def shift_label(metric: str) -> str:
-    """A shift metric's name for readers."""
-    return SHIFT_LABELS.get(metric, metric.replace("_", " "))
-
-
-def format_number(value: float) -> str:
-    """Three decimals, a dash for nan."""
-    return "–" if np.isnan(value) else f"{value:.3f}"
-
-
-def format_bytes(count: float) -> str:
-    """Bytes in decimal units: 999 B, 1.2 kB, 34.5 MB."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB"):
-        count /= 1000
-        if count < 999.95:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} GB"
-
-
-def format_time(seconds: float) -> str:
-    """Simulated time in the unit that fits: 40 s, 12.5 min, 3.2 h."""
-    unit, size = time_unit(seconds)
-    return f"{seconds / size:.3g} {unit}"
-
-
-def time_unit(seconds: float) -> tuple[str, float]:
-    """The unit in which to read so many seconds, and its length in seconds."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return unit, size
-    return "s", 1.0
 
 
 def read_run(folder: Path) -> Run:

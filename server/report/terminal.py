@@ -13,7 +13,8 @@ from rich.text import Text
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.words import count, short
 from fedshift.server.report.answer import answer
-from fedshift.server.report.run import EACH_OWN, Model, Run, format_number, read_run, shift_label
+from fedshift.server.report.run import Run, read_run
+from fedshift.server.report.words import EACH_OWN, Model, format_number, shift_label
 
 MAX_COLUMNS = 6
 """With more sites than this the table shows only the shared models and the summary columns; the

@@ -8,7 +8,8 @@ from html import escape
 from fedshift.protocol.words import count
 from fedshift.server.report.figures import LISTED_SITES, MANY_SITES
 from fedshift.server.report.html import figure, section
-from fedshift.server.report.run import Run, Sent, format_bytes
+from fedshift.server.report.run import Run, Sent
+from fedshift.server.report.words import format_bytes
 
 MAX_MISSING = 20
 

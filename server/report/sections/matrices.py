@@ -10,7 +10,8 @@ from fedshift.protocol.messages import POOLED
 from fedshift.protocol.words import count
 from fedshift.server.report.figures import LISTED_SITES, MANY_SITES, hex_color, is_dark, shade
 from fedshift.server.report.html import shaded
-from fedshift.server.report.run import Matrix, Run
+from fedshift.server.report.matrix import Matrix
+from fedshift.server.report.run import Run
 
 EXTREMES = 3
 """Of more than ``LISTED_SITES`` sites so many of the best and of the worst are listed."""

@@ -13,8 +13,9 @@ from fedshift.protocol.words import count
 from fedshift.server.report.answer import UPPER_BOUND
 from fedshift.server.report.figures import LISTED_SITES, MANY_SITES, shade, vendor_groups
 from fedshift.server.report.html import figure, section, shaded
-from fedshift.server.report.run import Run, model_key
+from fedshift.server.report.run import Run
 from fedshift.server.report.sections.matrices import EXTREMES, table
+from fedshift.server.report.words import model_key
 from fedshift.server.tables.overview import overview
 
 
@@ -22,7 +23,8 @@ def every_model(run: Run, figures: Mapping[str, bytes]) -> str:
     """Every measure's matrix as a table, one shown at a time."""
     title = "Every model at every site"
     if not run.measures:
-        return section(title, "<p>No cross-site evaluation yet.</p>")
+        said = section(title, "<p>No cross-site evaluation yet.</p>")
+        return "" if run.whole_measures else said
     assert run.task is not None
     if len(run.vendors) > MANY_SITES:
         rows = "One row a site, as there are many"

@@ -11,7 +11,8 @@ import numpy as np
 from fedshift.protocol.words import count
 from fedshift.server.report.figures import MANY_SITES
 from fedshift.server.report.html import figure, section
-from fedshift.server.report.run import Run, format_bytes, shift_label
+from fedshift.server.report.run import Run
+from fedshift.server.report.words import format_bytes, shift_label
 
 
 def training(run: Run, figures: Mapping[str, bytes]) -> str:
