@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fedshift import UserError
 from fedshift.client.augmentation import Augmentation
-from fedshift.client.contract.method import AVERAGED, KEPT, Budget, Method, Networks, Scene
+from fedshift.client.contract.method import Budget, Method, Networks, Scene
 from fedshift.client.losses import dice_ce
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
@@ -309,27 +306,6 @@ def test_paper_preset_is_the_papers_network_and_optimiser() -> None:
     # 35 epochs of 3920 images.
     assert config["rounds"] * config["local_steps"] * method.batch == 35 * 3920
     assert len(method.networks(TASK)["segmenter"].encoder) >= 9
-
-
-def test_example_of_the_guide_trains_and_keeps_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of docs/adding_a_method.md, registered as the page says and fitted."""
-    page = (ROOT / "docs/adding_a_method.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    module = types.ModuleType("guide_example")
-    monkeypatch.setitem(sys.modules, "guide_example", module)
-    exec(code, module.__dict__)
-    monkeypatch.setitem(METHODS.registered, "fedper", module.FedPer)
-    method = METHODS.build({"name": "fedper", "width": 6, "depth": 3, "batch": 8})
-    assert method.sharing(TASK) == {"body": AVERAGED, "head": KEPT}
-    site = disc_site()
-    nets = new_networks(method)
-    start = {name: weights({name: net}) for name, net in nets.items()}
-    report = method.fit(site, nets, {}, Budget(TASK, STEPS, 0, CPU))
-    assert report.trained.keys() == {"body", "head"}
-    assert all(not torch.equal(start[name], weights({name: net})) for name, net in nets.items())
-    assert mean_dice(method, nets, site.splits["test"]) > 0.8
-    features = method.features(nets, torch.from_numpy(disc_case(0).image))
-    assert features.shape == (4, 24)
 
 
 @pytest.mark.gpu
