@@ -181,7 +181,7 @@ def _phantom_sites(
         )
     given = {tidy(str(name)): vendors for name, vendors in given.items()}
     anatomy = str(federation["anatomy"])
-    structures, known = phantoms.structures(anatomy), phantoms.vendors(anatomy)
+    structures, known = phantoms.parts(anatomy), phantoms.vendors(anatomy)
     unseen = [tidy(str(name)) for name in federation.get("unseen") or ()]
     for name in unseen:
         if name not in given:

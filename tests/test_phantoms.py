@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 
 from fedshift import UserError
 from fedshift.sites import DataSettings, load_federation, phantoms
-from fedshift.sites.phantoms import cardiac, ct, fetal_head, mri, ultrasound
+from fedshift.sites.phantoms import cardiac, ct, fetal_head, mri, truth, ultrasound
 from fedshift.sites.phantoms.acquisition import interpolate
 from fedshift.sites.phantoms.fields import smooth_field
 
@@ -52,7 +52,7 @@ def test_a_draw_has_the_promised_form(anatomy: str) -> None:
     assert (image.dtype, label.dtype) == (np.float32, np.uint8)
     assert np.isfinite(image).all() and image.min() >= 0
     assert spacing[1] == spacing[2] and 2.5 < spacing[1] < 7.0 and 5.0 < spacing[0] < 60.0
-    assert set(np.unique(label)) == set(range(len(phantoms.structures(anatomy)) + 1))
+    assert set(np.unique(label)) == set(range(len(phantoms.parts(anatomy)) + 1))
     assert phantoms.vendors(anatomy) == ("vendor_a", "vendor_b", "vendor_c", "vendor_d")
     assert phantoms.ANATOMIES[anatomy].unseen_vendor == "vendor_d"
 
@@ -157,7 +157,7 @@ def test_cardiac_volumes_are_those_of_a_heart() -> None:
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_a_larger_size_draws_the_same_subject_with_finer_pixels(anatomy: str) -> None:
     coarse, fine = scan(anatomy, size=48), scan(anatomy, size=96)
-    for k in range(1, len(phantoms.structures(anatomy)) + 1):
+    for k in range(1, len(phantoms.parts(anatomy)) + 1):
         areas = [(label == k).sum() * spacing[1] ** 2 for _, label, spacing in (coarse, fine)]
         assert areas[0] == pytest.approx(areas[1], rel=0.05)
 
@@ -376,7 +376,7 @@ def test_smooth_field_has_unit_variance_and_does_not_depend_on_the_grid() -> Non
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"anatomy": "knee"}, "cardiac, ct, fetal_head"),
+        ({"anatomy": "knee"}, "cardiac, ct, dots, fetal_head, graph"),
         ({"vendor": "vendor_x"}, "vendor_a, vendor_b, vendor_c, vendor_d"),
         ({"shift": 1.5}, "shift=1.5"),
         ({"shift": float("nan")}, "shift=nan"),
@@ -388,7 +388,7 @@ def test_bad_arguments_are_refused_with_the_way_out(change: dict[str, object], s
     with pytest.raises(UserError, match=says):
         scan(**{"anatomy": "cardiac", **change})  # type: ignore[arg-type]
     if "anatomy" in change:
-        for call in (phantoms.structures, phantoms.vendors):
+        for call in (phantoms.parts, phantoms.vendors):
             with pytest.raises(UserError, match=says):
                 call(str(change["anatomy"]))
 
@@ -495,7 +495,7 @@ def test_a_convention_moves_the_outline_in_or_out_and_leaves_the_image(anatomy: 
 
 def test_a_slice_without_a_structure_has_no_outline_to_move() -> None:
     empty = np.zeros((1, 8, 8), np.uint8)
-    assert not phantoms._outlined(empty, 5.0, (1.0, 1.0)).any()
+    assert not truth.outlined(empty, 5.0, (1.0, 1.0)).any()
 
 
 @pytest.mark.parametrize("anatomy", ANATOMIES)

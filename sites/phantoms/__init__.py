@@ -7,14 +7,16 @@ by its own convention, or be faulty: see :func:`draw`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from fedshift import UserError, derive_seed
-from fedshift.sites.phantoms import cardiac, ct, fetal_head
+from fedshift.sites.phantoms import cardiac, ct, dots, fetal_head, graph
+from fedshift.sites.phantoms.acquisition import Scan, interpolate
+from fedshift.sites.phantoms.truth import FROM_MASK, outlined
 
 _SMALLEST = 32
 FAULTS = ("noise", "labels")
@@ -26,22 +28,38 @@ Drawn = tuple[np.ndarray, np.ndarray, tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What can be drawn: its structures (class ``k + 1`` is ``structures[k]``) and vendors."""
+    """What can be drawn: ``parts``, the names of what the labels of each form that it offers tell
+    apart (part ``k + 1`` is the k-th), and the protocols of its scanners: that of ``reference``,
+    which all share at shift 0, those of the vendors, and that of the paired image. A site may draw
+    the outlines of an anatomy that is ``outlined`` by a convention of its own."""
 
-    structures: tuple[str, ...]
-    vendors: tuple[str, ...]
-    draw: Callable[..., Drawn]
+    parts: Mapping[str, tuple[str, ...]]
+    reference: Any
+    vendors: Mapping[str, Any]
+    draw: Callable[..., Scan]
+    pair: Any = None
+    outlined: bool = True
 
     @property
     def unseen_vendor(self) -> str:
         """The vendor that no site trains on by default: the last."""
-        return self.vendors[-1]
+        return tuple(self.vendors)[-1]
 
 
 ANATOMIES: dict[str, Anatomy] = {
-    "cardiac": Anatomy(cardiac.STRUCTURES, tuple(cardiac.VENDORS), cardiac.draw),
-    "ct": Anatomy(ct.STRUCTURES, tuple(ct.VENDORS), ct.draw),
-    "fetal_head": Anatomy(fetal_head.STRUCTURES, tuple(fetal_head.VENDORS), fetal_head.draw),
+    "cardiac": Anatomy(
+        cardiac.PARTS, cardiac.REFERENCE, cardiac.VENDORS, cardiac.draw, cardiac.PAIR
+    ),
+    "ct": Anatomy(ct.PARTS, ct.REFERENCE, ct.VENDORS, ct.draw, ct.PAIR),
+    "dots": Anatomy(dots.PARTS, dots.REFERENCE, dots.VENDORS, dots.draw, outlined=False),
+    "fetal_head": Anatomy(
+        fetal_head.PARTS,
+        fetal_head.REFERENCE,
+        fetal_head.VENDORS,
+        fetal_head.draw,
+        fetal_head.PAIR,
+    ),
+    "graph": Anatomy(graph.PARTS, graph.REFERENCE, graph.VENDORS, graph.draw, outlined=False),
 }
 
 
@@ -51,14 +69,37 @@ def _find(anatomy: str) -> Anatomy:
     return ANATOMIES[anatomy]
 
 
-def structures(anatomy: str) -> tuple[str, ...]:
-    """Return the structures' names: class ``k + 1`` is the k-th. Unknown anatomy: UserError."""
-    return _find(anatomy).structures
+def parts(anatomy: str, form: str = "mask") -> tuple[str, ...]:
+    """The names of what labels of ``form`` tell apart: part ``k + 1`` is the k-th.
+
+    Raises UserError for an unknown anatomy, or a form of label that it does not offer."""
+    offered = _find(anatomy).parts
+    if form == "none":
+        return ()
+    if form not in offered:
+        others = [name for name, found in ANATOMIES.items() if form in found.parts]
+        raise UserError(
+            f"the {anatomy} phantom has no labels of the form {form}; choose from federation="
+            f"{'_phantom, '.join(others)}_phantom, or a task whose labels are "
+            f"{' or '.join(offered)}."
+        )
+    return offered[form]
+
+
+def check_outline(anatomy: str, form: str) -> None:
+    """Raise UserError unless a site's convention can move the outlines of labels of ``form``."""
+    if form not in FROM_MASK or not _find(anatomy).outlined:
+        movable = [name for name, found in ANATOMIES.items() if found.outlined]
+        raise UserError(
+            f"federation.structure_shift moves outlines, and {form} of the {anatomy} phantom has "
+            f"none to move; set it to 0, or choose {', '.join(FROM_MASK)} of "
+            f"{', '.join(movable)}."
+        )
 
 
 def vendors(anatomy: str) -> tuple[str, ...]:
     """Return the four vendors' names. Unknown anatomy: UserError."""
-    return _find(anatomy).vendors
+    return tuple(_find(anatomy).vendors)
 
 
 def draw(
@@ -70,24 +111,29 @@ def draw(
     shift: float,
     size: int,
     slices: int,
+    form: str = "mask",
     outline: float = 0.0,
     fault: str = "",
 ) -> Drawn:
     """Draw one subject and scan it.
 
-    Returns the image (S, H, W) float32 in the scanner's own units, at least 0, the label (S, H, W)
-    uint8, and the spacing (slice, row, column) in mm. ``size`` is H and W, ``slices`` is S; the
-    field of view is the anatomy's own, so a larger size gives finer pixels of the same subject.
-    ``shift`` from 0 to 1 moves every acquisition parameter from the protocol common to all
-    vendors to the vendor's own. ``outline`` from -1 to 1 moves the outer outline of the labelled
-    structures in or out, by up to ``OUTLINE_MM``; the image stays as it is. ``fault``
-    ``noise`` gives an image of noise alone, ``labels`` the label of another subject; empty is
-    none. The same arguments always give the same bits.
+    Returns the image (S, H, W) float32 in the scanner's own units, at least 0, its label of
+    ``form`` as :mod:`fedshift.sites.labels` lays it out (a mask is (S, H, W) uint8), and the
+    spacing (slice, row, column) in mm. ``size`` is H and W, ``slices`` is S; the field of view is
+    the anatomy's own, so a larger size gives finer pixels of the same subject. ``shift`` from 0 to
+    1 moves every acquisition parameter from the protocol common to all vendors to the vendor's own.
+    ``outline`` from -1 to 1 moves the outer outline of the labelled structures in or out, by up to
+    ``OUTLINE_MM``; the image stays as it is. ``fault`` ``noise`` gives an image of noise alone,
+    ``labels`` the label of another subject; empty is none. The same arguments always give the same bits, and the image is the same for every form.
 
-    Raises UserError for an unknown anatomy, vendor or fault, a shift outside 0 to 1, an outline
-    outside -1 to 1, a size below 32 or fewer than one slice.
+    Raises UserError for an unknown anatomy, vendor or fault, a form of label that the anatomy does
+    not offer or whose outline cannot be moved, a shift outside 0 to 1, an outline outside -1 to 1,
+    a size below 32 or fewer than one slice.
     """
     found = _find(anatomy)
+    parts(anatomy, form)
+    if outline:
+        check_outline(anatomy, form)
     if vendor not in found.vendors:
         raise UserError(
             f"vendor={vendor} does not scan the {anatomy} phantom; "
@@ -104,44 +150,31 @@ def draw(
     if slices < 1:
         raise UserError(f"slices={slices} draws nothing; choose 1 or more.")
 
-    def drawn(name: str) -> Drawn:
+    def scanned(name: str, by: str, protocol: Any) -> Scan:
         return found.draw(
             np.random.default_rng(derive_seed(seed, name, "anatomy")),
-            np.random.default_rng(derive_seed(seed, name, vendor, "scan")),
-            vendor=vendor,
-            shift=shift,
+            np.random.default_rng(derive_seed(seed, name, by, "scan")),
+            protocol,
             size=size,
             slices=slices,
         )
 
-    image, label, spacing = drawn(subject)
+    own = interpolate(found.reference, found.vendors[vendor], shift)
+    image, labels, spacing = scanned(subject, vendor, own)
+    told = subject
     if fault == "labels":
-        label = drawn(f"{subject} mixed up")[1]
+        told = f"{subject} mixed up"
+        labels = scanned(told, vendor, own).labels
     elif fault == "noise":
         rng = np.random.default_rng(derive_seed(seed, subject, vendor, "noise"))
         # The magnitude of complex noise, as of a receiver that hears no signal.
         image = rng.rayleigh(float(image.mean()), image.shape).astype(np.float32)
-    if outline:
-        label = _outlined(label, outline * OUTLINE_MM, spacing[1:])
+    if form == "none":
+        label = np.zeros((slices, 0), np.uint8)
+    elif form == "image":
+        label = scanned(told, "pair", found.pair).image[:, None]
+    elif outline:
+        label = FROM_MASK[form](outlined(labels["mask"], outline * OUTLINE_MM, spacing[1:]))
+    else:
+        label = labels[form] if form in labels else FROM_MASK[form](labels["mask"])
     return image, label, spacing
-
-
-def _outlined(label: np.ndarray, out_mm: float, pixel_mm: tuple[float, float]) -> np.ndarray:
-    """``label`` (S, H, W) with the outline of all structures together moved out by ``out_mm``,
-    or in; what the outline passes over takes the structure nearest to it, or the background.
-
-    A pixel's centre is half a pixel inside or outside the outline next to it, so the outline moves
-    by whole pixels.
-    """
-    moved = label.copy()
-    for plane, original in zip(moved, label, strict=True):
-        labelled = original > 0
-        if not labelled.any():
-            continue
-        passed = ~labelled if out_mm > 0 else labelled
-        distance, nearest = ndimage.distance_transform_edt(
-            passed, sampling=pixel_mm, return_indices=True
-        )
-        reached = passed & (distance - pixel_mm[0] / 2 <= abs(out_mm))
-        plane[reached] = original[tuple(nearest)][reached]
-    return moved

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedshift.sites.phantoms.acquisition import interpolate
+from fedshift.sites.phantoms.acquisition import Scan
 from fedshift.sites.phantoms.fields import smooth_field
+from fedshift.sites.phantoms.heart import Heart, draw_heart
 from fedshift.sites.phantoms.mri import (
     FAT_SHIFT_PPM,
     PROTON_MHZ_PER_TESLA,
@@ -22,8 +23,17 @@ from fedshift.sites.phantoms.mri import (
     coil_sensitivity,
     render,
 )
+from fedshift.sites.phantoms.truth import numbered
 
 STRUCTURES = ("LV cavity", "myocardium", "RV cavity")
+PARTS = {
+    "mask": STRUCTURES,
+    "boxes": STRUCTURES,
+    "landmarks": ("LV centre", "anterior insertion", "inferior insertion"),
+    "category": ("diastole", "systole"),
+    "image": (),
+}
+"""What the labels of each form tell apart. The insertions are the right ventricle's."""
 FIELD_OF_VIEW_MM = 160.0
 _STACK = (0.08, 0.86)
 """The part of the long axis, in t, that the stack of slices covers."""
@@ -85,6 +95,9 @@ VENDORS = {
     "vendor_d": MriProtocol(3.0, 40.0, 3.0, 1.2, 0.9, 0.3, 1.2, 1.0, 0.8, 1.0, 0.012, 0.0, 1.4),
 }
 
+PAIR = MriProtocol(3.0, 50.0, 2.8, 2.0, 1.0, 0.1, 0.3, 1.0, 1.0, 1.0, 0.004, 0.0, 1.0)
+"""Of every subject's paired image, alike at all sites: late after gadolinium, fat suppressed."""
+
 
 def _ellipse(
     x: np.ndarray, y: np.ndarray, centre: tuple[float, float], axes: tuple[float, float]
@@ -99,11 +112,11 @@ def _paint(tissue: np.ndarray, where: np.ndarray, name: str) -> None:
 
 def anatomy(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, slices: int
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, Heart, float]:
     """Draw a chest on the points ``x``, ``y`` (H, W), in mm.
 
     Returns the tissue (S, H, W) uint8 as an index into ``TISSUES``, the label (S, H, W) uint8
-    (papillary muscles belong to the cavity) and the distance of the slices in mm.
+    (papillary muscles belong to the cavity), the heart and the distance of the slices in mm.
     """
 
     def between(low: float, high: float) -> float:
@@ -148,31 +161,10 @@ def anatomy(
     filling = "fluid" if between(0, 1) < 0.6 else "air"
     _paint(tissue, below & (stomach < 0.85), filling)
 
-    # The heart in its own frame: the septum and the right ventricle towards -u.
-    centre, angle = (between(2, 16), between(-8, 8)), math.radians(between(5, 50))
-    drift = between(-8, 8) * (t - 0.5), between(-6, 6) * (t - 0.5)
-    dx, dy = x - centre[0] - drift[0], y - centre[1] - drift[1]
-    cos, sin = math.cos(angle), math.sin(angle)
-    u, v = cos * dx + sin * dy, cos * dy - sin * dx
-    r = np.hypot(u, v) + 1e-3
-    taper = np.sqrt(1.0 - (0.92 * t) ** 2)
-    contraction = between(0, 1)
-    endo_ed = between(21, 29) * taper
-    epi_ed = endo_ed + between(7, 11) * (1.0 - 0.25 * t)
-    endo = endo_ed * (1.0 - 0.36 * contraction)
-    # The wall keeps its volume: as the heart shortens by a seventh, its cross-section grows.
-    epi = np.sqrt(endo**2 + (epi_ed**2 - endo_ed**2) * (1.0 + 0.15 * contraction))
-    cos2, sin2 = (u * u - v * v) / r**2, 2.0 * u * v / r**2
-    oval = 1.0 + between(-0.06, 0.06) * cos2 + between(-0.06, 0.06) * sin2
-    notch = 1.0 + between(-0.05, 0.05) * (u / r) * (4.0 * (u / r) ** 2 - 3.0)
-    outside, inside = r - epi * oval, r - endo * oval * notch
-
-    rv_axes = (
-        between(22, 28) * (1.0 - 0.22 * contraction) * (1.05 - 0.5 * t),
-        between(36, 43) * (1.0 - 0.12 * contraction) * (1.05 - 0.55 * t),
-    )
-    rv = np.hypot((u + epi + between(-3, 2)) / rv_axes[0], (v + between(-6, 6)) / rv_axes[1])
-    rv_mm = (rv - 1.0) * rv_axes[0]
+    heart = draw_heart(rng, t)
+    u, v = heart.frame(x, y)
+    outside, inside = heart.left(u, v)
+    rv_mm = (heart.right(u, v) - 1.0) * heart.right_axes[0]
     fat_pad = between(2, 6)
     _paint(tissue, (outside < fat_pad) | (rv_mm < fat_pad), "fat")
     _paint(tissue, rv_mm < 3.0, "myocardium")
@@ -188,11 +180,11 @@ def anatomy(
     np.copyto(label, 1, where=inside <= 0)
     for side in (1.0, -1.0):
         place = math.radians(between(40, 75)) * side
-        offset = 0.74 * endo
+        offset = 0.74 * heart.endo
         papillary = np.hypot(u - offset * math.cos(place), v - offset * math.sin(place))
         _paint(tissue, (papillary < between(2.8, 5.0)) & (inside < 0) & (t > 0.2), "myocardium")
-    long_axis_mm = between(78, 96) * (1.0 - 0.14 * contraction)
-    return tissue, label, span * long_axis_mm
+    long_axis_mm = between(78, 96) * (1.0 - 0.14 * heart.contraction)
+    return tissue, label, heart, span * long_axis_mm
 
 
 def relaxation(protocol: MriProtocol) -> tuple[np.ndarray, np.ndarray]:
@@ -212,19 +204,17 @@ def relaxation(protocol: MriProtocol) -> tuple[np.ndarray, np.ndarray]:
 def draw(
     subject_rng: np.random.Generator,
     scan_rng: np.random.Generator,
+    protocol: MriProtocol,
     *,
-    vendor: str,
-    shift: float,
     size: int,
     slices: int,
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+) -> Scan:
     """Draw a subject from ``subject_rng`` and scan it with ``scan_rng``; see the package's draw."""
-    protocol = interpolate(REFERENCE, VENDORS[vendor], shift)
     pixel_mm = FIELD_OF_VIEW_MM / size
     # The object is known on half pixels, every second of which is a pixel's centre.
     half = (np.arange(2 * size, dtype=np.float32) - (size - 1)) * np.float32(pixel_mm / 2)
     x, y = half[None, :] + np.zeros_like(half)[:, None], half[:, None] + np.zeros_like(half)
-    tissue, label, slice_mm = anatomy(subject_rng, x, y, slices)
+    tissue, label, heart, slice_mm = anatomy(subject_rng, x, y, slices)
     patient = subject_rng.normal(1.0, 0.04, (3, len(TISSUES)))
     texture = smooth_field(subject_rng, slices, x.shape, cells=28)
 
@@ -251,8 +241,9 @@ def draw(
     phase = np.exp(0.7j * smooth_field(scan_rng, 1, x.shape, cells=2)).astype(np.complex64)
     magnitude = acquire(scan_rng, signal * phase, size, protocol)
     gain = float(np.exp(scan_rng.normal(np.log(1000.0), 0.2)))
-    return (
-        render(magnitude, protocol, gain),
-        np.ascontiguousarray(label[:, ::2, ::2]),
-        (slice_mm, pixel_mm, pixel_mm),
-    )
+    labels = {
+        "mask": np.ascontiguousarray(label[:, ::2, ::2]),
+        "landmarks": numbered(heart.landmarks() / pixel_mm + (size - 1) / 2),
+        "category": np.full(slices, 1 + (heart.contraction > 0.5), np.uint8),
+    }
+    return Scan(render(magnitude, protocol, gain), labels, (slice_mm, pixel_mm, pixel_mm))

@@ -18,10 +18,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from fedshift.sites.phantoms.acquisition import interpolate
+from fedshift.sites.phantoms.acquisition import Scan
 from fedshift.sites.phantoms.fields import smooth_field
 
 STRUCTURES = ("lesion",)
+PARTS = {
+    "mask": STRUCTURES,
+    "boxes": STRUCTURES,
+    "instances": STRUCTURES,
+    "category": ("no lesion", "lesion"),
+    "image": (),
+}
+"""What the labels of each form tell apart."""
 FIELD_OF_VIEW_MM = 320.0
 WATER_PER_MM = 0.0195
 """Attenuation of water at about 70 keV, the effective energy of a beam at 120 kV."""
@@ -57,6 +65,8 @@ VENDORS = {
     # Enhanced edges: the middle frequencies raised, too.
     "vendor_d": Kernel(5.0, 1.5),
 }
+PAIR = Kernel(2.0, 1.0)
+"""Of every subject's paired image, alike at all sites: sharper than the ramp at all frequencies."""
 
 # Hounsfield units; ribs and vertebrae are cortical and spongy bone averaged.
 _AIR, _LUNG, _FAT, _MUSCLE, _BLOOD, _SPINE, _RIB = -1000.0, -850.0, -100.0, 50.0, 45.0, 250.0, 500.0
@@ -153,12 +163,11 @@ def anatomy(
 def draw(
     subject_rng: np.random.Generator,
     _scan_rng: np.random.Generator,
+    kernel: Kernel,
     *,
-    vendor: str,
-    shift: float,
     size: int,
     slices: int,
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+) -> Scan:
     """Draw a subject and its sinogram from ``subject_rng`` and reconstruct it; see the package's
     draw. Nothing is drawn for the scan. Pixels are attenuation relative to water's: 0 in
     air, 1 in water, 4.095 at most, where scanners' twelve bits end."""
@@ -166,7 +175,6 @@ def draw(
 
     from fedshift.sites.tomography import tomograph
 
-    kernel = interpolate(REFERENCE, VENDORS[vendor], shift)
     pixel_mm = FIELD_OF_VIEW_MM / size
     # The object is known on half pixels, every second of which is a pixel's centre.
     fine = 2 * size - size % 2
@@ -186,4 +194,5 @@ def draw(
     water = scanner.reconstruct(sinogram, kernel.a, kernel.b).numpy()
     image = np.clip(water, 0.0, 4.095)
     label = lesions[:, ::2, ::2].astype(np.uint8)
-    return image, label, (slice_mm, pixel_mm, pixel_mm)
+    labels = {"mask": label, "category": np.where(label.any(axis=(1, 2)), 2, 1).astype(np.uint8)}
+    return Scan(image, labels, (slice_mm, pixel_mm, pixel_mm))

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedshift.sites.phantoms.acquisition import interpolate
+from fedshift.sites.phantoms.acquisition import Scan
 from fedshift.sites.phantoms.fields import smooth_field
+from fedshift.sites.phantoms.truth import numbered
 from fedshift.sites.phantoms.ultrasound import (
     UltrasoundProtocol,
     amplitude,
@@ -25,6 +26,17 @@ from fedshift.sites.phantoms.ultrasound import (
 )
 
 STRUCTURES = ("fetal head",)
+PARTS = {
+    "mask": STRUCTURES,
+    "boxes": STRUCTURES,
+    "landmarks": ("ofd_1", "ofd_2", "bpd_1", "bpd_2"),
+    "category": ("second trimester", "third trimester"),
+    "image": (),
+}
+"""What the labels of each form tell apart. The landmarks are the ends of the occipito-frontal
+diameter, left and right, and of the biparietal one, upper and lower."""
+_THIRD_TRIMESTER_MM = 70.0
+"""The biparietal diameter at about 28 weeks."""
 FIELD_OF_VIEW_MM = 150.0
 _PROBE_RADIUS_MM = 60.0
 _HALF_FAN = math.radians(38.0)
@@ -89,14 +101,18 @@ VENDORS = {
     "vendor_d": UltrasoundProtocol(5.0, 2.0, 24.0, 55.0, 0.55, 1.8, -85.0, 8.0, 50.0, 0.5, 0.8),
 }
 
+PAIR = UltrasoundProtocol(4.5, 1.0, 40.0, 80.0, 0.9, 0.4, -110.0, 4.0, 66.0, 1.6, 1.0)
+"""Of every subject's paired image, alike at all sites: thin beams, little shadow, no noise."""
+
 
 def _paint(tissue: np.ndarray, where: np.ndarray, name: str) -> None:
     np.copyto(tissue, _INDEX[name], where=where)
 
 
 class Head(NamedTuple):
-    """An ellipse that varies over the slices; axes are (S, 1, 1), in mm."""
+    """An ellipse that varies over the slices; half axes are (S, 1, 1), in mm."""
 
+    biparietal_mm: float
     centre: tuple[float, float]
     angle: float
     long_mm: np.ndarray
@@ -113,6 +129,14 @@ class Head(NamedTuple):
         u, v = self.frame(x, y)
         return np.hypot(u / self.long_mm, v / self.short_mm)
 
+    def landmarks(self) -> np.ndarray:
+        """The ends of the long axis, left and right, and of the short one, upper and lower,
+        (S, 4, 2) x and y in mm: no pose of :func:`draw_head` comes near to changing their order."""
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        along = self.long_mm * np.array([[-cos, -sin], [cos, sin]])
+        across = self.short_mm * np.array([[sin, -cos], [-sin, cos]])
+        return np.concatenate([along, across], axis=1) + self.centre
+
 
 def draw_head(rng: np.random.Generator, slices: int) -> Head:
     """Draw a head of 18 to 34 weeks: its pose and its outline in every slice."""
@@ -122,7 +146,7 @@ def draw_head(rng: np.random.Generator, slices: int) -> Head:
     angle = math.radians(float(rng.uniform(-35, 35)))
     height = (np.arange(slices, dtype=np.float32) + 0.5) / slices - 0.5
     section = np.sqrt(1.0 - (height * _SLICE_RANGE_MM / (0.62 * biparietal)) ** 2)[:, None, None]
-    return Head(centre, angle, long_mm * section, 0.5 * biparietal * section)
+    return Head(biparietal, centre, angle, long_mm * section, 0.5 * biparietal * section)
 
 
 def anatomy(
@@ -192,14 +216,12 @@ def anatomy(
 def draw(
     subject_rng: np.random.Generator,
     scan_rng: np.random.Generator,
+    protocol: UltrasoundProtocol,
     *,
-    vendor: str,
-    shift: float,
     size: int,
     slices: int,
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+) -> Scan:
     """Draw a subject from ``subject_rng`` and scan it with ``scan_rng``; see the package's draw."""
-    protocol = interpolate(REFERENCE, VENDORS[vendor], shift)
     pixel_mm = FIELD_OF_VIEW_MM / size
     head = draw_head(subject_rng, slices)
     centre = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(pixel_mm)
@@ -249,8 +271,11 @@ def draw(
     rows = (np.hypot(across, down) - _PROBE_RADIUS_MM) / step_mm
     columns = (np.arctan2(across, down) + _HALF_FAN) / (2.0 * _HALF_FAN) * (beams - 1)
     image = scan_convert(grey, rows, columns, protocol.smoothing_mm / pixel_mm)
-    return (
-        (255.0 * image).astype(np.float32),
-        label.astype(np.uint8),
-        (_SLICE_RANGE_MM / slices, pixel_mm, pixel_mm),
-    )
+    places = (head.landmarks() + np.array([FIELD_OF_VIEW_MM / 2, 0.0])) / pixel_mm - 0.5
+    labels = {
+        "mask": label.astype(np.uint8),
+        "landmarks": numbered(places),
+        "category": np.full(slices, 1 + (head.biparietal_mm >= _THIRD_TRIMESTER_MM), np.uint8),
+    }
+    spacing_mm = (_SLICE_RANGE_MM / slices, pixel_mm, pixel_mm)
+    return Scan((255.0 * image).astype(np.float32), labels, spacing_mm)
