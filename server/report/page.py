@@ -205,7 +205,7 @@ def _examples(run: Run) -> str:
     more = f" {left_out} more are in <code>figures/</code>." if left_out > 0 else ""
     return section(
         "Examples",
-        '<p class="lead">Test slices with the contours of the truth and of the models. They are '
+        '<p class="lead">Test slices with the truth and with what the models predict. They are '
         "drawn where the images are and never leave the site; this page shows them because the "
         f"federation was simulated on one machine.{more}</p>{shown}",
     )

@@ -207,5 +207,6 @@ def _options(label: str, names: Sequence[str]) -> str:
         f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names)
     )
     if len(names) == 1:
-        return f"<span>{escape(names[0])}</span><select hidden>{options}</select>"
+        only = f"<span>{escape(f'{label}: {names[0]}')}</span>" if names[0] else ""
+        return f"{only}<select hidden>{options}</select>"
     return f'<label>{escape(label)} <select autocomplete="off">{options}</select></label>'
