@@ -15,23 +15,16 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 from kit.measured import DICE, HD95, SEGMENTATION, write_method
-from PIL import Image
 from rich.console import Console
 
 from fedshift import UserError
-from fedshift.client import examples
-from fedshift.client.contract.method import Scene
-from fedshift.client.model import shared_model
 from fedshift.protocol.tables import SUMMARY_COLUMNS, SUMMARY_KEYS
 from fedshift.server.report import build, summary
 from fedshift.server.report.figures import is_dark, shade, shade_gains, shift_drop
 from fedshift.server.report.run import read_run
 from fedshift.server.report.words import format_bytes
 from fedshift.server.tables.files import write_cross_site, write_shift
-from fedshift.sites.geometry import Grid
-from fedshift.sites.types import Case, Domain, SiteData
 
 
 def write_run(
@@ -779,106 +772,6 @@ def shown(run: Path, width: int = 240) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(summary(run))
     return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-class TestExamples:
-    """A disc of 2 around a disc of 1 on a grid of 1.2 mm, seen by a network at 1.5 mm."""
-
-    @pytest.fixture
-    def case(self) -> Case:
-        row, column = np.mgrid[:80, :100]
-        radius = np.hypot(row - 40, column - 55)
-        reference = np.zeros((7, 80, 100), np.uint8)
-        for index, outer in enumerate((8, 12, 20, 18, 14, 16, 10)):
-            reference[index][radius < outer] = 2
-            reference[index][radius < outer - 5] = 1
-        image = np.choose(reference, [0.4, 1.0, 0.1]).astype(np.float32)
-        grid = Grid((80, 100), (1.2, 1.2), (1.5, 1.5), 64)
-        return Case(
-            id="c",
-            subject="s",
-            session="",
-            domain=Domain("V"),
-            image=grid.image(image),
-            label=grid.label(reference),
-            labelled=np.array([True, True, True, True, True, False, True]),
-            spacing_mm=(8.0, 1.5, 1.5),
-            reference=reference,
-            native_spacing_mm=(8.0, 1.2, 1.2),
-            to_native=grid.to_native,
-        )
-
-    def test_the_image_comes_back_on_its_own_grid(self, case: Case) -> None:
-        images = examples._native_images(case, [2, 3])
-
-        assert images.shape == (2, 80, 100)
-        # Inside each region, away from its border, the grey levels keep their order and place.
-        inner = examples._native_images(case, [2])[0]
-        core, wall = case.reference[2] == 1, case.reference[2] == 2
-        outside = case.reference[2] == 0
-        assert np.median(inner[core]) == pytest.approx(1.0, abs=0.02)
-        assert np.median(inner[wall]) < 0.2
-        assert np.median(inner[outside]) == pytest.approx((0.4 - 0.1) / 0.9, abs=0.03)
-
-    def test_the_largest_labelled_slices_without_neighbours_are_drawn(self, case: Case) -> None:
-        # By size: 2, then 3 (a neighbour), 5 (unlabelled), 4, 1 (neighbour), 6, 0.
-        assert examples._representative(case.reference, case.labelled) == [2, 4, 6]
-
-    def test_dice_is_of_the_slice_and_each_structure(self, case: Case) -> None:
-        truth = np.array([[1, 1, 2, 0]])
-        found = np.array([[1, 0, 2, 2]])
-        assert examples._dice_words(truth, found, range(1, 4)) == "Dice 0.67, 0.67, 1.00"
-
-    def test_one_deterministic_picture_is_written(self, case: Case, tmp_path: Path) -> None:
-        predictions = {"local": np.roll(case.reference, 3, 2), "federated": case.reference}
-        pictures = [
-            examples.draw_examples(
-                case, predictions, ["core", "wall"], tmp_path / name / "x.png", site="$a_b$"
-            ).read_bytes()
-            for name in ("one", "two")
-        ]
-        assert pictures[0] == pictures[1]
-        assert [path.name for path in (tmp_path / "one").iterdir()] == ["x.png"]
-
-    def test_contours_have_a_dark_edge_on_bright_tissue(self, case: Case, tmp_path: Path) -> None:
-        white = dataclasses.replace(case, image=np.ones_like(case.image))
-        white.image[:, :8, :8] = 0  # Outside the view, where the percentiles find their black.
-        path = examples.draw_examples(white, {}, ["core", "wall"], tmp_path / "x.png", site="a")
-        grey = np.asarray(Image.open(path).convert("L"))
-        body = grey[grey.shape[0] // 8 : -grey.shape[0] // 8]  # Between title and legend.
-        plain, truth = (half < 100 for half in np.array_split(body, 2, axis=1))
-        assert truth.sum() > plain.sum() + 500
-
-    def test_the_inner_of_two_structures_is_drawn_last(self, case: Case) -> None:
-        core, wall = case.reference[2] == 1, case.reference[2] == 2
-        speck = np.zeros_like(core)
-        speck[0, 0] = True
-        # The wall's outline holds the core, whatever their numbers; an absent one is not drawn.
-        assert examples._outer_first([core, wall]) == [1, 0]
-        assert examples._outer_first([wall, core]) == [0, 1]
-        assert examples._outer_first([speck, core & ~core, wall]) == [2, 0]
-
-    def test_the_global_model_is_called_federated(
-        self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        method = {"name": "supervised", "width": 2, "depth": 2}
-        task = {"name": "segmentation", "parts": ["core", "wall"]}
-        weights = shared_model(method, task, torch.device("cpu")).read()
-        drawn: list[Any] = []
-        monkeypatch.setattr(examples, "draw_examples", lambda *given, **_: drawn.append(given))
-        data = SiteData("a", "train", ("core", "wall"), {"train": (), "val": (), "test": (case,)})
-        model = (weights, Scene("a", torch.device("cpu")))
-        models = {"local": model, "global": model}
-
-        done = examples.draw_site(data, models, method, task, tmp_path / "x.png")
-
-        assert done
-        assert [list(predictions) for _, predictions, *_ in drawn] == [["local", "federated"]]
-
-    def test_a_case_without_labels_is_refused(self, case: Case, tmp_path: Path) -> None:
-        bare = dataclasses.replace(case, labelled=np.zeros(7, bool))
-        with pytest.raises(ValueError, match="carries no label"):
-            examples.draw_examples(bare, {}, ["core"], tmp_path / "x.png", site="a")
 
 
 def test_an_upper_bound_that_is_none_in_this_run_is_called_so() -> None:
