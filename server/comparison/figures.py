@@ -19,7 +19,7 @@ from fedshift.protocol.words import short
 from fedshift.server.comparison.ranking import Result, Standing
 from fedshift.server.comparison.statistics import Estimate, Friedman, alike
 from fedshift.server.comparison.training import SECONDS_PER_HOUR, Curve, curve, trainings
-from fedshift.server.comparison.words import gain
+from fedshift.server.comparison.words import gain, with_unit
 from fedshift.server.report.figures import (
     MANY_SITES,
     PALETTE,
@@ -290,8 +290,8 @@ def trade_off(result: Result) -> Figure:
         _cross(grid[0], row.worst, row.mean, **look[row.entrant])
         if sent:
             _cross(grid[1], Estimate(row.bytes), Estimate(row.mean.value), **look[row.entrant])
-    grid[0].set_xlabel(_with_unit(f"{headline.title} at the worst site", headline))
-    grid[0].set_ylabel(_with_unit(f"mean {headline.title} over sites", headline))
+    grid[0].set_xlabel(with_unit(f"{headline.title} at the worst site", headline))
+    grid[0].set_ylabel(with_unit(f"mean {headline.title} over sites", headline))
     if headline.better == "lower":
         grid[0].invert_xaxis()
         grid[0].invert_yaxis()  # And with it the other plot's, which shares it.
@@ -304,10 +304,6 @@ def trade_off(result: Result) -> Figure:
         grid[1].set_xlabel("sent in a whole run, to the sites and back")
     _legend(figure, scored)
     return figure
-
-
-def _with_unit(text: str, measure: Measure) -> str:
-    return f"{text} ({measure.unit})" if measure.unit else text
 
 
 def _cross(axes: Axes, x: Estimate, y: Estimate, color: str, marker: str) -> None:
@@ -348,7 +344,7 @@ def learning_curves(result: Result, found: Mapping[str, Curve]) -> Figure:
     grid[0].set_xlabel("round")
     grid[0].xaxis.get_major_locator().set_params(integer=True)
     headline = result.comparison.headline
-    grid[0].set_ylabel(_with_unit(f"validation {headline.title}, mean of sites", headline))
+    grid[0].set_ylabel(with_unit(f"validation {headline.title}, mean of sites", headline))
     if clock:
         grid[1].set_xlabel(f"simulated {unit}")
         hours = rows[0].hours

@@ -109,6 +109,15 @@ class Comparison:
         return next(runs, None)
 
     @property
+    def axes(self) -> dict[str, list[str]]:
+        """Every axis of the grid but the seed, with its values."""
+        found: dict[str, dict[str, None]] = {}
+        for entrant in self.entrants:
+            for key, value in entrant.settings.items():
+                found.setdefault(key, {})[value] = None
+        return {key: list(values) for key, values in found.items()}
+
+    @property
     def cells(self) -> list[Cell]:
         """Every cell of the grid."""
         return [cell for entrant in self.entrants for cell in entrant.cells]

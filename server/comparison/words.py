@@ -125,6 +125,11 @@ def time_words(hours: float) -> str:
     return f"{hours:.3g} h" if hours >= 0.1 else f"{3600 * hours:.3g} s"
 
 
+def with_unit(text: str, measure: Measure) -> str:
+    """``text`` as an axis or a column says it."""
+    return f"{text} ({measure.unit})" if measure.unit else text
+
+
 def gain(value: float, measure: Measure) -> str:
     """A difference with its sign, which a rounded zero has none of; a dash for nan."""
     size = measure.cell(abs(value))

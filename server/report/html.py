@@ -37,6 +37,11 @@ def document(
     )
 
 
+def breakable(name: str) -> str:
+    """A name that may be broken after an underscore."""
+    return escape(name).replace("_", "_<wbr>")
+
+
 def section(title: str, body: str, anchor: str = "") -> str:
     """A part of the page with its heading; ``body`` is HTML."""
     mark = f' id="{anchor}"' if anchor else ""
