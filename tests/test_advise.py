@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from kit.measured import SEGMENTATION, measured, write_method
 
 from fedshift import UserError
+from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.runs import graded
 from fedshift.runs.config import choices
 from fedshift.server.advice import rules
@@ -226,6 +228,44 @@ def test_unequal_sizes_and_what_is_to_be_won_are_noted() -> None:
     assert "0.050 worse than the sites' own models" in advice.sentence
     assert "level with the sites' own" in advise(evidence(home=dict.fromkeys(SITES, 0.9))).sentence
     assert "0.100 better than" in advise(evidence(home=dict.fromkeys(SITES, 0.8))).sentence
+
+
+# Other tasks.
+
+
+def of_task(headline: Measure, change: Callable[[float], float], **more: Any) -> Evidence:
+    """:func:`evidence` of a task without parts whose headline is ``change`` of the Dice."""
+    told = evidence(**more)
+    rows = [
+        {**row, "metric": headline.name, "mean": change(row["mean"])} for row in told.cross_site
+    ]
+    task = TaskCard("other", "other", "", (), (headline,), "it is lost")
+    return replace(told, task=task, cross_site=rows)
+
+
+def test_a_ratio_of_which_less_is_better_is_judged_by_what_is_left_to_1() -> None:
+    brier = Measure("brier", "Brier score", "lower", low=0, high=1)
+    loss = {**dict.fromkeys(SITES, 0.2), "b": 0.5}
+    more: dict[str, Any] = {"shared": {"b": 0.5}, "home": {"b": 0.55}, "loss": loss}
+    usual, mirrored = advise(evidence(**more)), advise(of_task(brier, lambda x: 1 - x, **more))
+    assert mirrored.suspects == usual.suspects == ("b",)
+    assert "reaches 0.450, at the other sites 0.100" in mirrored.findings[0].said
+    assert mirrored.findings[2].question == "Do the labels differ?"
+    better = of_task(brier, lambda x: 1 - x, home=dict.fromkeys(SITES, 0.8))
+    assert "0.100 better than the sites' own" in advise(better).sentence
+
+
+def test_of_what_is_no_ratio_there_is_no_rule_and_the_other_questions_are_asked() -> None:
+    error = Measure("radial_error_mm", "radial error", "lower", "mm", low=0)
+    more: dict[str, Any] = {"shared": {"b": 0.1}, "home": dict.fromkeys(SITES, 0.8)}
+    advice = advise(
+        of_task(error, lambda x: 5 - 4 * x, pairs=with_site("a", OTHER_SCANNER), **more)
+    )
+    assert advice.families == ("harmonise",) and advice.suspects == ()
+    assert advice.findings[0].answer == "not known"
+    assert "There is no rule for radial error" in advice.sentence
+    assert "own models" not in advice.sentence
+    assert advise(of_task(error, lambda x: 5 - 4 * x)).families == ("nothing",)
 
 
 # Families.

@@ -14,7 +14,7 @@ from fedshift.server.comparison.ranking import Result, Standing
 from fedshift.server.comparison.statistics import Estimate
 from fedshift.server.comparison.words import gain
 from fedshift.server.report.html import breakable, section
-from fedshift.server.report.run import format_bytes
+from fedshift.server.report.words import format_bytes
 
 
 def ranked(result: Result) -> str:
