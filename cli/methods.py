@@ -51,7 +51,9 @@ def list_tasks() -> None:
         table.add_row(name, _headline(task), task.form, ", ".join(serving))
     console = PlainConsole()
     console.print(table)
-    console.print("Settings: configs/task/NAME.yaml; labels: docs/sites.md.")
+    console.print(
+        "Settings: configs/task/NAME.yaml; labels: docs/sites.md; another: docs/adding_a_task.md."
+    )
 
 
 def _headline(cls: type) -> str:

@@ -3,6 +3,7 @@ package, their commands run and their tests pass."""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -74,3 +75,21 @@ def test_the_guide_to_a_new_method(run: Run, tmp_path: Path) -> None:
         folder = tmp_path / "fedshift" / "runs" / name
         assert "personal," in (folder / "cross_site.csv").read_text()
         assert (folder / "report.html").exists()
+
+
+def test_the_guide_to_a_new_task(run: Run, tmp_path: Path) -> None:
+    printed = run("adding_a_task.md", "")
+    assert re.search(r"area +Areas: how large .* mask +supervised", printed)
+    assert "2 passed" in printed
+    folder = tmp_path / "fedshift" / "runs" / "area"
+    page = (folder / "report.html").read_text()
+    assert "area error" in page and "Dice" not in page
+    with (folder / "cross_site.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    errors = {
+        row["structure"]: float(row["mean"])
+        for row in rows
+        if (row["model"], row["site"]) == ("global", "vendor_a")
+        and row["metric"] == "relative_error"
+    }
+    assert errors and all(error < 1 for error in errors.values()), errors
