@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 
 from fedshift import UserError
 from fedshift.sites import DataSettings, load_federation, phantoms
-from fedshift.sites.phantoms import cardiac, ct, fetal_head, mri, truth, ultrasound
+from fedshift.sites.phantoms import cardiac, ct, dots, fetal_head, graph, mri, truth, ultrasound
 from fedshift.sites.phantoms.acquisition import interpolate
 from fedshift.sites.phantoms.fields import smooth_field
 
@@ -93,7 +93,7 @@ def sorted_intensities(anatomy: str, vendor: str, shift: float) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize("anatomy", ANATOMIES)
+@pytest.mark.parametrize("anatomy", [*ANATOMIES, "dots"])
 def test_vendors_agree_at_shift_0_and_part_as_it_grows(anatomy: str) -> None:
     """Mean Wasserstein-1 distance of paired images after per-image normalisation."""
     for vendor in ("vendor_b", "vendor_c", "vendor_d"):
@@ -108,7 +108,7 @@ def test_vendors_agree_at_shift_0_and_part_as_it_grows(anatomy: str) -> None:
         assert distance[0] < distance[1] < distance[2]
 
 
-@pytest.mark.parametrize("module", [cardiac, ct, fetal_head])
+@pytest.mark.parametrize("module", [cardiac, ct, dots, fetal_head, graph])
 def test_shift_moves_every_parameter_linearly_between_reference_and_vendor(module: object) -> None:
     reference = module.REFERENCE  # type: ignore[attr-defined]
     for vendor in module.VENDORS.values():  # type: ignore[attr-defined]

@@ -124,7 +124,8 @@ def draw(
     1 moves every acquisition parameter from the protocol common to all vendors to the vendor's own.
     ``outline`` from -1 to 1 moves the outer outline of the labelled structures in or out, by up to
     ``OUTLINE_MM``; the image stays as it is. ``fault`` ``noise`` gives an image of noise alone,
-    ``labels`` the label of another subject; empty is none. The same arguments always give the same bits, and the image is the same for every form.
+    ``labels`` the label of another subject; empty is none. The same arguments always give the same
+    bits, and the image is the same for every form.
 
     Raises UserError for an unknown anatomy, vendor or fault, a form of label that the anatomy does
     not offer or whose outline cannot be moved, a shift outside 0 to 1, an outline outside -1 to 1,
