@@ -14,8 +14,11 @@ from fedshift.runs.config import load
 from fedshift.runs.simulate import Egress
 from fedshift.runs.stored import build_plan
 from fedshift.server.cross_site import Row, finished_models, score
+from fedshift.server.federation import meet
+from fedshift.server.plan import RunPlan
 from fedshift.server.progress import Silent
-from fedshift.server.rounds import RunPlan, meet, prepare, train
+from fedshift.server.rounds import train
+from fedshift.server.training import prepare
 from fedshift.sites import DataSettings, load_federation
 
 VENDORS = ("vendor_a", "vendor_b", "vendor_c", "vendor_d")

@@ -15,7 +15,7 @@ from fedshift.runs.config import Config
 from fedshift.runs.simulate import run
 from fedshift.server import checkpoint
 from fedshift.server.lock import alone_in
-from fedshift.server.rounds import read_rounds
+from fedshift.server.record import read_rounds
 from fedshift.sites import DataSettings, open_site
 from fedshift.sites.types import SiteSpec
 

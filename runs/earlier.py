@@ -10,8 +10,8 @@ from fedshift import UserError
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol.needs import CHANGE, DECODER, DESCEND, ENCODER, PIXEL_CLASSES
 from fedshift.protocol.storage import read_json, write_atomic
+from fedshift.server.record import read_cards
 from fedshift.server.report.run import run_of
-from fedshift.server.rounds import read_cards
 
 OFFERED = sorted({CHANGE, DECODER, DESCEND, ENCODER, PIXEL_CLASSES})
 """By a method that trained its segmentation network in the usual loop."""

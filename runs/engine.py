@@ -14,8 +14,8 @@ from fedshift.runs.settings import EngineSettings
 from fedshift.server.app import make_server_app
 from fedshift.server.engines import devices, ray
 from fedshift.server.engines.inline import InlineGrid
+from fedshift.server.plan import RunPlan
 from fedshift.server.progress import Progress
-from fedshift.server.rounds import RunPlan
 
 
 def run_engine(

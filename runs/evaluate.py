@@ -19,7 +19,7 @@ from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import StoredRun, stored_run
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server.cross_site import score
-from fedshift.server.rounds import Sites, find
+from fedshift.server.federation import Sites, find
 from fedshift.server.tables.files import write_cases, write_cross_site
 from fedshift.server.tables.summary import summarise
 from fedshift.sites import DataSettings, load_federation

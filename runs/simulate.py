@@ -25,7 +25,7 @@ from fedshift.runs.stored import build_plan, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint, report, tracking
 from fedshift.server.lock import alone_in
-from fedshift.server.rounds import read_rounds, read_task
+from fedshift.server.record import read_rounds, read_task
 from fedshift.server.tables.files import (
     read_cases,
     read_cross_site,

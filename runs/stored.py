@@ -24,7 +24,10 @@ from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
-from fedshift.server.rounds import ResourceBudget, RunPlan, meet, prepare, read_cards, read_rounds
+from fedshift.server.federation import meet
+from fedshift.server.plan import ResourceBudget, RunPlan
+from fedshift.server.record import read_cards, read_rounds
+from fedshift.server.training import prepare
 from fedshift.sites import DataSettings
 from fedshift.sites.types import Federation, SiteSpec
 from fedshift.strategies.base.clock import Clock

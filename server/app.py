@@ -9,10 +9,14 @@ from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import some
 from fedshift.server import tracking
 from fedshift.server.cross_site import finished_models, measure_shift, score
+from fedshift.server.federation import Sites, meet
+from fedshift.server.plan import RunPlan
 from fedshift.server.progress import Progress
-from fedshift.server.rounds import RunPlan, Sites, meet, messages_left, prepare, read_rounds, train
+from fedshift.server.record import read_rounds
+from fedshift.server.rounds import messages_left, train
 from fedshift.server.tables.files import write_cases, write_cross_site, write_shift
 from fedshift.server.tables.summary import summarise
+from fedshift.server.training import prepare
 
 SPLITS = ("val", "test")
 """What is scored at the end; every summary is of the test split alone."""

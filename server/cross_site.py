@@ -28,9 +28,11 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.server import shift
+from fedshift.server.federation import Sites
 from fedshift.server.pairs import Choice, Chosen, choose
+from fedshift.server.plan import RunPlan
 from fedshift.server.progress import Progress
-from fedshift.server.rounds import Arm, RunPlan, Sites, Training
+from fedshift.server.training import Arm, Training
 from fedshift.strategies.base.aggregate import WeightedMean
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from kit.measured import SEGMENTATION
 
 from fedshift import UserError
 from fedshift.runs.stored import stored_run
-from fedshift.server.rounds import ResourceBudget
+from fedshift.server.plan import ResourceBudget
 from fedshift.server.tables.files import read_cross_site
 
 Simulate = Callable[..., Path]

@@ -30,7 +30,7 @@ from fedshift.runs.simulate import run
 from fedshift.runs.stored import read_config
 from fedshift.runs.sweep import Sweep, prepare, target_for
 from fedshift.server.comparison.cells import Cell
-from fedshift.server.rounds import read_rounds
+from fedshift.server.record import read_rounds
 
 Command = Callable[..., Any]
 Contents = Callable[..., dict[str, Any]]

@@ -34,8 +34,8 @@ from fedshift.runs.config import load
 from fedshift.server.app import _tell_notes
 from fedshift.server.engines.devices import CONTEXT_BYTES, place, useful_workers
 from fedshift.server.engines.inline import InlineGrid
+from fedshift.server.federation import Sites, find
 from fedshift.server.progress import Silent
-from fedshift.server.rounds import Sites, find
 from fedshift.sites import DataSettings, load_federation
 from fedshift.strategies.fedavg import FedAvg
 

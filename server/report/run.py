@@ -17,9 +17,9 @@ from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
+from fedshift.server.record import read_rounds, read_task
 from fedshift.server.report.matrix import Matrix
 from fedshift.server.report.words import Model, format_time, model_key, model_label
-from fedshift.server.rounds import read_rounds, read_task
 from fedshift.server.shift import NO_DISTANCES
 from fedshift.server.tables.correlation import RankCorrelation, rank_correlation
 from fedshift.server.tables.files import read_cross_site, read_shift

@@ -1,0 +1,48 @@
+"""What a run writes of itself as it goes, read back: its sites, its task, its rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedshift.protocol.cards import MethodCard, SiteCard
+from fedshift.protocol.measures import TaskCard
+from fedshift.protocol.storage import read_json, read_json_lines
+
+
+def read_cards(path: Path) -> list[SiteCard] | None:
+    """The site cards of a run's ``sites.json``, None before there is one; raises
+    :class:`UserError` when it is damaged."""
+
+    def parse(node: Any) -> list[SiteCard]:
+        if not node:
+            raise ValueError("it names no site")
+        return [SiteCard.from_json(fields) for fields in node]
+
+    return read_json(path, parse)
+
+
+def read_task(run: Path) -> TaskCard | None:
+    """What the run in that folder measures, None before its first round is done; where each site is
+    left out in turn, any fold says it. Raises :class:`UserError` when ``method.json`` is damaged.
+    """
+    for folder in (run, *sorted(run.glob("folds/*"))):
+        card = read_json(folder / "checkpoints" / "method.json", MethodCard.from_json)
+        if card is not None:
+            return card.task
+    return None
+
+
+def read_rounds(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``rounds.jsonl``; none before its first round is done. Raises
+    :class:`UserError` for a damaged one."""
+
+    def parse(line: Any) -> dict[str, Any]:
+        if not isinstance(line, dict) or not isinstance(line["round"], int):
+            raise ValueError("it is no round's line")
+        for key, kind in (("sites", dict), ("failed", dict), ("rejected", dict)):
+            if not isinstance(line[key], kind):
+                raise ValueError(f"{key} is no {kind.__name__}")
+        return line
+
+    return read_json_lines(run / "rounds.jsonl", parse)

@@ -1,0 +1,186 @@
+"""A run in the coordinator's memory: set up, checked, and resumed where it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedshift import UserError
+from fedshift.protocol.cards import MethodCard
+from fedshift.protocol.flower import ArrayRecord
+from fedshift.protocol.messages import (
+    POOLED,
+    Action,
+    Arrays,
+    Instruction,
+    details,
+    pack_arrays,
+    read_arrays,
+)
+from fedshift.protocol.needs import NEEDS
+from fedshift.protocol.storage import keep_lines, read_json
+from fedshift.server import checkpoint
+from fedshift.server.federation import Sites
+from fedshift.server.plan import RunPlan
+from fedshift.server.record import read_rounds
+from fedshift.strategies.base import Strategy
+
+
+@dataclass
+class Arm:
+    """One strategy's progress: its current model, as it travels."""
+
+    strategy: Strategy
+    model: ArrayRecord
+
+    def site_of(self, node: int) -> str:
+        """The name of the site at ``node``."""
+        return self.strategy.names[node]
+
+
+@dataclass
+class Training:
+    """A run in the coordinator's memory: its sites, what its requests start from, its method, its
+    arms, how many rounds are done, what its budget spent after each, and why they ended early."""
+
+    sites: Sites
+    instruction: Instruction
+    method: MethodCard
+    arms: list[Arm]
+    done: int
+    spent: list[float] = field(default_factory=list)
+    ended: str | None = None
+
+    def charge(self, plan: RunPlan, line: Mapping[str, Any]) -> None:
+        """Charge a round to the plan's budget. Where nothing is exchanged no bytes are counted."""
+        if plan.budget is None:
+            return
+        if plan.budget.kind == "bytes" and not plan.strategies[0].exchanges:
+            return
+        before = self.spent[-1] if self.spent else 0.0
+        self.spent.append(plan.budget.spent(line, before))
+        self.ended = plan.budget.ends(self.spent)
+
+
+def prepare(sites: Sites, plan: RunPlan) -> Training:
+    """Set every arm up as it stands after the last checkpoint, or at the initial weights.
+
+    Raises :class:`UserError` when the method cannot train at the federation's sites.
+    """
+    unlabelled = [name for name in sites.trainable if not sites.cards[name].has_labels]
+    one = sites.cards[sites.labelled[0]]
+    for other in sites.cards.values():
+        if other.channels != one.channels:
+            raise UserError(
+                f"the images of {one.name} have {one.channels} channels and those of {other.name} "
+                f"{other.channels}: a network takes one number; bring them to the same, or leave "
+                "one of the sites out with data.sites"
+            )
+    task = {
+        **plan.task,
+        "size": list(one.size),
+        "in_channels": one.channels,
+        "unlabelled": unlabelled,
+    }
+    instruction = plan.instruction.but(task=task)
+    method, initial = _method(sites, plan, instruction)
+    _check_roles(method, unlabelled, plan)
+    _check_labels(method, sites, plan)
+    if plan.clock is not None:
+        plan.clock.check(sites.scored)
+    arms = []
+    for strategy in plan.strategies:
+        names = sites.labelled if method.participation == "labelled" else sites.trainable
+        steps = plan.local_steps
+        if strategy.pools:
+            names, steps = [POOLED], steps * len(names)
+        elif not strategy.exchanges:
+            names = sites.labelled
+        strategy.begin(
+            {name: sites.nodes[name] for name in names},
+            method.tensors,
+            instruction.but(steps=steps),
+        )
+        strategy.validated = f"val_{method.task.headline.name}"
+        strategy.clock = plan.clock
+        arms.append(Arm(strategy, pack_arrays(strategy.shared(initial))))
+    done = checkpoint.last_round(plan.checkpoints)
+    if done:
+        held = checkpoint.load(plan.checkpoints, done, plan.identity)
+        arms[0].model = pack_arrays(held.model)
+        arms[0].strategy.bank, arms[0].strategy.state = held.bank, held.state
+    keep_lines(plan.out / "rounds.jsonl", lambda line: line["round"] <= done)
+    training = Training(sites, instruction, method, arms, done)
+    lines = read_rounds(plan.out)
+    if [line["round"] for line in lines] != list(range(1, done + 1)):
+        raise UserError(
+            f"{plan.out / 'rounds.jsonl'} does not hold the rounds 1 to {done}, each once; restore "
+            "it from a copy or choose another out=DIR"
+        )
+    for line in lines:
+        training.charge(plan, line)
+        for arm in arms:
+            part = line if arm is arms[0] else line["baselines"][arm.strategy.model]
+            arm.strategy.now = part.get("clock_s", 0.0)
+    return training
+
+
+def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> None:
+    """Raise :class:`UserError` when a method and a strategy cannot be combined, or a method that
+    adapts from labelled to unlabelled sites lacks the latter, or is to be trained where sites do
+    not meet."""
+    name = plan.method["name"]
+    for strategy in plan.strategies:
+        if strategy.clocked and plan.clock is None:
+            raise UserError(
+                f"strategy={strategy.name} decides by the simulated clock, and there is none; add "
+                "clock=hospitals or clock=lan"
+            )
+        if lacking := sorted(strategy.needs().difference(method.offers)):
+            raise UserError(
+                f"strategy={strategy.name} needs {NEEDS.get(lacking[0], lacking[0])}, which "
+                f"method={name} with task={plan.task['name']} does not offer; choose another "
+                "strategy or another method"
+            )
+    if method.participation != "both":
+        return
+    if not unlabelled:
+        raise UserError(
+            f"method={name} adapts to sites without labels and every training site has some; name "
+            "the target sites in data.unlabelled_sites"
+        )
+    for strategy in plan.strategies:
+        if not strategy.exchanges:
+            raise UserError(
+                f"method={name} trains between sites, which {strategy.model} training keeps apart; "
+                + (
+                    "choose another strategy"
+                    if strategy is plan.strategies[0]
+                    else f"leave {strategy.model} out of baselines"
+                )
+            )
+
+
+def _check_labels(method: MethodCard, sites: Sites, plan: RunPlan) -> None:
+    """Raise :class:`UserError` when a method needs more of the labels than some site's tell."""
+    partial = [name for name in sites.labelled if not sites.cards[name].complete]
+    if method.complete_labels and partial:
+        raise UserError(
+            f"method={plan.method['name']} needs labels that tell of everything, and those of "
+            f"{partial[0]} tell of some parts only; choose another method, or leave such sites' "
+            "labels out with data.unlabelled_sites"
+        )
+
+
+def _method(sites: Sites, plan: RunPlan, instruction: Instruction) -> tuple[MethodCard, Arrays]:
+    """The method's card and the weights all sites start from, asked of the first one that trains:
+    the coordinator itself knows no network. A resumed run needs the card alone."""
+    path = plan.checkpoints / "method.json"
+    if (described := read_json(path, MethodCard.from_json)) is not None:
+        return described, {}
+    first = sites.labelled[0]
+    (_, reply), *_ = sites.ask([first], instruction.but(action=Action.INITIAL))
+    if reply.has_error():
+        raise UserError(f"site {first}: {reply.error.reason}")
+    return MethodCard.from_json(details(reply.content)), read_arrays(reply.content)
