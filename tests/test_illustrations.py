@@ -166,7 +166,7 @@ def test_a_run_draws_what_its_method_shows_at_each_site(
         norm = next(m for m in nets["segmenter"].modules() if isinstance(m, torch.nn.BatchNorm2d))
         seen[site.name] = (norm.running_mean.clone(), scene)
         case = site.splits["test"][0]
-        picture = grid([[case.image[0], case.image[1]]])
+        picture = grid([[case.image[0, 0], case.image[1, 0]]])
         return [picture] if site.name != "vendor_c" else []
 
     monkeypatch.setattr(Supervised, "illustrate", illustrate)

@@ -16,7 +16,6 @@ from convex import CENTRE, CURVATURE, EXAMPLES, Convex
 from torch import nn
 
 from fedshift import UserError
-from fedshift.client import tasks
 from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.model import Model, initial_arrays
 from fedshift.client.policy import Policy
@@ -24,6 +23,7 @@ from fedshift.client.rules import build
 from fedshift.client.rules.alternating import Alternating
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.simulation import LocalSites
+from fedshift.client.tasks import TASKS
 from fedshift.client.worker import SiteWorker
 from fedshift.protocol import messages as protocol
 from fedshift.protocol.flower import ConfigRecord, Error, Message, MetricRecord
@@ -224,7 +224,7 @@ def alternate(optimise: Call, steps: int, head_steps: int | None) -> tuple[Pair,
     def fit(budget: Budget) -> FitReport:
         return descend_pair(net, budget.steps, optimizer)
 
-    run_rules([Alternating(visit, head_steps)], fit, Budget(tasks.build(TASK), steps, 0, CPU))
+    run_rules([Alternating(visit, head_steps)], fit, Budget(TASKS.build(TASK), steps, 0, CPU))
     return net, optimizer
 
 
@@ -319,7 +319,7 @@ def test_the_own_model_has_its_own_copy_of_what_the_method_keeps() -> None:
         def fit(budget: Budget) -> FitReport:
             return descend_pair(shared.nets["net"], budget.steps)
 
-        run_rules(build(visit), fit, Budget(tasks.build(TASK), 2, 0, CPU))
+        run_rules(build(visit), fit, Budget(TASKS.build(TASK), 2, 0, CPU))
         memory, personal = visit.memory, visit.personal
     own, alone = Pair(), Pair()
     for sent in bodies:
@@ -414,7 +414,7 @@ def test_apfl_hands_adam_the_gradient_with_respect_to_v() -> None:
                 optimizer.step()
         return FitReport({"net": 1})
 
-    run_rules(build(visit), fit, Budget(tasks.build(TASK), 6, 0, CPU))
+    run_rules(build(visit), fit, Budget(TASKS.build(TASK), 6, 0, CPU))
     own = [start[:1].clone().requires_grad_(), start[1:].clone().requires_grad_()]
     optimizers = [torch.optim.Adam([p], lr=0.1) for p in own]
     for _ in range(6):

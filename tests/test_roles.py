@@ -3,9 +3,7 @@ published statistics. The methods here do next to nothing, so that every number 
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,8 @@ from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol.messages import Adam
 from fedshift.protocol.settings import setting
 from fedshift.protocol.storage import read_tensors
+from fedshift.runs.config import load
+from fedshift.runs.simulate import simulate
 from fedshift.server.tables.files import read_cross_site
 
 RATE = 0.25
@@ -47,6 +47,7 @@ class Toy(Method):
     unlabelled ones; predictions say "background" at the stage ``early`` and else the first
     structure."""
 
+    tasks = frozenset({Segmentation})
     participation = Participation.BOTH
     stages = ("early",)
 
@@ -80,7 +81,7 @@ class Toy(Method):
 
     def predict(self, nets: Any, images: Any, scene: Any) -> np.ndarray:
         assert set(scene.bank) in ({"vendor_a", "vendor_b"}, set())
-        found = np.zeros((len(images), 4, *np.shape(images)[1:]), np.float32)
+        found = np.zeros((len(images), 4, *np.shape(images)[2:]), np.float32)
         found[:, 0 if scene.stage == "early" else 1] = 1
         return found
 
@@ -89,54 +90,37 @@ class Toy(Method):
 
 
 @pytest.fixture(autouse=True)
-def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Register the toy as a method, and its config beside the others."""
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS.registered, "toy", Toy)
-    yield
 
 
-@pytest.fixture
-def run_toy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Run the toy on two phantom vendors, the second without labels."""
-    from fedshift.runs.config import load
-
-    command = importlib.import_module("fedshift.runs.simulate")
-
-    def call(out: Path, *overrides: str, **settings: Any) -> Path:
-        def loaded(given: Any) -> dict[str, Any]:
-            config = load(given)
-            config["method"] = {"name": "toy", **settings}
-            return config
-
-        monkeypatch.setattr(command, "load", loaded)
-        command.simulate(
-            [
-                "federation=cardiac_phantom",
-                "federation.sites={vendor_a: vendor_a, vendor_b: vendor_b, vendor_d: vendor_d}",
-                "federation.subjects=6",
-                "federation.slices=2",
-                "federation.size=32",
-                "data.unlabelled_sites=[vendor_b]",
-                "baselines=[]",
-                "rounds=3",
-                "engine.workers=1",
-                "engine.devices=cpu",
-                f"out={out}",
-                *overrides,
-            ]
-        )
-        return out
-
-    return call
+def run_toy(out: Path, *overrides: str, **settings: Any) -> Path:
+    """Run the toy on phantom vendors, the second without labels."""
+    config = load(
+        [
+            "federation=cardiac_phantom",
+            "federation.sites={vendor_a: vendor_a, vendor_b: vendor_b, vendor_d: vendor_d}",
+            "federation.subjects=6",
+            "federation.slices=2",
+            "federation.size=32",
+            "data.unlabelled_sites=[vendor_b]",
+            "baselines=[]",
+            "rounds=3",
+            "engine.workers=1",
+            "engine.devices=cpu",
+            f"out={out}",
+            *overrides,
+        ]
+    )
+    config["method"] = {"name": "toy", **settings}
+    return simulate(config)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
 
 
-def test_domains_meet_at_the_coordinator_and_stages_are_models(
-    run_toy: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_domains_meet_at_the_coordinator_and_stages_are_models(tmp_path: Path) -> None:
     run = run_toy(tmp_path / "run")
     model = read_tensors(run / "checkpoints" / "round_0003.safetensors")
     # Adam moves by its rate whatever the gradient's size, while that stays the same: 1 + 2.
@@ -158,17 +142,13 @@ def test_domains_meet_at_the_coordinator_and_stages_are_models(
     assert all(dice["early", site] < dice["global", site] for _, site in dice)
 
 
-def test_what_a_site_publishes_is_in_everybodys_bank_a_round_later(
-    run_toy: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_a_site_publishes_is_in_everybodys_bank_a_round_later(tmp_path: Path) -> None:
     told = lines(run_toy(tmp_path / "run"))
     assert [line["sites"]["vendor_a"]["seen"] for line in told] == [0, 2, 2]
     assert [line["sites"]["vendor_b"]["of"] for line in told] == [3, 3, 3]
 
 
-def test_what_a_method_notes_stays_at_its_site_and_survives_a_resume(
-    run_toy: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_a_method_notes_stays_at_its_site_and_survives_a_resume(tmp_path: Path) -> None:
     run = run_toy(tmp_path / "run")
     assert [line["sites"]["vendor_a"]["noted"] for line in lines(run)] == [0, 1, 2]
     assert "noted_here" not in (run / "egress.jsonl").read_text()
@@ -183,9 +163,7 @@ def test_what_a_method_notes_stays_at_its_site_and_survives_a_resume(
     assert [line["sites"]["vendor_a"]["noted"] for line in lines(run)] == [0, 1, 2]
 
 
-def test_statistics_of_too_few_images_are_withheld_and_shown(
-    run_toy: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_statistics_of_too_few_images_are_withheld_and_shown(tmp_path: Path) -> None:
     run = run_toy(tmp_path / "run", summarised=3)
     assert all(line["sites"]["vendor_a"]["seen"] == 0 for line in lines(run))
     assert all(line["sites"]["vendor_b"]["statistics_withheld"] == 1 for line in lines(run))
@@ -193,7 +171,7 @@ def test_statistics_of_too_few_images_are_withheld_and_shown(
 
 
 def test_a_collapse_at_one_site_is_shown_and_leaves_the_shared_network_alone(
-    run_toy: Callable[..., Path], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     run = run_toy(tmp_path / "run", silent=2)
     second = lines(run)[1]
@@ -205,9 +183,7 @@ def test_a_collapse_at_one_site_is_shown_and_leaves_the_shared_network_alone(
     assert "the toy collapsed" in (run / "report.html").read_text()
 
 
-def test_a_resumed_run_keeps_the_coordinators_adam(
-    run_toy: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_resumed_run_keeps_the_coordinators_adam(tmp_path: Path) -> None:
     whole = run_toy(tmp_path / "whole")
     cut = run_toy(tmp_path / "cut")
     for name in ("round_0003.json", "round_0003.safetensors"):
@@ -218,9 +194,7 @@ def test_a_resumed_run_keeps_the_coordinators_adam(
     assert (cut / last).read_bytes() == (whole / last).read_bytes()
 
 
-def test_only_the_newest_checkpoints_stay_when_asked(
-    run_toy: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_only_the_newest_checkpoints_stay_when_asked(tmp_path: Path) -> None:
     run = run_toy(tmp_path / "run", "checkpoints_kept=2")
     kept = sorted(path.name for path in (run / "checkpoints").glob("round_*"))
     assert kept == [
@@ -228,7 +202,7 @@ def test_only_the_newest_checkpoints_stay_when_asked(
     ]
 
 
-def test_each_site_in_turn_loses_its_labels(run_toy: Callable[..., Path], tmp_path: Path) -> None:
+def test_each_site_in_turn_loses_its_labels(tmp_path: Path) -> None:
     run = run_toy(tmp_path / "run", "data.unlabelled_sites=[]", "protocol=unlabel_one_site")
     assert sorted(path.name for path in (run / "folds").iterdir()) == ["vendor_a", "vendor_b"]
     for fold in ("vendor_a", "vendor_b"):
@@ -250,7 +224,7 @@ def test_each_site_in_turn_loses_its_labels(run_toy: Callable[..., Path], tmp_pa
     ],
 )
 def test_a_federation_without_both_kinds_of_sites_is_refused(
-    run_toy: Callable[..., Path], tmp_path: Path, overrides: list[str], words: str
+    tmp_path: Path, overrides: list[str], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         run_toy(tmp_path / "run", *overrides)
