@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fedshift.client.policy import Policy
 from fedshift.protocol.messages import Purpose
 from fedshift.sites import Summary, summarise
+from fedshift.sites.facts import Surveyed
 from fedshift.sites.likeness import keyed
-from fedshift.sites.survey import Surveyed
 
 
 def summary(surveyed: Sequence[Surveyed], policy: Policy) -> Summary | None:

@@ -16,7 +16,7 @@ from fedshift.client.worker import SiteWorker
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import keep_lines
 from fedshift.sites import DataSettings, open_site, pooled_site, survey
-from fedshift.sites.survey import Surveyed
+from fedshift.sites.facts import Surveyed
 from fedshift.sites.types import Federation, SiteData
 
 _OPEN_SITES = 16

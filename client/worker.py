@@ -46,7 +46,7 @@ from fedshift.protocol.messages import (
     read_arrays,
     unpack_bank,
 )
-from fedshift.sites.survey import Surveyed
+from fedshift.sites.facts import Surveyed
 from fedshift.sites.types import SiteData, Split
 
 log = logging.getLogger(__name__)

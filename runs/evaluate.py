@@ -14,7 +14,7 @@ from fedshift.protocol.storage import folder_name, write_yaml
 from fedshift.runs.checking import settle
 from fedshift.runs.config import Config, load
 from fedshift.runs.engine import inline_grid
-from fedshift.runs.federation import open_federation
+from fedshift.runs.federation import data_settings, open_federation
 from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import StoredRun, stored_run
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
@@ -106,7 +106,7 @@ def _data(
     config |= {key: prepared.get(key) for key in _GEOMETRY if key not in given}
     config["manifest"] = str(manifest)
     config = settle({**stored.config, "federation": _TABLE, "data": config}, tell)["data"]
-    data = DataSettings.from_config(config)
+    data = data_settings({**stored.config, "data": config})
     federation = load_federation(_TABLE, data, seed=0)
     # Nothing is trained here: every image is there to be scored.
     unseen = tuple(replace(site, role="unseen") for site in federation.sites)

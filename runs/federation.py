@@ -13,13 +13,21 @@ from fedshift.sites.types import Federation
 
 def open_federation(config: Config) -> tuple[Federation, DataSettings]:
     """List the sites that ``config`` describes, those left out of this fold as unseen ones."""
-    data = DataSettings.from_config(config["data"])
+    data = data_settings(config)
     federation = load_federation(config["federation"], data, config["seed"])
     sites = tuple(
         replace(site, role="unseen") if site.name in config.get("left_out", ()) else site
         for site in federation.sites
     )
     return replace(federation, sites=sites), data
+
+
+def data_settings(config: Config) -> DataSettings:
+    """The settings of ``data``, for the form of label that the task learns from.
+
+    Raises :class:`fedshift.UserError` for an unknown task, and for an unknown or unusable setting.
+    """
+    return DataSettings.from_config(config["data"], TASKS.named(config["task"]["name"]).form)
 
 
 def task_settings(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:

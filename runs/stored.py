@@ -18,7 +18,7 @@ from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
 from fedshift.protocol.storage import read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
-from fedshift.runs.federation import task_settings
+from fedshift.runs.federation import data_settings, task_settings
 from fedshift.runs.plugins import method_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
@@ -28,7 +28,6 @@ from fedshift.server.federation import meet
 from fedshift.server.plan import ResourceBudget, RunPlan
 from fedshift.server.record import read_cards, read_rounds
 from fedshift.server.training import prepare
-from fedshift.sites import DataSettings
 from fedshift.sites.types import Federation, SiteSpec
 from fedshift.strategies.base.clock import Clock
 
@@ -168,7 +167,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     plan = build_plan(run, config, structures, identity(config))
     sites = LocalSites(
         federation=Federation(config["federation"]["name"], specs, structures),
-        data=DataSettings.from_config(config["data"]),
+        data=data_settings(config),
         policy=Policy.from_config(config["policy"]),
         folder=run / "checkpoints" / "sites",
         seed=settings.seed,

@@ -1,7 +1,7 @@
 """Prepared arrays on disk, by content: one entry a site, memory-mapped, safe to delete any time.
 
-An entry is ``<cache>/<2 hex>/<key>/{image,label,reference}.npy`` and ``meta.json``; its key
-hashes the bytes of the images, the settings and this package's code. To open a site again without
+An entry is ``<cache>/<2 hex>/<key>/``: an .npy file an array and ``meta.json``; its key hashes the
+bytes of the images and labels, the settings and this package's code. To open a site again without
 reading its images, ``<cache>/stamps/`` remembers which key belongs to which state of the files
 (path, size, times of change); a stamp is only ever a shortcut to a key.
 """
@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,16 +24,12 @@ import numpy as np
 
 from fedshift import UserError
 
-ARRAYS = {"image": np.float32, "label": np.uint8, "reference": np.uint8}
-
 
 @dataclass(frozen=True)
 class Entry:
-    """An opened entry: ``image`` and ``label`` (N, H, W), ``reference`` flat, and ``meta``."""
+    """An opened entry: its arrays by name, and ``meta``."""
 
-    image: np.ndarray
-    label: np.ndarray
-    reference: np.ndarray
+    arrays: Mapping[str, np.ndarray]
     meta: dict[str, Any]
 
 
@@ -58,11 +54,16 @@ def code_hash() -> str:
 class ArrayWriter:
     """A .npy file that grows along its first axis, so that a site need not fit in memory."""
 
-    def __init__(self, path: Path, dtype: type, row: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, dtype: type, row: tuple[int, ...] = ()) -> None:
         self._file: BinaryIO = path.open("wb")
         self._dtype, self._row = np.dtype(dtype), row
         self.length = 0
         self._write_header()
+
+    @property
+    def written(self) -> tuple[tuple[int, ...], str]:
+        """The shape and the type of what is written."""
+        return (self.length, *self._row), self._dtype.name
 
     def append(self, rows: np.ndarray) -> None:
         """Add ``rows`` (n, *row)."""
@@ -186,13 +187,14 @@ class Cache:
         place = self._place(key)
         try:
             meta = json.loads((place / "meta.json").read_text())
-            arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-            for name, dtype in ARRAYS.items():
-                if list(arrays[name].shape) != meta["shapes"][name] or arrays[name].dtype != dtype:
+            arrays = {}
+            for name, (shape, dtype) in meta["arrays"].items():
+                arrays[name] = np.load(place / f"{name}.npy", mmap_mode="r")
+                if list(arrays[name].shape) != shape or arrays[name].dtype != dtype:
                     return None
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
-        return Entry(**arrays, meta=meta)
+        return Entry(arrays, meta)
 
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / key

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fedshift import UserError
-from fedshift.sites import readers
-from fedshift.sites.labels import Own, annotated, parse_label_values, structures_of
-from fedshift.sites.manifest import Table, read_manifest
-from fedshift.sites.names import fold, tidy
-from fedshift.sites.settings import RESERVED, DataSettings, check_count, nearest
-from fedshift.sites.survey import Trouble, survey
-from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec
+from fedshift.sites.labels import form_of
+from fedshift.sites.labels.annotation import annotated
+from fedshift.sites.manifest import read_manifest
+from fedshift.sites.names import tidy
+from fedshift.sites.settings import DataSettings, nearest
+from fedshift.sites.survey import survey
+from fedshift.sites.types import Domain, Federation, ImageSource, SiteSpec, Table
 
 PHANTOM_KEYS = (
     "name",
@@ -45,14 +45,21 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
             manifest, or no site that trains.
     """
     kind = federation.get("kind")
+    form = form_of(data)
     if kind == "phantom":
         _check_tableless(data)
-        sites, structures = _phantom_sites(federation, seed)
+        sites, parts = _phantom_sites(federation, seed, data.form)
         label_values: Mapping[str, str] = {}
     elif kind == "manifest":
         table = read_manifest(data)
         sites = [SiteSpec(name, images) for name, images in table.images.items()]
-        structures = _structures(table, data)
+        if (
+            form.needed
+            and data.labels is None
+            and not any(image.labelled for site in sites for image in site.images)
+        ):
+            raise UserError(_unlabelled(table, data))
+        parts = form.parts(table, data, survey)
         label_values = table.label_values
     else:
         raise UserError(f"federation.kind must be phantom or manifest, not {kind!r}.")
@@ -75,13 +82,14 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
                     annotates=annotated(
                         image,
                         site.name,
-                        structures,
+                        form,
+                        parts,
                         data,
                         label_values.get(image.label_path, ""),
                         own,
                     ),
                 )
-                for image, own in zip(site.images, _own(site, data), strict=True)
+                for image, own in zip(site.images, form.own(site, data, survey), strict=True)
             ),
         )
         for site in sites
@@ -92,23 +100,24 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
     name = str(federation.get("name", kind))
     if data.manifest is not None and name == kind == "manifest":
         name = _table_name(Path(data.manifest))
-    return Federation(name, tuple(sorted(chosen, key=lambda site: site.name)), structures)
+    chosen.sort(key=lambda site: site.name)
+    return Federation(name, tuple(chosen), parts)
 
 
-def _own(site: SiteSpec, data: DataSettings) -> list[Own | None]:
-    """What each label file of the site says of itself; None where it cannot be used, or is none.
-
-    Files are opened only where a format that can bring names is among them.
-    """
-    found: list[Own | None] = [Own({}, ()) if image.label_path else None for image in site.images]
-    if any(readers.may_name(Path(image.label_path)) for image in site.images if image.label_path):
-        for number, one in enumerate(survey(site, data)):
-            if one.facts is None or one.left_out:
-                found[number] = None
-            elif one.facts.values is not None:
-                drawn = [value for value in one.facts.values if value > 0]
-                found[number] = Own(one.facts.names, drawn)
-    return found
+def _unlabelled(table: Table, data: DataSettings) -> str:
+    """The sentence for a manifest none of whose images has a label of the form that is read."""
+    form = form_of(data)
+    columns = " or ".join(data.columns.get(name, name) for name in form.columns)
+    more = ""
+    if table.forms:
+        more = (
+            f", or take a task that learns from {' or '.join(table.forms)}, of which it has labels "
+            "(`fedshift tasks` lists them)"
+        )
+    where = data.label_table or data.manifest
+    return (
+        f"{where}: no image has a label of the form {form.name}; fill the column {columns}{more}."
+    )
 
 
 def _check_tableless(data: DataSettings) -> None:
@@ -156,7 +165,7 @@ def _table_name(manifest: Path) -> str:
 
 
 def _phantom_sites(
-    federation: Mapping[str, Any], seed: int
+    federation: Mapping[str, Any], seed: int, form: str
 ) -> tuple[list[SiteSpec], tuple[str, ...]]:
     from fedshift.sites import phantoms
 
@@ -181,7 +190,9 @@ def _phantom_sites(
         )
     given = {tidy(str(name)): vendors for name, vendors in given.items()}
     anatomy = str(federation["anatomy"])
-    structures, known = phantoms.parts(anatomy), phantoms.vendors(anatomy)
+    parts, known = phantoms.parts(anatomy, form), phantoms.vendors(anatomy)
+    if structure_shift:
+        phantoms.check_outline(anatomy, form)
     unseen = [tidy(str(name)) for name in federation.get("unseen") or ()]
     for name in unseen:
         if name not in given:
@@ -230,7 +241,7 @@ def _phantom_sites(
             raise UserError(
                 f"federation.faulty_sites: no site {name!r}; {nearest('nearest:', name, names)}."
             )
-    return sites, tuple(structures)
+    return sites, parts
 
 
 def _grade(key: str, value: Any) -> float:
@@ -278,83 +289,3 @@ def _count(key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"federation.{key} must be a whole number of at least 1, not {value!r}.")
     return value
-
-
-def _structures(table: Table, data: DataSettings) -> tuple[str, ...]:
-    """The structures' names: of ``data.labels``, the table, or ``label VALUE`` of the files."""
-    if data.labels is not None:
-        return tuple(name for name in data.labels if name not in RESERVED)
-    labelled = [i for images in table.images.values() for i in images if i.label_path]
-    if not labelled:
-        raise UserError(
-            f"{data.manifest}: no image has a label; fill the column label_path with masks (boxes, "
-            "points and labels of whole images are not read)."
-        )
-    if table.label_values:
-        names: dict[str, list[str]] = {}
-        for image in labelled:
-            text = table.label_values.get(image.label_path)
-            if text is None:
-                raise UserError(
-                    f"{image.label_path} has no label_values in the manifest, others have; fill "
-                    "the cell or set data.labels."
-                )
-            names[image.label_path] = list(parse_label_values(text, image.path).values())
-        structures = structures_of(names)
-        check_count(structures, "the column label_values")
-        return structures
-    structures = _from_files(table, data)
-    check_count(structures, "the values of the label files")
-    return structures
-
-
-def _from_files(table: Table, data: DataSettings) -> tuple[str, ...]:
-    """The structures' names as the label files themselves give them, or ``label VALUE``.
-
-    Names that differ in capitals and spaces alone are one. What is listed but drawn in no file is
-    no structure.
-    """
-    names: dict[str, tuple[int, str]] = {}
-    with_names = without = ""
-    faults: list[tuple[str, Trouble]] = []
-    labelled = 0
-    for site, images in table.images.items():
-        for image, found in zip(images, survey(SiteSpec(site, images), data), strict=True):
-            labelled += bool(image.label_path)
-            if found.left_out and image.label_path:
-                trouble = found.troubles[0]
-                file = image.label_path if trouble.on == "label" else image.path
-                faults.append((file, trouble))
-            elif found.facts is not None:
-                numbered = tuple(f"label {k}" for k in range(1, found.facts.n_values))
-                check_count(numbered, image.label_path)
-                own = found.facts.names
-                for value in found.facts.values or ():
-                    # A file that has names says by them what its values are.
-                    if value > 0 and (value in own or not own):
-                        name = tidy(own.get(value, f"label {value}"))
-                        names.setdefault(fold(name), (value, name))
-                if own:
-                    with_names = with_names or image.label_path
-                elif found.facts.has_labels:
-                    without = without or image.label_path
-    if with_names and without:
-        raise UserError(
-            f"{with_names} names its structures and {without} does not name its values: say which "
-            "are one by both, 'data.labels={NAME: [NAME IN THE FILE, VALUE]}'."
-        )
-    by_value = sorted(
-        (one for key, one in names.items() if key not in RESERVED), key=lambda one: one[0]
-    )
-    if by_value:
-        return tuple(name for _, name in by_value)
-    if not faults:
-        raise UserError("no label file holds a value above 0; mend them or set data.labels.")
-    missing = sum(trouble.code == "missing-file" for _, trouble in faults)
-    counted = f"{missing} do not exist" if missing == len(faults) else f"{len(faults)} are unusable"
-    rest = "" if len(faults) == labelled else ", and the others hold no value above 0"
-    file, first = faults[0]
-    raise UserError(
-        f"of {labelled} label files and their images {counted}{rest}; the first: {file} "
-        f"{first.problem}; {first.way_out}."
-    )

@@ -77,15 +77,29 @@ class Grid:
         return out
 
     def label(self, volume: np.ndarray) -> np.ndarray:
-        """Bring labels (S, R, C) uint8 to (S, size, size): nearest pixel, padded with 0."""
+        """Bring labels (S, R, C) of whole numbers to (S, size, size): nearest pixel, padded with
+        0."""
         if self.identity:
             return volume
         rows, columns = self.axes
-        out = np.zeros((len(volume), self.size, self.size), np.uint8)
+        out = np.zeros((len(volume), self.size, self.size), volume.dtype)
         out[:, rows.network, columns.network] = volume[
             :, rows.nearest[:, None], columns.nearest[None, :]
         ]
         return out
+
+    def points_to_grid(self, points: np.ndarray) -> np.ndarray:
+        """Bring points (..., 2), x and y in the image's own pixels, to the network's, whose centres
+        are at whole numbers, too; one outside the network's grid stays outside."""
+        rows, columns = self.axes
+        x, y = columns.to_network(points[..., 0]), rows.to_network(points[..., 1])
+        return np.stack([x, y], axis=-1)
+
+    def points_to_native(self, points: np.ndarray) -> np.ndarray:
+        """Bring points (..., 2), x and y in the network's pixels, to the image's own."""
+        rows, columns = self.axes
+        x, y = columns.to_own(points[..., 0]), rows.to_own(points[..., 1])
+        return np.stack([x, y], axis=-1)
 
     def to_native(self, probabilities: np.ndarray) -> np.ndarray:
         """Bring class probabilities (S, C, size, size) to labels (S, *shape) uint8.
@@ -145,7 +159,7 @@ class Axis:
     @cached_property
     def native(self) -> slice:
         """The image's own pixels whose centres the network's pixels cover."""
-        position = self._network_position(np.arange(self.length))
+        position = self.to_network(np.arange(self.length))
         # Only a cropped end loses pixels; elsewhere the last ones may lie just outside, because
         # the number of resampled pixels was rounded.
         low = self.network.start - 0.5 if self.first > 0 else -np.inf
@@ -167,17 +181,22 @@ class Axis:
     @cached_property
     def up(self) -> np.ndarray:
         """Weights (covered own pixels, covered network pixels) that bring probabilities back."""
-        position = self._network_position(np.arange(self.native.start, self.native.stop))
+        position = self.to_network(np.arange(self.native.start, self.native.stop))
         covered = self.network.stop - self.network.start
         return _linear(position - self.network.start, covered, max(1.0, 1 / self.step))
 
-    def _native_position(self) -> np.ndarray:
-        pixel = np.arange(self.network.start, self.network.stop) + self.first
+    def to_own(self, network: np.ndarray) -> np.ndarray:
+        """Own coordinates of ``network`` ones."""
+        pixel = network + self.first
         return (pixel - (self.resampled - 1) / 2) * self.step + (self.length - 1) / 2
 
-    def _network_position(self, own: np.ndarray) -> np.ndarray:
+    def to_network(self, own: np.ndarray) -> np.ndarray:
+        """Network coordinates of ``own`` ones."""
         centred = (own - (self.length - 1) / 2) / self.step
         return centred + (self.resampled - 1) / 2 - self.first
+
+    def _native_position(self) -> np.ndarray:
+        return self.to_own(np.arange(self.network.start, self.network.stop))
 
 
 def _linear(positions: np.ndarray, length: int, width: float) -> np.ndarray:
@@ -210,6 +229,24 @@ def orient(
     data = array.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
     stack = np.moveaxis(data, axis, 0).transpose(0, 2, 1)
     return stack[:, ::-1, ::-1], axis
+
+
+def orient_points(
+    voxels: np.ndarray, shape: tuple[int, ...], affine: np.ndarray | None, axis: int
+) -> np.ndarray:
+    """Where voxels (n, 3) of an array (i, j, k) of ``shape`` lie in what :func:`orient` makes of
+    it, as slice, row and column (n, 3); ``axis`` is the one that it returned."""
+    if affine is None:
+        return voxels[:, ::-1].astype(float)
+    order, signs = canonical_axes(affine, axis)
+    along = [
+        voxels[:, own] if sign > 0 else shape[own] - 1 - voxels[:, own]
+        for own, sign in zip(order, signs, strict=True)
+    ]
+    across, down = [k for k in range(3) if k != axis]
+    # Rows and columns are laid out against their axes.
+    rows, columns = (shape[order[k]] - 1 - along[k] for k in (down, across))
+    return np.stack([along[axis], rows, columns], axis=1)
 
 
 def orient_spacing(affine: np.ndarray, axis: int) -> tuple[float, float, float]:

@@ -1,32 +1,26 @@
-"""The manifest: a table with an image a row, its label, site and subject."""
+"""The manifest: a table with an image a row, its site and subject, and its label.
+
+Of the columns for labels (:mod:`.labels`) those of the form that is read count; the others may be
+there for other tasks.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from fedshift import UserError
 from fedshift.sites import readers
-from fedshift.sites.labels import parse_annotates, parse_empty
+from fedshift.sites.labels import FORMS, Form, form_of
+from fedshift.sites.labels.annotation import parse_annotates, parse_empty
 from fedshift.sites.names import fold, spelling, tidy
 from fedshift.sites.settings import COLUMNS, REQUIRED_COLUMNS, DataSettings, nearest
 from fedshift.sites.table import read_table
-from fedshift.sites.types import Domain, ImageSource
-
-
-@dataclass(frozen=True)
-class Table:
-    """A manifest, read: images by site, and what its ``label_values`` say by label file."""
-
-    images: Mapping[str, tuple[ImageSource, ...]]
-    label_values: Mapping[str, str]
-    unmatched: int
-    """Rows in which ``data.site_pattern`` found nothing; they belong to no site."""
+from fedshift.sites.types import Domain, ImageSource, Table
 
 
 def read_manifest(data: DataSettings) -> Table:
@@ -39,24 +33,43 @@ def read_manifest(data: DataSettings) -> Table:
     """
     if data.manifest is None:
         raise UserError("data.manifest is not set; give the table of images, data.manifest=PATH.")
-    path = _Files(Path()).locate(data.manifest)
-    try:
-        stamp = path.stat()
-    except OSError:
-        raise UserError(f"the manifest {path} does not exist; mend data.manifest.") from None
+    path, changed = _table("manifest", data.manifest)
+    form = form_of(data)
+    labels, labels_changed = None, None
+    if data.label_table is not None:
+        if not form.tabled:
+            raise UserError(
+                f"data.label_table is no setting of labels of the form {form.name}, which stand in "
+                f"the column {form.columns[0] if form.columns else 'path'}; take it out."
+            )
+        labels, labels_changed = _table("label_table", data.label_table)
     columns = {name: data.columns.get(name, name) for name in COLUMNS}
     if data.site_column is not None:
         columns["site"] = data.site_column
-    changed = (stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns)
-    return _read(path, changed, tuple(columns.items()), data.site_pattern)
+    return _read(
+        path, (changed, labels_changed), tuple(columns.items()), data.site_pattern, form, labels
+    )
+
+
+def _table(key: str, name: str) -> tuple[Path, tuple[int, ...]]:
+    """The file of the setting ``data.KEY``, and by what a change of it is noticed."""
+    path = _Files(Path()).locate(name)
+    try:
+        stamp = path.stat()
+    except OSError:
+        what = key.replace("_", " ")
+        raise UserError(f"the {what} {path} does not exist; mend data.{key}.") from None
+    return path, (stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns)
 
 
 @lru_cache(maxsize=4)
 def _read(
     path: Path,
-    changed: tuple[int, ...],
+    changed: tuple[object, ...],
     column_of: tuple[tuple[str, str], ...],
     site_pattern: str | None,
+    form: Form,
+    labels: Path | None,
 ) -> Table:
     """Parse the table; cached, because every site of a federation asks for the same one."""
     columns = dict(column_of)
@@ -68,9 +81,11 @@ def _read(
                 f"{path} has no column {columns[name]!r}; "
                 f"{nearest('rename it, or set data.columns, to', columns[name], header)}."
             )
+    _check_label_columns(path, columns, header, form, labels)
     required = ["path", "subject"] + (["site"] if site_pattern is None else [])
     images: dict[str, list[ImageSource]] = {}
     label_values: dict[str, str] = {}
+    forms: set[str] = set()
     seen: dict[Path, int] = {}
     files, names = _Files(path.parent), _Names(path)
     for name, column in columns.items():
@@ -105,24 +120,31 @@ def _read(
             site = match[1]
         site = names.one("site", site, number)
         stem = readers.stem(Path(written))
+        forms |= {one.name for one in FORMS.values() if one.named(cell)}
+        label = form.named(cell)
         source = ImageSource(
             case=stem if stems[stem] == 1 else written,
             subject=names.one(f"subject of {site}", cell["subject"], number),
             domain=names.domain(file, cell["vendor"], cell["scanner"]),
             session=tidy(cell["session"]),
             path=str(file),
-            label_path=str(files.locate(cell["label_path"])) if cell["label_path"] else "",
+            label_path=form.in_table(labels, str(file), cell)
+            if labels is not None
+            else str(files.locate(label))
+            if label and form.files
+            else "",
             spacing_mm=parse_spacing(cell["spacing_mm"], where),
             row=number,
             annotates=parse_annotates(tidy(cell["annotates"])),
             empty=parse_empty(tidy(cell["empty"]), where),
             modality=cell["modality"].upper(),
+            category="" if form.files else tidy(label),
         )
         if cell["label_values"] and source.label_path:
             meaning = tidy(cell["label_values"])
             if label_values.setdefault(source.label_path, meaning) != meaning:
                 raise UserError(
-                    f"{where}: {cell['label_path']} has the label_values {meaning!r}, and in an "
+                    f"{where}: {label} has the label_values {meaning!r}, and in an "
                     f"earlier row {label_values[source.label_path]!r}; write one of them in both."
                 )
         images.setdefault(site, []).append(source)
@@ -133,7 +155,37 @@ def _read(
             else "it has no rows"
         )
         raise UserError(f"{path} gives no site: {reason}.")
-    return Table({site: tuple(found) for site, found in images.items()}, label_values, unmatched)
+    return Table(
+        {site: tuple(found) for site, found in images.items()},
+        label_values,
+        tuple(sorted(forms)),
+        unmatched,
+    )
+
+
+def _check_label_columns(
+    path: Path, columns: Mapping[str, str], header: Sequence[str], form: Form, labels: Path | None
+) -> None:
+    """Raise :class:`UserError` where nothing could give a label of ``form``."""
+    named = [columns[name] for name in form.columns]
+    if labels is not None or not named or {*named} & {*header}:
+        return
+    others = [
+        f"{one.name} (column {columns[one.columns[0]]!r})"
+        for one in FORMS.values()
+        if one.columns and columns[one.columns[0]] in header
+    ]
+    if others:
+        table = ", or give their table as data.label_table" if form.tabled else ""
+        raise UserError(
+            f"{path} has no column {named[0]!r}, from which the task reads labels of the form "
+            f"{form.name}; it has {' and '.join(others)}: take a task of that form (`fedshift "
+            f"tasks` lists them), add the column{table}."
+        )
+    raise UserError(
+        f"{path} has no column {named[0]!r}; "
+        f"{nearest('rename it, or set data.columns, to', named[0], header)}."
+    )
 
 
 class _Names:

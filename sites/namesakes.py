@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from fedshift.sites.labels import called
+from fedshift.sites.labels.meaning import called
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
 from fedshift.sites.settings import BACKGROUND, IGNORE

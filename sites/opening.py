@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,10 +15,12 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites import prepare, readers
-from fedshift.sites.cache import ARRAYS, ArrayWriter, Cache, Entry, code_hash, digest
+from fedshift.sites.cache import ArrayWriter, Cache, Entry, code_hash, digest
 from fedshift.sites.findings import FileFault, listed
 from fedshift.sites.geometry import Grid
-from fedshift.sites.labels import LabelMapError, annotated_classes, is_negative, legend_of
+from fedshift.sites.labels import Form, form_of
+from fedshift.sites.labels.annotation import annotated_classes, is_negative
+from fedshift.sites.labels.meaning import LabelMapError, legend_of
 from fedshift.sites.legend import Legend
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
@@ -34,10 +37,10 @@ from fedshift.sites.types import (
 )
 
 Told = tuple[tuple[int, ...] | None, bool]
-"""The classes that an image's label tells of (None: all), and whether an empty one is negative."""
+"""The parts that an image's label tells of (None: all), and whether an empty one is negative."""
 
 
-def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, seed: int) -> SiteData:
+def open_site(site: SiteSpec, parts: Sequence[str], data: DataSettings, seed: int) -> SiteData:
     """Open ``site``; arrays are memory-mapped from the cache, which is filled when needed.
 
     An image that cannot be used is left out and named in the notes. ``data.unlabelled_sites``
@@ -48,7 +51,8 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
         UserError: nothing is left to train on (or, unseen, to test on), or a label value is
             outside the map.
     """
-    entry = _entry(site, structures, data)
+    form = form_of(data)
+    entry = _entry(site, parts, data)
     cases = entry.meta["cases"]
     left_out = [f"row {site.images[k].row}: {code}" for k, code in entry.meta["left_out"]]
     if not cases:
@@ -59,7 +63,7 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
     items = [
         Item(site.images[meta["image"]].subject, np.array(meta["labelled"], bool)) for meta in cases
     ]
-    parts, notes = split_site(
+    blocks, notes = split_site(
         items,
         role=site.role,
         fractions=data.split,
@@ -69,20 +73,20 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
     )
     hidden = site.name in data.unlabelled_sites and site.role == "train"
     splits: dict[Split, list[Case]] = {split: [] for split in SPLITS}
-    for part in parts:
-        meta = cases[part.index]
+    for block in blocks:
+        meta = cases[block.index]
         source = site.images[meta["image"]]
-        case = _case(entry, meta, source, part.start, part.stop)
+        case = _case(entry, meta, source, form, block.start, block.stop)
         case = replace(
             case,
-            annotates=annotated_classes(source, structures),
-            ignores=IGNORED in meta["shows"],
+            annotates=annotated_classes(source, parts),
+            ignores=_ignores(meta, form),
         )
-        if (part.start, part.stop) != (0, len(meta["labelled"])):
-            case = replace(case, id=f"{case.id}:{part.split}")
-        if hidden and part.split != "test":
+        if (block.start, block.stop) != (0, len(meta["labelled"])):
+            case = replace(case, id=f"{case.id}:{block.split}")
+        if hidden and block.split != "test":
             case = replace(case, labels={}, labelled=np.zeros_like(case.labelled))
-        splits[part.split].append(case)
+        splits[block.split].append(case)
     if site.role == "train" and not splits["train"]:
         raise UserError(
             f"the site {site.name} has no training subject; add one or list it in "
@@ -90,13 +94,13 @@ def open_site(site: SiteSpec, structures: Sequence[str], data: DataSettings, see
         )
     if hidden:
         notes.append("data.unlabelled_sites hides the training and validation labels")
-    notes = _notes(site, cases, structures, data) + notes
+    notes = _notes(site, cases, parts, data) + notes
     if left_out:
         notes.append(f"left out: {len(left_out)} of {len(site.images)} images ({listed(left_out)})")
     return SiteData(
         site.name,
         site.role,
-        tuple(structures),
+        tuple(parts),
         {split: tuple(found) for split, found in splits.items()},
         tuple(notes),
     )
@@ -121,7 +125,7 @@ def pooled_site(sites: Sequence[SiteData], name: str = "all") -> SiteData:
 
 
 def _case(
-    entry: Entry, meta: Mapping[str, Any], source: ImageSource, start: int, stop: int
+    entry: Entry, meta: Mapping[str, Any], source: ImageSource, form: Form, start: int, stop: int
 ) -> Case:
     first = meta["first"]
     grid = Grid(
@@ -130,19 +134,18 @@ def _case(
     labels = {}
     labelled = np.array(meta["labelled"][start:stop], bool)
     if labelled.any():
-        mask = native = entry.label[first + start : first + stop]
-        if not grid.identity:
-            pixels = grid.shape[0] * grid.shape[1]
-            offset = meta["reference"]
-            flat = entry.reference[offset + start * pixels : offset + stop * pixels]
-            native = flat.reshape(stop - start, *grid.shape)
-        labels["mask"] = Label(mask, native)
+        found = {}
+        for name, (offset, row) in meta["labels"].items():
+            step = math.prod(row)
+            flat = entry.arrays[name][offset + start * step : offset + stop * step]
+            found[name] = flat.reshape(stop - start, *row)
+        labels[form.name] = Label(found["label"], found.get("native", found["label"]))
     return Case(
         id=source.case,
         subject=source.subject,
         session=source.session,
         domain=source.domain,
-        image=entry.image[first + start : first + stop, None],
+        image=entry.arrays["image"][first + start : first + stop, None],
         labels=labels,
         labelled=labelled,
         spacing_mm=(meta["slice_mm"], *grid.spacing_mm),
@@ -151,13 +154,19 @@ def _case(
     )
 
 
+def _ignores(meta: Mapping[str, Any], form: Form) -> bool:
+    """Whether a mask holds pixels that are not to count."""
+    return form.by_value and IGNORED in meta["shows"]
+
+
 def _notes(
     site: SiteSpec,
     cases: Sequence[Mapping[str, Any]],
-    structures: Sequence[str],
+    parts: Sequence[str],
     data: DataSettings,
 ) -> list[str]:
-    notes = _annotation_notes(site, cases, structures)
+    form = form_of(data)
+    notes = _annotation_notes(site, cases, parts, form)
     unknown = sum(not meta["spacing_known"] for meta in cases)
     if unknown:
         notes.append(
@@ -167,29 +176,29 @@ def _notes(
     cropped = [meta["cropped"] for meta in cases if meta["cropped"] > 0]
     if cropped:
         notes.append(
-            f"the {data.size} x {data.size} grid cuts off labelled pixels in {len(cropped)} of "
+            f"the {data.size} x {data.size} grid cuts off {form.marks} in {len(cropped)} of "
             f"{len(cases)} images (up to {max(cropped):.1%}); raise data.size or data.spacing_mm"
         )
     unlabelled = [
-        meta
-        for meta in cases
-        if site.images[meta["image"]].label_path and not any(meta["labelled"])
+        meta for meta in cases if site.images[meta["image"]].labelled and not any(meta["labelled"])
     ]
     if unlabelled:
-        notes.append(f"{len(unlabelled)} images have an empty mask and count as unlabelled")
+        notes.append(f"{len(unlabelled)} images have an empty {form.name} and count as unlabelled")
     negative = sum(
         is_negative(site.images[meta["image"]], data)
         and any(meta["labelled"])
         and not set(meta["shows"]) - {0, IGNORED}
         for meta in cases
     )
-    if negative:
-        notes.append(f"{negative} images have an empty mask and count as negative: nothing there")
+    if negative and form.marks:
+        notes.append(
+            f"{negative} images have an empty {form.name} and count as negative: nothing there"
+        )
     partly = [meta["labelled"] for meta in cases if any(meta["labelled"])]
     missing = sum(len(flags) - sum(flags) for flags in partly)
     if missing:
         notes.append(f"{missing} slices of labelled volumes have no label and count as unlabelled")
-    ignored = sum(IGNORED in meta["shows"] for meta in cases)
+    ignored = sum(_ignores(meta, form) for meta in cases)
     if ignored:
         notes.append(f"{ignored} images have pixels that are neither trained on nor scored")
     if data.site_pattern is not None and data.manifest is not None:
@@ -200,9 +209,9 @@ def _notes(
 
 
 def _annotation_notes(
-    site: SiteSpec, cases: Sequence[Mapping[str, Any]], structures: Sequence[str]
+    site: SiteSpec, cases: Sequence[Mapping[str, Any]], parts: Sequence[str], form: Form
 ) -> list[str]:
-    """Which structures the labels tell of, where not of all."""
+    """Which parts the labels tell of, where not of all."""
     partly: Counter[tuple[str, ...]] = Counter()
     left_out = 0
     for meta in cases:
@@ -210,27 +219,25 @@ def _annotation_notes(
         if source.annotates is None or not any(meta["labelled"]):
             continue
         partly[source.annotates] += 1
-        told = annotated_classes(source, structures) or ()
+        told = annotated_classes(source, parts) or ()
         left_out += bool(set(meta["shows"]) - {0, IGNORED, *told})
     notes = [
-        f"annotates {', '.join(names)} only, in {number} of {len(cases)} images: the other "
-        "structures are neither trained as background nor scored there"
+        f"annotates {', '.join(names)} only, in {number} of {len(cases)} images: the other parts "
+        "are neither trained as absent nor scored there"
         for names, number in sorted(partly.items())
     ]
     if left_out:
         notes.append(
-            f"{left_out} images show structures that they are not said to annotate: these pixels "
+            f"{left_out} images show parts that they are not said to annotate: these {form.marks} "
             "count as not annotated"
         )
     return notes
 
 
-def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Entry:
+def _entry(site: SiteSpec, parts: Sequence[str], data: DataSettings) -> Entry:
     """The site's arrays: opened by the state of its files, or built by reading each once."""
-    meanings = legends(site, structures, data)
-    told = [
-        (annotated_classes(image, structures), is_negative(image, data)) for image in site.images
-    ]
+    meanings = legends(site, parts, data)
+    told = [(annotated_classes(image, parts), is_negative(image, data)) for image in site.images]
     recipe = json.dumps(
         {
             "code": code_hash(),
@@ -241,11 +248,15 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
                 data.slice_axis,
                 data.normalise,
                 data.window,
+                data.form,
+                data.points_in,
+                data.normalise_pair,
             ],
             "images": [
                 [
                     image.path,
                     image.label_path,
+                    image.category,
                     image.spacing_mm,
                     dict(image.phantom) if image.phantom is not None else None,
                     legend and [sorted(legend.values.items()), sorted(legend.names.items())],
@@ -261,21 +272,19 @@ def _entry(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> Ent
     cache = Cache(data.cache)
     key = digest(recipe, *(readers.state(image.path, image.label_path) for image in site.images))
     return cache.find(key) or cache.store(
-        key, lambda folder: _build(folder, recipe, site, meanings, told, data)
+        key, lambda folder: _build(folder, recipe, site, meanings, told, len(parts), data)
     )
 
 
-def legends(site: SiteSpec, structures: Sequence[str], data: DataSettings) -> list[Legend | None]:
-    """For each image, what its label file's values mean; None for a phantom or without label.
+def legends(site: SiteSpec, parts: Sequence[str], data: DataSettings) -> list[Legend | None]:
+    """For each image, what its label's values mean; None for a phantom or without label.
 
     Raises:
-        LabelMapError: a name of the table is no structure.
+        LabelMapError: a name of the table is no part.
     """
     table = read_manifest(data).label_values if data.manifest is not None else {}
     return [
-        legend_of(image, structures, data, table.get(image.label_path, ""))
-        if image.label_path
-        else None
+        legend_of(image, parts, data, table.get(image.label_path, "")) if image.labelled else None
         for image in site.images
     ]
 
@@ -286,25 +295,27 @@ def _build(
     site: SiteSpec,
     meanings: Sequence[Legend | None],
     told: Sequence[Told],
+    parts: int,
     data: DataSettings,
 ) -> str:
     """Prepare all images into ``folder``; return the key of their content."""
     phantom = site.images[0].phantom if site.images else None
     size = int(phantom["size"]) if phantom is not None else data.size
-    rows: dict[str, tuple[int, ...]] = {"image": (size, size), "label": (size, size)}
+    kind = form_of(data).dtype
     hashes: list[str] = []
     cases: list[dict[str, Any]] = []
     left_out: list[tuple[int, str]] = []
     with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(
-                ArrayWriter(folder / f"{name}.npy", dtype, rows.get(name, ()))
-            )
-            for name, dtype in ARRAYS.items()
-        }
+
+        def writer(name: str, dtype: type, row: tuple[int, ...] = ()) -> ArrayWriter:
+            return stack.enter_context(ArrayWriter(folder / f"{name}.npy", dtype, row))
+
+        images = writer("image", np.float32, (size, size))
+        # Flat, because the rows of some forms differ in length from image to image.
+        labels = {name: writer(name, kind) for name in ("label", "native")}
         for number, image in enumerate(site.images):
             try:
-                prepared, content = _prepare(image, meanings[number], told[number], data)
+                prepared, content = _prepare(image, meanings[number], told[number], parts, data)
             except LabelMapError:
                 raise
             except UserError as error:
@@ -314,11 +325,18 @@ def _build(
                 hashes.append(f"left out: {code}")
                 continue
             hashes.append(content)
+            kept = {}
+            if prepared.label is not None:
+                kept["label"] = prepared.label.grid
+                if prepared.label.native is not prepared.label.grid:
+                    kept["native"] = prepared.label.native
             cases.append(
                 {
                     "image": number,
-                    "first": writers["image"].length,
-                    "reference": writers["reference"].length,
+                    "first": images.length,
+                    "labels": {
+                        name: (labels[name].length, array.shape[1:]) for name, array in kept.items()
+                    },
                     "labelled": prepared.labelled.tolist(),
                     "shape": prepared.grid.shape,
                     "native_mm": prepared.grid.native_mm,
@@ -330,33 +348,35 @@ def _build(
                     "shows": prepared.shows,
                 }
             )
-            writers["image"].append(prepared.image)
-            if prepared.label is None or prepared.reference is None:
-                # Zeros keep the slices of the three arrays in step.
-                writers["label"].append(np.zeros(prepared.image.shape, np.uint8))
-            else:
-                writers["label"].append(prepared.label)
-                if not prepared.grid.identity:
-                    writers["reference"].append(prepared.reference.ravel())
-        shapes = {name: (writers[name].length, *rows.get(name, ())) for name in ARRAYS}
-    meta = {"cases": cases, "left_out": left_out, "shapes": shapes}
+            images.append(prepared.image)
+            for name, array in kept.items():
+                labels[name].append(array.ravel())
+        arrays = {name: one.written for name, one in {"image": images, **labels}.items()}
+    meta = {"cases": cases, "left_out": left_out, "arrays": arrays}
     (folder / "meta.json").write_text(json.dumps(meta))
     return digest(recipe, *hashes)
 
 
 def _prepare(
-    image: ImageSource, legend: Legend | None, told: Told, data: DataSettings
+    image: ImageSource, legend: Legend | None, told: Told, parts: int, data: DataSettings
 ) -> tuple[prepare.Prepared, str]:
     """Prepare one image; return it and the hash of the bytes it came from."""
     annotated, negative = told
     if image.phantom is not None:
         return prepare.prepare_phantom(image, data, annotated), ""  # the recipe is its content
     contents = readers.read(Path(image.path))
-    label = readers.read(Path(image.label_path)) if image.label_path else None
+    label = form_of(data).read(image) if image.labelled else None
     content = digest(*(data for _, data in [*contents, *(label or [])]))
-    # Only a row can say so of an image without a mask, which data.empty_masks does not mean.
+    # Only a row can say so of an image without a label, which data.empty_masks does not mean.
     negative = negative and (label is not None or image.empty == "negative")
     prepared = prepare.prepare_file(
-        image, contents, label, legend, data, annotated=annotated, negative=negative
+        image,
+        contents,
+        label,
+        legend,
+        data,
+        parts=parts,
+        annotated=annotated,
+        negative=negative,
     )
     return prepared, content

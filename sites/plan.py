@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedshift import UserError
+from fedshift.sites.facts import HOUNSFIELD, Facts, Surveyed
 from fedshift.sites.findings import listed
 from fedshift.sites.settings import DataSettings
-from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed
 
 MARGIN = 1.25
 """How much larger than the furthest label the grid is."""

@@ -17,11 +17,21 @@ from fedshift.sites.findings import ALL, CODES
 from fedshift.sites.names import fold, tidy
 from fedshift.sites.types import SPLITS, Split
 
-COLUMNS = (
-    "path",
+REQUIRED_COLUMNS = ("path", "site", "subject")
+LABEL_COLUMNS = (
     "label_path",
-    "site",
-    "subject",
+    "points_path",
+    "boxes_path",
+    "category",
+    "instances_path",
+    "pair_path",
+    "graph_path",
+)
+"""Where a form of label is found (:mod:`.labels`)."""
+COLUMNS = (
+    *REQUIRED_COLUMNS,
+    *LABEL_COLUMNS,
+    "pair_id",
     "vendor",
     "scanner",
     "spacing_mm",
@@ -31,7 +41,6 @@ COLUMNS = (
     "empty",
     "modality",
 )
-REQUIRED_COLUMNS = COLUMNS[:4]
 BACKGROUND = "background"
 IGNORE = "ignore"
 RESERVED = (BACKGROUND, IGNORE)
@@ -39,6 +48,8 @@ RESERVED = (BACKGROUND, IGNORE)
 MOST_STRUCTURES = 254
 """Classes are a byte: 0 is the background, 255 is ignored."""
 EMPTY_MASKS = ("unknown", "negative")
+POINTS_IN = ("pixel", "ras", "lps")
+"""Pixels of the file, or mm in the patient: to the right, front and top, or as DICOM counts."""
 NORMALISATIONS = ("percentile", "zscore", "ct", "none")
 AUTO = "auto"
 """The value of a setting that is decided for the whole federation (:mod:`.plan`)."""
@@ -57,11 +68,11 @@ def default_cache() -> Path:
 class DataSettings:
     """How a federation's images are found, prepared and split; one field a key of ``data``.
 
-    ``labels`` maps a structure to its values in the label files, or to the names that files give
-    their values; its order is the order of the classes; the reserved name ``background`` takes
-    those that count as background, ``ignore`` those that are neither trained on nor scored.
-    ``annotates`` maps a site to the structures that its labels tell of. ``size`` is the network
-    grid's rows and columns; spacings are in-plane, in mm.
+    ``labels`` maps a part (structure, landmark, class) to its values in the label files, or to the
+    names that files give their values; its order is the order of the classes; the reserved name
+    ``background`` takes those that count as background, ``ignore`` those that are neither trained
+    on nor scored. ``annotates`` maps a site to the parts that its labels tell of. ``size`` is the
+    network grid's rows and columns; spacings are in-plane, in mm.
     """
 
     manifest: str | None = None
@@ -74,6 +85,11 @@ class DataSettings:
     labels: Mapping[str, tuple[int | str, ...]] | None = None
     annotates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     empty_masks: str = "unknown"
+    label_table: str | None = None
+    """One table of points, boxes or pairs for all images, in place of a column."""
+    points_in: str = "pixel"
+    normalise_pair: str | None = None
+    """How paired images are normalised; None: as images are."""
     spacing_mm: float | None = None
     default_spacing_mm: float | None = None
     size: int = 128
@@ -93,15 +109,18 @@ class DataSettings:
     cache: Path = field(default_factory=default_cache)
     auto: frozenset[str] = frozenset()
     """The settings that the config leaves to be planned: no key of its own."""
+    form: str = "mask"
+    """The form of label that is read (:mod:`.labels`): the task's, and no key of its own."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> DataSettings:
-        """Check the config node ``data``; absent keys take their defaults.
+    def from_config(cls, config: Mapping[str, Any], form: str = "mask") -> DataSettings:
+        """Check the config node ``data`` of a task that needs ``form``; absent keys take their
+        defaults.
 
         Raises:
             UserError: an unknown key, or a value of the wrong type or range; it names the key.
         """
-        known = [f.name for f in fields(cls) if f.name != AUTO]
+        known = [f.name for f in fields(cls) if f.name not in (AUTO, "form")]
         for key in config:
             if key not in known:
                 raise UserError(
@@ -115,7 +134,11 @@ class DataSettings:
         }
         if checked.get("normalise") == "ct" and checked.get("window") is None:
             auto.add("window")
-        return cls(**checked, auto=frozenset(auto))
+        elif checked.get("normalise_pair") == "ct" and checked.get("window") is None:
+            raise UserError(
+                "data.normalise_pair=ct needs data.window=[LOW, HIGH] in Hounsfield units."
+            )
+        return cls(**checked, auto=frozenset(auto), form=form)
 
 
 _MANY = 40
@@ -245,10 +268,17 @@ def _annotates(key: str, value: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _empty_masks(key: str, value: Any) -> str:
-    if value not in EMPTY_MASKS:
-        raise UserError(f"{key} must be {' or '.join(EMPTY_MASKS)}, not {value!r}.")
-    return str(value)
+def _one_of(known: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(key: str, value: Any) -> str:
+        if value not in known:
+            raise UserError(f"{key} must be {' or '.join(known)}, not {value!r}.")
+        return str(value)
+
+    return check
+
+
+def _normalise_pair(key: str, value: Any) -> str | None:
+    return None if value is None else _normalise(key, value)
 
 
 def _is_integer(value: Any) -> bool:
@@ -349,7 +379,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "unlabelled_sites": _names,
     "labels": _labels,
     "annotates": _annotates,
-    "empty_masks": _empty_masks,
+    "empty_masks": _one_of(EMPTY_MASKS),
+    "label_table": _text,
+    "points_in": _one_of(POINTS_IN),
+    "normalise_pair": _normalise_pair,
     "spacing_mm": _spacing,
     "default_spacing_mm": _spacing,
     "size": _size,

@@ -34,12 +34,13 @@ class Domain:
 class ImageSource:
     """Where one image and its label come from, before anything is read.
 
-    ``path`` and ``label_path`` are files (or, for DICOM, a folder with one series); a phantom
-    has neither and is drawn from ``phantom``, the keyword arguments of its generator. ``row`` is
-    the line of the table that lists the image. ``annotates`` are the structures that its label
-    tells of, None for all. ``empty`` is what an empty mask means here: ``negative`` (looked at,
-    nothing there), ``unknown``, or nothing where ``data.empty_masks`` decides. ``modality`` is the
-    table's word for how it was taken (CT, MR, ...), for files that do not say it themselves.
+    ``path`` and ``label_path``, the label of the form that is read, are files (or, for DICOM, a
+    folder with one series); a phantom has neither and is drawn from ``phantom``, the keyword
+    arguments of its generator. ``row`` is the line of the table that lists the image. ``annotates``
+    are the parts that its label tells of, None for all. ``empty`` is what an empty label means
+    here: ``negative`` (looked at, nothing there), ``unknown``, or nothing where
+    ``data.empty_masks`` decides. ``modality`` is the table's word for how it was taken (CT, MR,
+    ...), for files that do not say it themselves. ``category`` is the table's own label.
     """
 
     case: str
@@ -54,6 +55,12 @@ class ImageSource:
     annotates: tuple[str, ...] | None = None
     empty: str = ""
     modality: str = ""
+    category: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the table gives it a label."""
+        return bool(self.label_path or self.category)
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,9 @@ class Federation:
 
 @dataclass(frozen=True)
 class Label:
-    """A case's label of one form, slice by slice: on the network's ``grid``, and ``native``, in the
-    image's own geometry. A mask is (S, H, W) and (S, H0, W0) uint8 class indices, 0 for the
-    background."""
+    """A label of one form, slice by slice: on the network's ``grid``, and ``native``, in the
+    image's own geometry. Its form (:mod:`.labels`) says what the arrays (S, ...) hold: a mask is
+    (S, H, W) and (S, H0, W0) uint8 class indices, 0 for the background."""
 
     grid: np.ndarray
     native: np.ndarray
@@ -171,3 +178,15 @@ class SiteData:
             "slices": sum(len(case.image) for case in cases),
             "labelled": sum(int(case.labelled.sum()) for case in cases),
         }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A manifest, read: images by site, and what its ``label_values`` say by label file."""
+
+    images: Mapping[str, tuple[ImageSource, ...]]
+    label_values: Mapping[str, str]
+    forms: tuple[str, ...]
+    """The forms of label of which some row names one."""
+    unmatched: int
+    """Rows in which ``data.site_pattern`` found nothing; they belong to no site."""

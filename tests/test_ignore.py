@@ -15,7 +15,8 @@ from fedshift.client.metrics import score_case
 from fedshift.client.worker import describe
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.fingerprint import fingerprint
-from fedshift.sites.labels import legend_of, parse_label_values, to_classes
+from fedshift.sites.labels.mask import to_classes
+from fedshift.sites.labels.meaning import legend_of, parse_label_values
 from fedshift.sites.types import IGNORED, Domain, ImageSource, SiteData
 
 SIZE = 20

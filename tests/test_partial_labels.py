@@ -24,7 +24,7 @@ from fedshift.server.tables.correlation import rank_correlation
 from fedshift.server.tables.files import read_cases, read_cross_site
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.fingerprint import fingerprint
-from fedshift.sites.labels import never_shown
+from fedshift.sites.labels.annotation import never_shown
 from fedshift.sites.types import IGNORED, Case, Domain, Federation, SiteData
 
 # The loss
@@ -220,7 +220,7 @@ def test_the_setting_wins_over_the_column_and_that_over_label_values(table: Fold
     for case in found.splits["train"]:
         assert set(np.unique(mask(case))) == {0, 2}
     assert any("annotates spleen only" in note for note in found.notes)
-    assert any("5 images show structures that they are not said" in note for note in found.notes)
+    assert any("5 images show parts that they are not said" in note for note in found.notes)
 
 
 def test_names_that_nobody_knows_are_named(table: Folder) -> None:

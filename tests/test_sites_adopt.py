@@ -19,6 +19,8 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from kit.cases import mask as grid_mask
+from kit.cases import native_mask
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
@@ -31,7 +33,7 @@ from pydicom.uid import (
 
 from fedshift import UserError
 from fedshift.sites import DataSettings, adopt, load_federation, open_site
-from fedshift.sites.labels import parse_label_values
+from fedshift.sites.labels.meaning import parse_label_values
 
 MANIFEST = {"name": "m", "kind": "manifest"}
 
@@ -109,10 +111,8 @@ class Adopter:
             opened[site.name] = {
                 "structures": federation.parts,
                 "subjects": {case.subject for case in cases},
-                "drawn": {int((c.reference > 0).sum()) for c in cases if c.reference is not None},
-                "values": {
-                    int(v) for c in cases if c.label is not None for v in np.unique(c.label)
-                },
+                "drawn": {int((native_mask(c) > 0).sum()) for c in cases if c.labels},
+                "values": {int(v) for c in cases if c.labels for v in np.unique(grid_mask(c))},
             }
         return opened
 

@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from kit.cases import native_mask
+from kit.files import decode_pair
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -28,7 +29,6 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from fedshift.sites import prepare
 from fedshift.sites.federation import load_federation
 from fedshift.sites.findings import FileFault
 from fedshift.sites.legend import Legend
@@ -751,5 +751,5 @@ def test_a_site_labelled_with_hospitals_tools_is_opened(straight: Scan, tmp_path
     data = DataSettings.from_config(config)
     assert load_federation({"kind": "manifest"}, data, 0).parts == ("liver", "spleen")
     source = ImageSource(str(straight.folder), "1", Domain(""), str(tmp_path / "s.dcm"))
-    decoded = prepare.decode(source, read(straight.folder), read(tmp_path / "s.dcm"), None)
-    assert decoded.values is not None and np.array_equal(decoded.values, truth.T)
+    decoded = decode_pair(source, read(straight.folder), read(tmp_path / "s.dcm"))
+    assert np.array_equal(decoded.values, truth.T)

@@ -22,10 +22,10 @@ import pydicom
 import pytest
 import SimpleITK
 import tifffile
+from kit.files import Pair, decode_pair
 from PIL import Image, ImageOps
 
 from fedshift import UserError
-from fedshift.sites import prepare
 from fedshift.sites.geometry import orient
 from fedshift.sites.readers import Volume, decode, dicom_domain, file_list, read, stem
 from fedshift.sites.types import Domain, ImageSource
@@ -552,11 +552,11 @@ def photograph(tmp_path: Path) -> Photograph:
     return call
 
 
-def together(folder: Path, label: np.ndarray) -> prepare.Decoded:
+def together(folder: Path, label: np.ndarray) -> Pair:
     Image.fromarray(label).save(folder / "label.png")
     paths = folder / "photograph.jpg", folder / "label.png"
     source = ImageSource("c", "s", Domain("v"), path=str(paths[0]), label_path=str(paths[1]))
-    return prepare.decode(source, read(paths[0]), read(paths[1]), None)
+    return decode_pair(source, read(paths[0]), read(paths[1]))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

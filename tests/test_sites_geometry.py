@@ -6,8 +6,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from fedshift.sites import DataSettings, prepare
+from fedshift.sites import DataSettings
 from fedshift.sites.geometry import Grid, orient, orient_spacing
+from fedshift.sites.image import normalise
 
 
 def disc(shape: tuple[int, int], radius: float, offset: tuple[float, float] = (0, 0)) -> np.ndarray:
@@ -137,14 +138,12 @@ def test_normalising_keeps_a_bright_structure_in_a_large_dark_background() -> No
     image[:, 90:110, 90:110] = np.linspace(500, 1000, 400, dtype=np.float32).reshape(20, 20)
     whole = Grid((200, 200), (1.0, 1.0), (1.0, 1.0), 200)
     around = Grid((200, 200), (1.0, 1.0), (1.0, 1.0), 24)
-    bright = prepare.normalise(image, DataSettings(normalise="percentile"), around)[
-        :, 90:110, 90:110
-    ]
+    bright = normalise(image, DataSettings(normalise="percentile"), around)[:, 90:110, 90:110]
     assert len(np.unique(bright)) == 400, "no two grey levels fall together"
     # Inside the grid 500 is the lowest structure and the percentiles span it, wherever the
     # darkness around it ends.
     inside = image[:, 88:112, 88:112]
     low, high = np.percentile(inside, (1, 99))
     assert np.allclose(bright, (image[:, 90:110, 90:110] - low) / (high - low), atol=1e-6)
-    scaled = prepare.normalise(image, DataSettings(normalise="zscore"), whole)
+    scaled = normalise(image, DataSettings(normalise="zscore"), whole)
     assert scaled.mean() == pytest.approx(0, abs=1e-4) and scaled.std() == pytest.approx(1)

@@ -282,7 +282,7 @@ def test_the_config_file_holds_exactly_the_settings_and_their_defaults() -> None
     path = Path(__file__).parent.parent / "configs" / "data" / "default.yaml"
     config = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(config, dict)
-    assert set(config) == set(DataSettings.__dataclass_fields__) - {"auto"}
+    assert set(config) == set(DataSettings.__dataclass_fields__) - {"auto", "form"}
     columns = config.pop("columns")
     planned = {"spacing_mm", "size", "slice_axis", "normalise"}
     assert DataSettings.from_config(config) == DataSettings(auto=frozenset(planned))
@@ -360,7 +360,7 @@ def test_a_damaged_cache_is_rebuilt(maker: Maker, damage: str) -> None:
     elif damage == "meta":
         (entry / "meta.json").write_text("{")
     elif damage == "missing":
-        (entry / "reference.npy").unlink()
+        (entry / "native.npy").unlink()
     elif damage == "stamp":
         for stamp in (cache / "stamps").glob("*/*"):
             stamp.write_text("nonsense")

@@ -10,11 +10,12 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+from kit.files import Pair, decode_pair
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from fedshift.sites import prepare, readers
+from fedshift.sites import readers
 from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import canonical_axes, orient, orient_spacing, preferred_axis
 from fedshift.sites.types import Domain, ImageSource
@@ -49,11 +50,11 @@ def nifti(array: np.ndarray, **codes: np.ndarray) -> bytes:
 
 def decode(
     image: bytes, label: bytes, name: str = "image.nii", label_name: str = "label.nii"
-) -> prepare.Decoded:
+) -> Pair:
     source = ImageSource(
         path=name, label_path=label_name, case="c", subject="s", domain=Domain("v")
     )
-    return prepare.decode(source, [(Path(name), image)], [(Path(label_name), label)], None)
+    return decode_pair(source, [(Path(name), image)], [(Path(label_name), label)])
 
 
 def numbered(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -81,15 +82,13 @@ def resampled(
     return ndimage.map_coordinates(label, coordinates, order=0, mode=beyond, cval=0).reshape(shape)
 
 
-def in_place(decoded: prepare.Decoded, expected: np.ndarray) -> bool:
+def in_place(decoded: Pair, expected: np.ndarray) -> bool:
     """Whether each voxel of the image, known by its value, has the label expected there."""
-    assert decoded.values is not None
     return np.array_equal(decoded.values, expected.ravel()[decoded.image.astype(int)])
 
 
-def codes_of(decoded: prepare.Decoded) -> list[str]:
-    assert decoded.label_volume is not None
-    return [remark.code for remark in (*decoded.volume.remarks, *decoded.label_volume.remarks)]
+def codes_of(decoded: Pair) -> list[str]:
+    return [r.code for r in (*decoded.decoded.volume.remarks, *decoded.drawing.remarks)]
 
 
 def affine_of(
@@ -263,8 +262,7 @@ def test_a_label_cut_to_what_is_drawn_lies_where_its_header_says(tmp_path: Path)
         decoded = decode(nifti(image, sform=own), label, label_name=name)
         assert in_place(decoded, expected), (order, signs)
         assert codes_of(decoded)[-1] == "label-cropped"
-        assert decoded.label_volume is not None
-        assert decoded.label_volume.array.shape == image.shape
+        assert sorted(decoded.values.shape) == sorted(image.shape)
 
 
 def test_a_part_that_lies_beside_the_image_or_off_its_grid_is_refused(tmp_path: Path) -> None:
@@ -320,10 +318,9 @@ def test_the_code_that_fits_is_used_and_said() -> None:
     decoded = decode(nifti(numbered(), sform=wrong, qform=right), nifti(flipped, qform=own))
     assert in_place(decoded, expected)
     assert codes_of(decoded) == ["codes-disagree", "label-by-other-code"]
-    assert decoded.label_volume is not None
-    assert "its qform and the image's qform" in decoded.label_volume.remarks[0].problem
-    assert "50 mm" in decoded.label_volume.remarks[0].problem
-    assert "50 mm apart" in decoded.volume.remarks[0].problem
+    assert "its qform and the image's qform" in decoded.drawing.remarks[0].problem
+    assert "50 mm" in decoded.drawing.remarks[0].problem
+    assert "50 mm apart" in decoded.decoded.volume.remarks[0].problem
     decoded = decode(nifti(numbered(), sform=right), nifti(flipped, sform=wrong, qform=own))
     assert in_place(decoded, expected)
     assert codes_of(decoded) == ["codes-disagree", "label-by-other-code"]
@@ -339,8 +336,8 @@ def test_a_sheared_image_is_refused_unless_its_other_code_is_straight() -> None:
     )
     assert in_place(decoded, drawn())
     assert codes_of(decoded) == ["codes-disagree"]
-    assert "the qform is used" in decoded.volume.remarks[0].way_out
-    assert decoded.spacing_mm == (3.0, 1.0, 1.0)
+    assert "the qform is used" in decoded.decoded.volume.remarks[0].way_out
+    assert decoded.decoded.spacing_mm == (3.0, 1.0, 1.0)
     # One slice cannot be sheared against itself, whatever its normal.
     flat = nifti(numbered((4, 5, 1)), sform=tilted)
     assert in_place(decode(flat, nifti(drawn((4, 5, 1)), sform=tilted)), drawn((4, 5, 1)))

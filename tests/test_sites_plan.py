@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 
 from fedshift import UserError
-from fedshift.sites import DataSettings, Summary, load_federation, plan, prepare, summarise, survey
+from fedshift.sites import DataSettings, Summary, load_federation, plan, summarise, survey
+from fedshift.sites.facts import HOUNSFIELD, Facts, Surveyed
 from fedshift.sites.geometry import Grid
+from fedshift.sites.image import normalise
+from fedshift.sites.labels.mask import Mask
 from fedshift.sites.plan import _without_small
-from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed, _reach
+from fedshift.sites.survey import _reach
 
 AUTO = dict.fromkeys(("spacing_mm", "size", "slice_axis", "normalise"), "auto")
 
@@ -232,7 +235,7 @@ def test_the_window_is_numpys_percentiles_of_the_pooled_voxels(tmp_path: Path) -
     grid = Grid((8, 8), (1.0, 1.0), (1.0, 1.0), 8)
     start, end = planned.window
     expected = np.clip((image.astype(float) - start) / (end - start), 0, 1)
-    np.testing.assert_allclose(prepare.normalise(image, planned, grid), expected, atol=1e-6)
+    np.testing.assert_allclose(normalise(image, planned, grid), expected, atol=1e-6)
 
 
 def test_photographs_of_fine_pixels_get_a_grid_that_shows_their_labels(tmp_path: Path) -> None:
@@ -258,9 +261,9 @@ def test_photographs_of_fine_pixels_get_a_grid_that_shows_their_labels(tmp_path:
         label = np.asarray(Image.open(image.label_path))[None]
         mm = (0.0166, 0.0166)
         grid = Grid(label.shape[1:], mm, (planned.spacing_mm,) * 2, planned.size)
-        assert prepare.cropped_fraction(label, grid) == 0
+        assert Mask().cropped(label, grid) == 0
     by_hand = Grid(label.shape[1:], mm, mm, 128)
-    assert prepare.cropped_fraction(label, by_hand) > 0.9
+    assert Mask().cropped(label, by_hand) > 0.9
 
 
 def test_a_site_with_too_few_slices_tells_nothing() -> None:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fedshift.sites import DataSettings, load_federation, open_site, readers, survey
-from fedshift.sites.survey import HOUNSFIELD, Facts, Surveyed, modality_code
+from fedshift.sites.facts import HOUNSFIELD, Facts, Surveyed
+from fedshift.sites.survey import modality_code
 
 MANIFEST = {"name": "m", "kind": "manifest"}
 Files = Sequence[tuple[str, str, str]]

@@ -18,6 +18,7 @@ from fedshift.sites.doctor.placement import check_orientation, check_planes
 from fedshift.sites.doctor.structures import check_structures
 from fedshift.sites.doctor.values import check_values
 from fedshift.sites.findings import Finding
+from fedshift.sites.labels import form_of
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import Federation
@@ -38,6 +39,7 @@ def check(
     ``hashes`` are what sites let go of their pictures for the search for duplicates across sites
     (:func:`fedshift.sites.likeness.keyed`), an entry an image.
     """
+    form = form_of(data)
     findings: list[Finding] = []
     images: list[Image] = []
     for site in federation.sites:
@@ -52,18 +54,32 @@ def check(
     findings += check_spacings(images, data)
     findings += check_hounsfield(images, data)
     findings += check_modalities(images)
-    unsaid = check_values(images, data)
-    findings += unsaid
-    if not unsaid:  # Else the structures are not known yet.
+    unsaid: list[Finding] = []
+    if form.by_value:
+        unsaid = check_values(images, data)
+        findings += unsaid
+        findings += check_label_values(federation, data)
+        findings += check_names(images, federation.parts, data)
+    if not unsaid:  # Else the parts are not known yet.
         findings += check_structures(images, federation.parts, data)
-    findings += check_label_values(federation, data)
-    findings += check_names(images, federation.parts, data)
     findings += check_labelled(federation, images, data)
-    findings += check_duplicates(federation, images)
+    findings += check_duplicates(federation, images, form)
     findings += check_likeness(federation, hashes or {})
-    if data.site_pattern is not None and data.manifest is not None:
-        unmatched = read_manifest(data).unmatched
-        if unmatched:
+    if data.manifest is not None:
+        table = read_manifest(data)
+        findings += [
+            Finding(
+                "warning",
+                "label-without-image",
+                "",
+                file,
+                problem,
+                "add the images to the manifest, or take the rows out",
+            )
+            for file, problem in form.strays(table)
+        ]
+        unmatched = table.unmatched
+        if data.site_pattern is not None and unmatched:
             findings.append(
                 Finding(
                     "warning",

@@ -9,16 +9,17 @@ import numpy as np
 
 from fedshift.sites.doctor.image import Image
 from fedshift.sites.findings import Finding
+from fedshift.sites.labels import Form
 from fedshift.sites.likeness import NEAR, alike, keyed_alike
 from fedshift.sites.types import Federation
 
 
-def check_duplicates(federation: Federation, images: Sequence[Image]) -> list[Finding]:
+def check_duplicates(federation: Federation, images: Sequence[Image], form: Form) -> list[Finding]:
     """What of one person or one scan stands in more than one row."""
     return [
         *_subjects(federation),
         *_pixels(images),
-        *_labels(images),
+        *_labels([image for image in images if image.source.label_path], form),
         *_pictures(images),
     ]
 
@@ -59,11 +60,11 @@ def _pixels(images: Sequence[Image]) -> Iterable[Finding]:
             )
 
 
-def _labels(images: Sequence[Image]) -> Iterable[Finding]:
+def _labels(images: Sequence[Image], form: Form) -> Iterable[Finding]:
     """One label for two people; one blank mask may serve all healthy ones."""
     owner: dict[str, Image] = {}
     for image in images:
-        if not image.facts.has_labels:
+        if not image.facts.has_labels or form.shared(image.source):
             continue
         other = owner.setdefault(image.source.label_path, image)
         # Of equal pixels the images are told already.
@@ -82,7 +83,7 @@ def _labels(images: Sequence[Image]) -> Iterable[Finding]:
             )
         else:
             yield image.of_label(
-                "error", "label-twice", problem, "mend label_path in one of the two rows"
+                "error", "label-twice", problem, f"mend {form.columns[0]} in one of the two rows"
             )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedshift.sites.doctor.image import Image, axis_of, half_of, looked_at
 from fedshift.sites.findings import Finding, listed
-from fedshift.sites.labels import LabelMapError, called, is_negative, no_structure
+from fedshift.sites.labels import form_of
+from fedshift.sites.labels.annotation import is_negative, no_structure
+from fedshift.sites.labels.meaning import LabelMapError, called
 from fedshift.sites.opening import legends
 from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
@@ -31,7 +33,7 @@ def check_site(
                 trouble.severity,
                 trouble.code,
                 site.name,
-                source.label_path if trouble.on == "label" else source.path,
+                source.label_path or source.path if trouble.on == "label" else source.path,
                 trouble.problem,
                 trouble.way_out,
                 source.row,
@@ -60,7 +62,7 @@ def check_site(
         image = Image(site.name, source, found.facts, values, legend)
         opened.append(image)
         if found.facts.values is not None:
-            findings += _check_label(image, mapping, data)
+            findings += _check_label(image, mapping, federation.parts, data)
     if not opened:
         faults = [finding for finding in findings if finding.site == site.name]
         codes = dict.fromkeys(fault.code for fault in faults)
@@ -82,20 +84,25 @@ def check_site(
     return opened
 
 
-def _check_label(image: Image, mapping: Mapping[int, int], data: DataSettings) -> Iterable[Finding]:
-    facts = image.facts
+def _check_label(
+    image: Image, mapping: Mapping[int, int], parts: Sequence[str], data: DataSettings
+) -> Iterable[Finding]:
+    facts, form = image.facts, form_of(data)
     if not facts.has_labels and is_negative(image.source, data):
         return
     if not facts.has_labels:
         yield image.of_label(
             "warning",
             "empty-mask",
-            "is an empty mask, and counts as unlabelled",
-            "draw it, empty its cell label_path, or say that it was looked at and nothing is there "
-            "(data.empty_masks=negative, or negative in the column empty)",
+            f"is an empty {form.name}, and counts as unlabelled"
+            if form.by_value
+            else f"holds no {form.marks} of {image.source.path}, which counts as unlabelled",
+            f"draw it, empty its cell {form.columns[0]}, or say that it was looked at and nothing "
+            "is there (data.empty_masks=negative, or negative in the column empty)",
         )
         return
-    outside = [value for value in facts.values or () if value not in mapping]
+    # A label without parts has nothing to give a meaning to.
+    outside = [value for value in facts.values or () if parts and value not in mapping]
     if outside and facts.n_values > MOST_STRUCTURES + 1:
         yield image.of_label(
             "error",
@@ -112,17 +119,17 @@ def _check_label(image: Image, mapping: Mapping[int, int], data: DataSettings) -
             "error",
             "value-outside",
             f"holds the value{'s' if len(outside) > 1 else ''} {told}, which "
-            f"{'are' if len(outside) > 1 else 'is'} in no structure",
+            f"{'are' if len(outside) > 1 else 'is'} in no {form.part}",
             "give it to one, or to background, in data.labels",
         )
-    if "size" in data.auto or "spacing_mm" in data.auto:
+    if "size" in data.auto or "spacing_mm" in data.auto or not facts.reach:
         return
     cropped = facts.reach[axis_of(image, data)].outside(half_of(image, data))
     if cropped > 0.01:
         yield image.of_label(
             "warning",
             "cropped",
-            f"has {cropped:.0%} of its labelled pixels outside the network's grid",
+            f"has {cropped:.0%} of its {form.marks} outside the network's grid",
             "raise data.size or data.spacing_mm",
         )
 
@@ -133,15 +140,16 @@ def check_labelled(
     """Whether there is anything to learn from."""
     training = {site.name for site in federation.sites if site.role == "train"}
     own = [image for image in images if image.site in training]
-    if own and not any(looked_at(image, data).any() for image in own):
+    form = form_of(data)
+    if form.needed and own and not any(looked_at(image, data).any() for image in own):
         yield Finding(
             "error",
             "no-labels",
             "",
             "",
             "no site can train: none of their images has a label",
-            "fill the column label_path with masks (boxes, points and labels of whole images are "
-            "not read)",
+            f"fill the column {' or '.join(form.columns)}, or take a task of the form of the "
+            "labels that there are (`fedshift tasks` lists them)",
         )
 
 

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedshift.sites.facts import Facts
 from fedshift.sites.findings import Finding, Severity
-from fedshift.sites.labels import is_negative
+from fedshift.sites.labels.annotation import is_negative
 from fedshift.sites.legend import Legend
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
-from fedshift.sites.survey import Facts
 from fedshift.sites.types import IGNORED, ImageSource
 
 
 @dataclass(frozen=True)
 class Image:
-    """One usable image: its row, what was found in it, and its label's values by class."""
+    """One usable image: its row, what was found in it, and its label's values by part."""
 
     site: str
     source: ImageSource
     facts: Facts
     values: tuple[tuple[int, ...], ...] = ()
-    """The label values of each structure in this file."""
+    """The label's values of each part."""
     legend: Legend | None = None
 
     @property
@@ -45,7 +45,8 @@ class Image:
     def of_label(self, severity: Severity, code: str, problem: str, way_out: str) -> Finding:
         """What is wrong with its label."""
         source = self.source
-        return Finding(severity, code, self.site, source.label_path, problem, way_out, source.row)
+        file = source.label_path or source.path
+        return Finding(severity, code, self.site, file, problem, way_out, source.row)
 
 
 def axis_of(image: Image, data: DataSettings) -> int:
@@ -55,7 +56,7 @@ def axis_of(image: Image, data: DataSettings) -> int:
 
 
 def half_of(image: Image, data: DataSettings) -> float:
-    """Half the side of the network's grid, in the units of :class:`fedshift.sites.survey.Reach`."""
+    """Half the side of the network's grid, in the units of :class:`fedshift.sites.facts.Reach`."""
     spacing = image.facts.spacing_mm
     if spacing is None:  # Its reach is in pixels.
         own = data.default_spacing_mm

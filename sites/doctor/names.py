@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fedshift.sites.doctor.image import Image, said_by_row
 from fedshift.sites.findings import Finding
-from fedshift.sites.labels import parse_label_values
+from fedshift.sites.labels.meaning import parse_label_values
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.namesakes import Named, differing, look_alikes, twice
 from fedshift.sites.settings import IGNORE, DataSettings

@@ -10,7 +10,8 @@ import numpy as np
 
 from fedshift.sites.doctor.image import Image, said_by_row
 from fedshift.sites.findings import Finding
-from fedshift.sites.labels import never_shown
+from fedshift.sites.labels import form_of
+from fedshift.sites.labels.annotation import never_shown
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
 
@@ -18,7 +19,8 @@ from fedshift.sites.settings import DataSettings
 def check_structures(
     images: Sequence[Image], structures: Sequence[str], data: DataSettings
 ) -> list[Finding]:
-    """Structures that a site lacks, or whose sizes suggest that two were exchanged."""
+    """Parts that a site lacks, and structures whose sizes suggest that two were exchanged."""
+    form = form_of(data)
     volumes: dict[str, np.ndarray] = {}
     for image in images:
         counts = image.facts.values
@@ -35,17 +37,19 @@ def check_structures(
             "structure-nowhere",
             "",
             "",
-            f"no label file holds the structure {name!r}",
+            f"no label file holds the {form.part} {name!r}",
             f"take it out of {'data.labels' if data.labels else 'label_values, or of the files'}, "
             "or mend its values",
         )
         for name in structures
         if volumes and not any(name in own for own in shown.values())
     ]
+    if not form.together:
+        return findings
     said = _said(images, data)
     for site, names in never_shown(shown, _annotated(images)).items():
         for name in names:
-            problem = f"no label of this site holds the structure {name!r}, other sites' do"
+            problem = f"no label of this site holds the {form.part} {name!r}, other sites' do"
             if said[site]:
                 way_out = "check its values in the label files"
                 findings.append(Finding("warning", "structure-absent", site, "", problem, way_out))
@@ -62,7 +66,7 @@ def check_structures(
                     "looked for",
                 )
             )
-    return findings + _check_exchanged(volumes, structures)
+    return findings + (_check_exchanged(volumes, structures) if form.by_value else [])
 
 
 def _check_exchanged(volumes: Mapping[str, np.ndarray], structures: Sequence[str]) -> list[Finding]:
@@ -111,5 +115,5 @@ def _said(images: Sequence[Image], data: DataSettings) -> dict[str, bool]:
         named = data.labels is None and image.source.label_path in label_values
         said[image.site] |= named or image.site in data.annotates or image.source.path in rows
         # A file that names its structures tells of those that it lists.
-        said[image.site] |= bool(image.facts.names)
+        said[image.site] |= form_of(data).by_value and bool(image.facts.names)
     return said

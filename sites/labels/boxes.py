@@ -1,0 +1,132 @@
+"""Boxes around things of some classes, any number a slice.
+
+A label is (S, N, 5) float32: x1, y1, x2, y2 and the part's number; rows of nan fill up. The table
+counts edges from the image's upper left corner (the whole image is 0, 0, columns, rows); the label
+counts as points do, pixel centres at whole numbers, so that the whole image is from -0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedshift.sites.findings import FileFault
+from fedshift.sites.geometry import Grid
+from fedshift.sites.image import Decoded
+from fedshift.sites.labels.base import Drawing, Places
+from fedshift.sites.labels.placed import (
+    CLASS,
+    CORNERS,
+    Placed,
+    classes_in,
+    depth,
+    lay_out,
+)
+from fedshift.sites.labels.table import LabelTable, lacks
+from fedshift.sites.legend import Legend
+from fedshift.sites.readers import Contents
+from fedshift.sites.settings import DataSettings
+from fedshift.sites.types import ImageSource
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SLACK = 1.0
+"""How many pixels an edge may lie outside the image: it is moved onto the border."""
+
+
+class Boxes(Placed):
+    """Boxes with classes."""
+
+    name = "boxes"
+    columns = ("boxes_path",)
+    part = "class"
+    marks = "boxes"
+    coordinates = 4
+
+    def names_in(self, table: LabelTable) -> tuple[str, ...]:
+        if not {*CORNERS} <= {*table.columns}:
+            raise lacks(table, CORNERS[0], "boxes (columns x1, y1, x2 and y2)")
+        return classes_in(table, "box")
+
+    def decode(
+        self,
+        source: ImageSource,
+        contents: Contents,
+        image: Decoded,
+        data: DataSettings,
+        meant: Legend | None = None,
+    ) -> Drawing:
+        """Slice, edges and the file's number of each box (n, 6)."""
+        table = self.table(source.label_path)
+        rows = table.of(source.path)
+        edges = np.array([table.required(row, CORNERS) for row in rows]).reshape(-1, 2, 2)
+        empty = (edges[:, 1] <= edges[:, 0]).any(axis=1)
+        if empty.any():
+            row = rows[int(np.argmax(empty))]
+            said = ", ".join(row.cells[column] for column in CORNERS)
+            raise FileFault(
+                "box-empty",
+                table.file,
+                f"has a box without area on line {row.line} ({said})",
+                "x2 must lie to the right of x1 and y2 below y1, or take the row out",
+            )
+        if data.points_in == "pixel":
+            edges = _inside(edges - 0.5, image)
+        called = [self.called(table, row, CLASS, "box") for row in rows]
+        z = np.array([depth(table, row) for row in rows]).reshape(-1, 1)
+        first, last = (
+            lay_out(np.c_[edges[:, k], z], rows, image, source, data, table.file) for k in (0, 1)
+        )
+        across = first[:, 0] != last[:, 0]
+        if across.any():
+            raise FileFault(
+                "box-across",
+                table.file,
+                f"has a box on line {rows[int(np.argmax(across))].line} that lies across the "
+                f"slices of {source.path}",
+                "give boxes within slices, or set data.slice_axis to the plane they were drawn in",
+            )
+        low, high = np.minimum(first, last), np.maximum(first, last)
+        return self.drawing(table, np.c_[low[:, 0], low[:, [2, 1]], high[:, [2, 1]]], called)
+
+    def places(self, drawing: Drawing) -> Places:
+        values = drawing.values
+        slices = np.r_[values[:, 0], values[:, 0]]
+        # The outermost pixels' centres lie half a pixel inside the edges.
+        rows = np.r_[values[:, 2] + 0.5, values[:, 4] - 0.5]
+        return slices, rows, np.r_[values[:, 1] + 0.5, values[:, 3] - 0.5]
+
+    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+        if grid.identity:
+            return native
+        moved = native.copy()
+        corners = native[..., :4].reshape(*native.shape[:-1], 2, 2)
+        moved[..., :4] = grid.points_to_grid(corners).reshape(*native.shape[:-1], 4)
+        return moved
+
+    def cropped(self, native: np.ndarray, grid: Grid) -> float:
+        """The share of the boxes' area."""
+        edges = native[np.isfinite(native[..., 0])][:, :4].reshape(-1, 2, 2)
+        edges = grid.points_to_grid(edges)
+        area = np.prod(edges[:, 1] - edges[:, 0], axis=1).sum()
+        seen = edges.clip(-0.5, grid.size - 0.5)
+        return float(1 - np.prod(seen[:, 1] - seen[:, 0], axis=1).sum() / area) if area else 0.0
+
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+        """A frame a box, in a colour a class."""
+        from matplotlib.patches import Rectangle
+
+        for x1, y1, x2, y2, k in label[np.isfinite(label[:, 0])]:
+            look = {"fill": False, "linewidth": 1, "edgecolor": f"C{int(k) - 1}", **style}
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **look))
+
+
+def _inside(edges: np.ndarray, image: Decoded) -> np.ndarray:
+    """Edges (n, 2, 2) that miss the image by little, moved onto its border."""
+    columns, rows = image.volume.array.shape[:2]
+    border = np.array([columns, rows]) - 0.5
+    near = edges.clip(-0.5, border)
+    return np.where(np.abs(near - edges) <= SLACK, near, edges)

@@ -1,0 +1,84 @@
+"""A paired image: what another scanner, sequence or kernel shows of the same place.
+
+A label is (S, C, R, C') float32, one channel, on its image's grid; it is normalised by itself as
+images are, or by ``data.normalise_pair``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedshift.sites import geometry, readers
+from fedshift.sites.alignment import lay_on
+from fedshift.sites.findings import FileFault
+from fedshift.sites.geometry import Grid
+from fedshift.sites.image import Decoded, grid_of, normalise
+from fedshift.sites.labels.base import Drawing, Form, Survey
+from fedshift.sites.legend import Legend
+from fedshift.sites.settings import DataSettings
+from fedshift.sites.types import ImageSource, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class PairedImage(Form):
+    """An image as the label of another."""
+
+    name = "image"
+    dtype = np.float32
+    columns = ("pair_path",)
+    part = "image"
+    marks = "paired images"
+    tabled = True
+
+    def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
+        return ()
+
+    def decode(
+        self,
+        source: ImageSource,
+        contents: readers.Contents,
+        image: Decoded,
+        data: DataSettings,
+        meant: Legend | None = None,
+    ) -> Drawing:
+        """Intensities (S, R, C) float32, as the file has them."""
+        volume = readers.decode(Path(source.label_path), contents)
+        own, theirs = volume.array.shape, image.volume.array.shape
+        if sorted(own) != sorted(theirs):
+            raise FileFault(
+                "pair-shape",
+                source.label_path,
+                f"has {' x '.join(map(str, own))} voxels, and its image {source.path} "
+                f"{' x '.join(map(str, theirs))}",
+                "resample one of the two onto the other's grid",
+            )
+        volume = lay_on(image.volume, volume, source)
+        values, _ = geometry.orient(volume.array, image.volume.affine, image.axis)
+        return Drawing(values, remarks=volume.remarks)
+
+    def classify(
+        self,
+        drawing: Drawing,
+        legend: Legend,
+        source: ImageSource,
+        image: Decoded,
+        data: DataSettings,
+    ) -> np.ndarray:
+        grid, _, _ = grid_of(image, data)
+        return normalise(drawing.values, data, grid, data.normalise_pair)[:, None]
+
+    def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
+        return np.zeros((len(image), 1, *image.shape[1:]), np.float32)
+
+    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+        return native if grid.identity else grid.image(native[:, 0])[:, None]
+
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+        """The picture itself."""
+        axes.imshow(label[0], **{"cmap": "gray", **style})
