@@ -96,7 +96,7 @@ def test_the_run_folder_holds_what_it_promises(reference: Path) -> None:
         ("shift.csv", SHIFT_COLUMNS),
     ):
         header = (reference / name).read_text().splitlines()[0]
-        assert tuple(header.split(",")) == columns
+        assert header.split(",") == list(columns)
     names = {path.name for path in (reference / "checkpoints").iterdir()}
     assert {f"round_000{k}.{end}" for k in (1, 2) for end in ("json", "safetensors")} < names
 
