@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedshift import UserError
-from fedshift.client.methods.drai import condition, content_preserving, dual_inference
+from fedshift.client.methods.drai import content_preserving, dual_inference
+from fedshift.client.methods.drai.conditions import condition
 from fedshift.client.methods.drai.disentangling import cross_image_consistency
 from fedshift.client.methods.drai.dual_inference import MARGIN, Batch
 from fedshift.client.methods.drai.networks import (

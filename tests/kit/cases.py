@@ -29,10 +29,12 @@ def mask_case(
     grid: Grid | None = None,
     **more: Any,
 ) -> Case:
-    """A case of grey slices ``image`` (S, H, W) with masks ``label`` on the network's grid and
-    ``reference`` on the image's own: the same one where no ``grid`` says how they differ."""
+    """A case of slices ``image``, (S, C, H, W) or grey (S, H, W), with masks ``label`` on the
+    network's grid and ``reference`` on the image's own: the same where no ``grid`` says how they
+    differ."""
     spacing = tuple(float(mm) for mm in spacing_mm)
-    rows, columns = image.shape[1:]
+    rows, columns = image.shape[-2:]
+    channels = image if image.ndim == 4 else image[:, None]
     native = label if reference is None else reference
     found = {} if label is None else {"mask": Label(label, native)}
     return Case(
@@ -40,7 +42,7 @@ def mask_case(
         subject=subject,
         session="",
         domain=domain,
-        image=image.astype(np.float32, copy=False)[:, None],
+        image=channels.astype(np.float32, copy=False),
         labels=found,
         labelled=np.full(len(image), label is not None) if labelled is None else labelled,
         spacing_mm=spacing,  # type: ignore[arg-type]
