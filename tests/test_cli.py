@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import io
 import shutil
 import subprocess
 import sys
@@ -59,6 +61,30 @@ def test_a_new_folder_and_config_are_installed_without_an_edit(tmp_path: Path) -
     assert {*new, "py.typed", "server/report/page.css", "cli/__init__.py"} <= found
     left_out = {"tests", "benchmarks", "docs", "setup.py"}
     assert not {name.partition("/")[0] for name in found} & left_out
+
+
+@pytest.mark.parametrize("room", ["runs", "papers", "server/engines", "strategies", "client"])
+def test_only_the_command_line_prints(room: str) -> None:
+    root = Path(__file__).parent.parent
+    for path in (root / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) != "print", path
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                named = getattr(node, "module", None) or ""
+                names = [named, *(alias.name for alias in node.names)]
+                assert not {name.partition(".")[0] for name in names} & {"rich", "typer"}, path
+
+
+def test_a_finding_is_coloured_by_its_severity() -> None:
+    from fedshift.cli.console import PlainConsole
+
+    file = io.StringIO()
+    console = PlainConsole(file=file, force_terminal=True, color_system="standard", width=20)
+    console.tell("error twin: [red] is a name, in a sentence longer than the screen")
+    console.tell("no error")
+    told = "\x1b[31merror\x1b[0m twin: [red] is a name, in a sentence longer than the screen\n"
+    assert file.getvalue() == f"{told}no error\n"
 
 
 def test_version_and_unknown_commands(command: Command) -> None:
