@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_SLICES = 3
 
+Note = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], str]
+"""What is said of a slice: true and found points (n, 2) of each part, in mm, in words."""
+
 
 def draw_points(
     case: Case,
@@ -26,27 +29,34 @@ def draw_points(
     path: Path,
     *,
     site: str,
+    note: Note,
 ) -> Path:
     """Draw one PNG of ``case``: a row a slice; the image, the true points as rings, and each
     model's as crosses beside them.
 
     ``truth`` (S, N, 3) holds x, y and the part's number in the image's own pixels, and
     ``predictions`` maps a model's name to points (N, 4) on the network's grid: slice, x, y and the
-    part's number. Up to three labelled slices with the most points are shown, whole.
+    part's number; ``note`` says in each model's panel how good they are. Up to three labelled slices
+    with the most points are shown, whole.
     """
     counts = np.where(case.labelled, np.isfinite(truth[..., 0]).sum(axis=1), -1)
     slices = sorted(np.argsort(-counts, kind="stable")[: min(MAX_SLICES, (counts >= 0).sum())])
     slices = [index for index in slices if counts[index] > 0] or slices[:1]
 
     def marks(axes: Axes, index: int, name: str, points: np.ndarray) -> str:
+        rows = truth[index][np.isfinite(truth[index]).all(axis=1)]
+        rings, crosses = [], []
         for part in range(1, len(parts) + 1):
-            ring = truth[index][truth[index][:, 2] == part]
-            style = {"linestyle": "none", "color": color_of(part), "path_effects": edge()}
-            axes.plot(ring[:, 0], ring[:, 1], marker="o", fillstyle="none", markersize=7, **style)
             mine = points[(points[:, 0] == index) & (points[:, 3] == part)]
-            x, y = case.grid.points_to_native(mine[:, 1:3]).T
-            axes.plot(x, y, marker="x", markersize=5, markeredgewidth=1.4, **style)
-        return name or "truth"
+            rings.append(rows[rows[:, 2] == part, :2])
+            crosses.append(case.grid.points_to_native(mine[:, 1:3]))
+            style = {"linestyle": "none", "color": color_of(part), "path_effects": edge()}
+            axes.plot(*rings[-1].T, marker="o", fillstyle="none", markersize=7, **style)
+            axes.plot(*crosses[-1].T, marker="x", markersize=5, markeredgewidth=1.4, **style)
+        if not name:
+            return "truth"
+        mm = np.array(case.native_spacing_mm[:0:-1])
+        return f"{name}\n{note([r * mm for r in rings], [c * mm for c in crosses])}"
 
     nothing = np.zeros((0, 4))
     shown = {"": nothing, **predictions}

@@ -170,9 +170,8 @@ class Landmarks(HeatmapTask):
                     if place is not None:
                         rows.append([start + place[0], *place[1:], number])
             found[name] = np.array(rows, float).reshape(-1, 4)
-        return draw_points(
-            case, np.asarray(case.labels[self.form].native), found, self.parts, path, site=site
-        )
+        native = np.asarray(case.labels[self.form].native)
+        return draw_points(case, native, found, self.parts, path, site=site, note=_mean_error)
 
     def noise(self, slices: int, rng: np.random.Generator) -> Mapping[str, Label]:
         places = rng.uniform(0, min(self.size), (slices, self.outputs, 2))
@@ -208,3 +207,11 @@ def _where(label: np.ndarray, number: int) -> list[np.ndarray]:
     """The places (slice, x, y) that a label (S, N, 3) gives the part of that number."""
     there = (label[..., 2] == number) & np.isfinite(label[..., :2]).all(axis=-1)
     return [np.array([s, *label[s, n, :2]], float) for s, n in zip(*np.nonzero(there), strict=True)]
+
+
+def _mean_error(true: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> str:
+    """The mean distance in mm of the landmarks that a slice has in label and prediction."""
+    both = [
+        np.linalg.norm(a[0] - b[0]) for a, b in zip(true, found, strict=True) if len(a) and len(b)
+    ]
+    return f"{np.mean(both):.1f} mm" if both else "no common landmark"

@@ -134,9 +134,13 @@ class Points(HeatmapTask):
                 for x, y in self._found(maps, k)
             ]
             found[name] = np.array(rows, float).reshape(-1, 4)
-        return draw_points(
-            case, np.asarray(case.labels[self.form].native), found, self.parts, path, site=site
-        )
+        native = np.asarray(case.labels[self.form].native)
+        return draw_points(case, native, found, self.parts, path, site=site, note=self._f1)
+
+    def _f1(self, true: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> str:
+        """The F1 of each class in a slice."""
+        scores = [self._measured([a], [b])["f1"] for a, b in zip(true, found, strict=True)]
+        return "F1 " + ", ".join(f"{score:.2f}" for score in scores)
 
     def noise(self, slices: int, rng: np.random.Generator) -> Mapping[str, Label]:
         places = rng.uniform(0, min(self.size), (slices, 4, 2))
