@@ -36,8 +36,8 @@ def draw_points(
 
     ``truth`` (S, N, 3) holds x, y and the part's number in the image's own pixels, and
     ``predictions`` maps a model's name to points (N, 4) on the network's grid: slice, x, y and the
-    part's number; ``note`` says in each model's panel how good they are. Up to three labelled slices
-    with the most points are shown, whole.
+    part's number; ``note`` says in each model's panel how good they are. Up to three labelled
+    slices with the most points are shown, whole.
     """
     counts = np.where(case.labelled, np.isfinite(truth[..., 0]).sum(axis=1), -1)
     slices = sorted(np.argsort(-counts, kind="stable")[: min(MAX_SLICES, (counts >= 0).sum())])
