@@ -10,8 +10,7 @@ import pytest
 
 import fedshift
 from fedshift.client.tasks import TASKS
-
-FORMS = ("mask", "points", "boxes", "category", "instances", "image", "graph", "none")
+from fedshift.sites.labels import FORMS
 
 SERVER = Path(fedshift.__file__).parent / "server"
 PLAIN_WORDS = {"none"}
