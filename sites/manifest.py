@@ -140,7 +140,7 @@ def _read(
             modality=cell["modality"].upper(),
             category="" if form.files else tidy(label),
         )
-        if cell["label_values"] and source.label_path:
+        if form.by_value and cell["label_values"] and source.label_path:
             meaning = tidy(cell["label_values"])
             if label_values.setdefault(source.label_path, meaning) != meaning:
                 raise UserError(

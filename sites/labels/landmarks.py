@@ -18,7 +18,7 @@ from fedshift.sites.findings import FileFault
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Own, Survey, kept_parts
 from fedshift.sites.labels.meaning import LabelMapError, legend_of
-from fedshift.sites.labels.placed import NAME, Found, Marks, is_flat, place_of
+from fedshift.sites.labels.placed import NAME, Found, Marks, is_flat, place_of, wide_names
 from fedshift.sites.labels.table import LabelTable, Row, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold, tidy
@@ -113,21 +113,25 @@ def _wide(table: LabelTable) -> tuple[str, ...]:
     """The names of a table with columns ``NAME_x`` and ``NAME_y``; none of one with a row a point.
 
     Raises :class:`fedshift.UserError` where it is both or neither."""
-    columns = table.columns
-    names = [text[:-2] for text in columns if text.endswith("_x") and f"{text[:-2]}_y" in columns]
+    names = wide_names(table)
     if names and is_flat(table):
         raise UserError(
             f"{table.file} has the columns {names[0]}_x and x: points by name or a point a row? "
             "Take one kind of columns out."
         )
-    if not names and not (is_flat(table) and NAME in columns):
+    if not names and is_flat(table) and NAME not in table.columns:
+        raise UserError(
+            f"{table.file} has any number of points an image, and landmarks have one of each name: "
+            "take a task that learns from points, or give the names in a column name."
+        )
+    if not names and not is_flat(table):
         raise lacks(table, "x", "landmarks (columns NAME_x and NAME_y, or x, y and name)")
     known: set[str] = set()
     for name in names:
         if fold(name) in known:
             raise UserError(f"{table.file} has the landmark {name!r} twice; rename one of them.")
         known.add(fold(name))
-    return tuple(names)
+    return names
 
 
 def _twice(table: LabelTable, row: Row, source: ImageSource, what: str) -> FileFault:

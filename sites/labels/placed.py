@@ -253,6 +253,12 @@ def is_flat(table: LabelTable) -> bool:
     return {"x", "y"} <= {*table.columns}
 
 
+def wide_names(table: LabelTable) -> tuple[str, ...]:
+    """The names of points that have columns ``NAME_x`` and ``NAME_y``."""
+    every = (text[:-2] for text in table.columns if text.endswith("_x"))
+    return tuple(name for name in every if f"{name}_y" in table.columns)
+
+
 def place_of(table: LabelTable, row: Row, prefix: str = "") -> list[float] | None:
     """x, y and z of a row; None where it has neither x nor y."""
     columns = (f"{prefix}x", f"{prefix}y")

@@ -18,6 +18,7 @@ from fedshift.sites.labels.placed import (
     classes_in,
     depth,
     is_flat,
+    wide_names,
 )
 from fedshift.sites.labels.table import LabelTable, Row, lacks
 from fedshift.sites.settings import DataSettings
@@ -38,7 +39,12 @@ class Points(Marks):
                 f"{table.file} has the columns name and class: one point of each name, or any "
                 "number of each class? Take one of them out."
             )
-        if NAME in table.columns or not (is_flat(table) or {*CORNERS} <= {*table.columns}):
+        if wide_names(table) or (is_flat(table) and NAME in table.columns):
+            raise UserError(
+                f"{table.file} has one point of each name an image: take a task that learns from "
+                "landmarks, or give the names in a column class, a row a point."
+            )
+        if not is_flat(table) and not {*CORNERS} <= {*table.columns}:
             raise lacks(table, "x", "points of any number (columns x and y, and class)")
         return classes_in(table, "point")
 
