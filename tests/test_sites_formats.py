@@ -609,7 +609,7 @@ def test_a_turned_tiff_is_turned_once(tmp_path: Path) -> None:
     assert volume.turned == 6 and np.array_equal(seen(volume)[0], np.rot90(values, -1))
 
 
-@pytest.mark.parametrize("name", ["x.mgz", "x.img", "x.npy", "x.nii.bz2", "x.heic", "x.json", "x"])
+@pytest.mark.parametrize("name", ["x.mgz", "x.img", "x.mat", "x.nii.bz2", "x.heic", "x.json", "x"])
 def test_an_unknown_format_says_which_are_known_and_how_to_convert(
     tmp_path: Path, name: str
 ) -> None:

@@ -27,6 +27,7 @@ def check_site(
         findings.append(Finding("error", "label-map", site.name, "", problem, way_out))
         return []
     opened = []
+    form = form_of(data)
     for source, found, legend in zip(site.images, survey(site, data), meanings, strict=True):
         findings += [
             Finding(
@@ -59,7 +60,9 @@ def check_site(
         mapping = legend.classes(found.facts.names) if legend is not None else {}
         classes = range(1, len(federation.parts) + 1)
         values = tuple(tuple(v for v, c in mapping.items() if c == k) for k in classes)
-        image = Image(site.name, source, found.facts, values, legend)
+        own = source.label_path and not form.shared(source)
+        label = source.label_path if own else source.path
+        image = Image(site.name, source, found.facts, values, legend, label)
         opened.append(image)
         if found.facts.values is not None:
             findings += _check_label(image, mapping, federation.parts, data)
@@ -96,7 +99,7 @@ def _check_label(
             "empty-mask",
             f"is an empty {form.name}, and counts as unlabelled"
             if form.by_value
-            else f"holds no {form.marks} of {image.source.path}, which counts as unlabelled",
+            else f"has no {form.marks} in its label, and counts as unlabelled",
             f"draw it, empty its cell {form.columns[0]}, or say that it was looked at and nothing "
             "is there (data.empty_masks=negative, or negative in the column empty)",
         )

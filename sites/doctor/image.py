@@ -25,6 +25,8 @@ class Image:
     values: tuple[tuple[int, ...], ...] = ()
     """The label's values of each part."""
     legend: Legend | None = None
+    label: str = ""
+    """The label's file, or that of the image where the label has none of its own."""
 
     @property
     def ignores(self) -> bool:
@@ -45,8 +47,7 @@ class Image:
     def of_label(self, severity: Severity, code: str, problem: str, way_out: str) -> Finding:
         """What is wrong with its label."""
         source = self.source
-        file = source.label_path or source.path
-        return Finding(severity, code, self.site, file, problem, way_out, source.row)
+        return Finding(severity, code, self.site, self.label, problem, way_out, source.row)
 
 
 def axis_of(image: Image, data: DataSettings) -> int:

@@ -6,12 +6,14 @@ images are, or by ``data.normalise_pair``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedshift import UserError
 from fedshift.sites import geometry, readers
 from fedshift.sites.alignment import lay_on
 from fedshift.sites.findings import FileFault
@@ -19,7 +21,8 @@ from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded, grid_of, normalise
 from fedshift.sites.labels.base import Drawing, Form, Survey
 from fedshift.sites.legend import Legend
-from fedshift.sites.settings import DataSettings
+from fedshift.sites.settings import DataSettings, nearest
+from fedshift.sites.table import read_table
 from fedshift.sites.types import ImageSource, Table
 
 if TYPE_CHECKING:
@@ -35,6 +38,15 @@ class PairedImage(Form):
     part = "image"
     marks = "paired images"
     tabled = True
+
+    def in_table(self, table: Path, image: str, cells: Mapping[str, str]) -> str:
+        """The image of the other manifest that has the same ``pair_id``."""
+        if not cells["pair_id"]:
+            raise UserError(
+                f"{image} has no pair_id, by which its pair in {table} is found; fill the column "
+                "pair_id, or give the file itself in a column pair_path."
+            )
+        return _by_pair(table, table.stat().st_mtime_ns).get(cells["pair_id"], "")
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         return ()
@@ -82,3 +94,26 @@ class PairedImage(Form):
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
         """The picture itself."""
         axes.imshow(label[0], **{"cmap": "gray", **style})
+
+
+@lru_cache(maxsize=8)
+def _by_pair(table: Path, changed: int) -> dict[str, str]:
+    """The images of a manifest by their ``pair_id``."""
+    header, rows = read_table(table, ("path", "pair_id"))
+    for column in ("path", "pair_id"):
+        if column not in header:
+            raise UserError(
+                f"{table} has no column {column!r}, by which pairs are found; "
+                f"{nearest('rename', column, header)}."
+            )
+    found: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, cells in rows:
+        pair = cells.get("pair_id", "")
+        if pair and lines.setdefault(pair, line) != line:
+            raise UserError(
+                f"{table}: lines {lines[pair]} and {line} have the pair_id {pair!r}; keep the one "
+                "that is meant."
+            )
+        found[pair] = str(table.parent / cells.get("path", ""))
+    return found

@@ -21,7 +21,7 @@ from fedshift.sites.labels.meaning import LabelMapError, legend_of
 from fedshift.sites.labels.placed import NAME, Found, Marks, is_flat, place_of, wide_names
 from fedshift.sites.labels.table import LabelTable, Row, lacks
 from fedshift.sites.legend import Legend
-from fedshift.sites.names import fold, tidy
+from fedshift.sites.names import fold
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import IGNORED, ImageSource, SiteSpec
 
@@ -38,8 +38,7 @@ class Landmarks(Marks):
     def names_in(self, table: LabelTable) -> tuple[str, ...]:
         if wide := _wide(table):
             return wide
-        every = (row.cells.get(NAME, "") for rows in table.rows.values() for row in rows)
-        return tuple(dict.fromkeys(tidy(text) for text in every if text))
+        return tuple(name for name in table.names[NAME] if name)
 
     def own(self, site: SiteSpec, data: DataSettings, survey: Survey) -> list[Own | None]:
         found: list[Own | None] = []

@@ -23,7 +23,7 @@ from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Form, Places, Survey, named_parts, padded
 from fedshift.sites.labels.meaning import LabelMapError
-from fedshift.sites.labels.table import PATH, LabelTable, Row, read_labels
+from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read_labels
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold, tidy
 from fedshift.sites.readers import Contents
@@ -33,7 +33,6 @@ from fedshift.sites.types import IGNORED, ImageSource, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLASS, NAME = "class", "name"
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
@@ -271,8 +270,7 @@ def classes_in(table: LabelTable, default: str) -> tuple[str, ...]:
     """The names in a table's column ``class``, sorted; ``default`` where it has none."""
     if CLASS not in table.columns:
         return (default,)
-    every = (row.cells.get(CLASS, "") for rows in table.rows.values() for row in rows)
-    return tuple(sorted({tidy(text) for text in every} - {""}))
+    return tuple(sorted({*table.names[CLASS]} - {""}))
 
 
 def lay_out(

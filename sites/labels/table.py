@@ -22,6 +22,7 @@ from fedshift.sites.settings import nearest
 from fedshift.sites.table import DELIMITERS, read_table
 
 PATH = "path"
+CLASS, NAME = "class", "name"
 BLANK = ("", "nan", "n/a", "na", "null", "none")
 """What a cell without a number holds, in lower case."""
 
@@ -42,6 +43,8 @@ class LabelTable:
     file: Path
     columns: tuple[str, ...]
     rows: Mapping[str, tuple[Row, ...]]
+    names: Mapping[str, tuple[str, ...]]
+    """What the columns ``class`` and ``name`` hold, each text once, in the rows' order."""
 
     @property
     def shared(self) -> bool:
@@ -124,7 +127,12 @@ def _read(path: Path, wanted: tuple[str, ...], changed: tuple[int, ...]) -> Labe
         if text not in places:
             places[text] = os.path.realpath(path.parent / text.replace("\\", "/"))
         by_image[places[text]].append(Row(line, cells))
-    return LabelTable(path, tuple(columns), {key: tuple(own) for key, own in by_image.items()})
+    names = {
+        column: tuple(dict.fromkeys(tidy(cells.get(column, "")) for _, cells in rows))
+        for column in (CLASS, NAME)
+    }
+    grouped = {key: tuple(own) for key, own in by_image.items()}
+    return LabelTable(path, tuple(columns), grouped, names)
 
 
 def _read_json(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

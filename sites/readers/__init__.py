@@ -13,10 +13,11 @@ import numpy as np
 
 from fedshift.sites.findings import FileFault
 from fedshift.sites.legend import Legend
-from fedshift.sites.readers import dicom_seg, metaimage, nrrd, raster, rtstruct
+from fedshift.sites.readers import dicom_seg, matrix, metaimage, nrrd, raster, rtstruct
 from fedshift.sites.readers.dicom import dicom_domain, read_dicom
 from fedshift.sites.readers.dicom_frames import readable
 from fedshift.sites.readers.files import SUFFIXES, file_list, is_dicom, read, state, stem
+from fedshift.sites.readers.matrix import read_matrix
 from fedshift.sites.readers.metaimage import read_metaimage
 from fedshift.sites.readers.nifti import read_nifti
 from fedshift.sites.readers.nrrd import read_nrrd
@@ -40,7 +41,7 @@ __all__ = [
 
 FORMATS = (
     "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), PNG, BMP, TIFF, JPEG (no "
-    "labels), DICOM (.dcm, .ima, or a folder with one series)"
+    "labels), DICOM (.dcm, .ima, or a folder with one series), matrices of graphs (.npy, .npz)"
 )
 _CONVERSIONS = {
     ".mgz": "mri_convert of FreeSurfer writes .nii.gz",
@@ -102,6 +103,8 @@ def decode(
         volume = read_nrrd(path, contents)
     elif path.suffix.lower() in metaimage.SUFFIXES:
         volume = read_metaimage(path, contents)
+    elif path.suffix.lower() in matrix.SUFFIXES and not label:
+        volume = Volume(read_matrix(path, contents[0][1])[:, :, None], None, None)
     elif path.suffix.lower() in raster.FORMATS:
         volume = read_raster(path, contents[0][1], label)
     else:
