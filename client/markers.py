@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,11 @@ def draw_points(
             mine = points[(points[:, 0] == index) & (points[:, 3] == part)]
             rings.append(rows[rows[:, 2] == part, :2])
             crosses.append(case.grid.points_to_native(mine[:, 1:3]))
-            style = {"linestyle": "none", "color": color_of(part), "path_effects": edge()}
+            style: dict[str, Any] = {
+                "linestyle": "none",
+                "color": color_of(part),
+                "path_effects": edge(),
+            }
             axes.plot(*rings[-1].T, marker="o", fillstyle="none", markersize=7, **style)
             axes.plot(*crosses[-1].T, marker="x", markersize=5, markeredgewidth=1.4, **style)
         if not name:

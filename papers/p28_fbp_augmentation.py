@@ -96,8 +96,9 @@ def score_pairs(run: Path) -> dict[str, float]:
             )
             found, other = predict(soft), predict(sharp)
             assert soft.label is not None  # a phantom's truth is known, and it is the pair's
-            scores[HOME].append(dice(soft.label == 1, found))
-            scores[AWAY].append(dice(soft.label == 1, other))
+            truth = soft.label.grid == 1
+            scores[HOME].append(dice(truth, found))
+            scores[AWAY].append(dice(truth, other))
             scores[AGREEMENT].append(dice(found, other))
     return {column: statistics.fmean(values) for column, values in scores.items()}
 

@@ -201,7 +201,8 @@ def test_networks_agree_across_kernels_when_trained_with_fbp() -> None:
         recipe |= {"shift": 1.0, "size": size, "slices": 4}
         source = ImageSource("pair", "pair", Domain(vendor), phantom=recipe)
         prepared = prepare_phantom(source, data)
-        return prepared.image[:, None], prepared.reference == 1
+        assert prepared.label is not None
+        return prepared.image[:, None], prepared.label.grid == 1
 
     scores = {}
     for name, augment in (("baseline", Augmentation()), ("fbp", Augmentation(fbp=0.5))):

@@ -23,6 +23,7 @@ from fedshift.client.contract.method import (
     Participation,
     Sharing,
 )
+from fedshift.client.contract.task import Task
 from fedshift.client.methods import METHODS
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol.messages import Adam
@@ -55,10 +56,10 @@ class Toy(Method):
     silent: int = setting(0)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    def networks(self, task: Segmentation) -> dict[str, nn.Module]:
+    def networks(self, task: Task) -> dict[str, nn.Module]:
         return {"shared": Vector(), "bridge": Vector()}
 
-    def sharing(self, task: Segmentation) -> dict[str, Sharing]:
+    def sharing(self, task: Task) -> dict[str, Sharing]:
         adam = Adam(RATE)
         return {"shared": BROADCAST, "bridge": Sharing("summed", ("source", "target"), adam)}
 

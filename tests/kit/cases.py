@@ -35,8 +35,9 @@ def mask_case(
     spacing = tuple(float(mm) for mm in spacing_mm)
     rows, columns = image.shape[-2:]
     channels = image if image.ndim == 4 else image[:, None]
-    native = label if reference is None else reference
-    found = {} if label is None else {"mask": Label(label, native)}
+    found = {}
+    if label is not None:
+        found["mask"] = Label(label, label if reference is None else reference)
     return Case(
         id=id,
         subject=subject,
