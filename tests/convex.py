@@ -157,8 +157,8 @@ class Convex:
             optimizer = torch.optim.SGD(model.nets["net"].parameters(), lr=self.rate)
             for _ in range(budget.steps):
                 loss = self.loss(site, model.nets)
-                if budget.penalty is not None:
-                    loss = loss + budget.penalty(model.nets)
+                penalty = budget.step.penalty(model.nets, {})
+                loss = loss if penalty is None else loss + penalty
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

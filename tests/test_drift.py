@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,21 +14,23 @@ import pytest
 import torch
 from convex import CENTRE, CURVATURE, EXAMPLES, Convex, VectorModel
 from kit.cases import mask_case, segmentation
+from torch import nn
 
-from fedshift import UserError, derive_seed
-from fedshift.cli.simulate import simulate
+from fedshift import derive_seed
 from fedshift.client import rules
 from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.losses import dice_ce
 from fedshift.client.model import Model
 from fedshift.client.rules.base import Visit, run_rules
+from fedshift.client.rules.base.displaced import displaced
 from fedshift.client.rules.contrast import contrastive_loss
 from fedshift.client.rules.control_variate import ControlVariate
 from fedshift.client.rules.dynamic import Dynamic
-from fedshift.client.sharpness import uphill
-from fedshift.client.training import LabelledSlices
+from fedshift.client.slices import LabelledSlices
 from fedshift.protocol.messages import Action, Arrays, Instruction, TensorInfo
 from fedshift.protocol.storage import read_tensors
+from fedshift.runs.config import load
+from fedshift.runs.simulate import run
 from fedshift.sites.types import SiteData
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.base.aggregate import Update
@@ -269,6 +272,10 @@ def test_the_sum_moves_with_the_sites_when_there_is_no_quorum() -> None:
 # Sharpness-aware steps.
 
 
+def uphill(net: nn.Module, rho: float) -> AbstractContextManager[None]:
+    return displaced(net, lambda norm: rho / norm)
+
+
 def test_uphill_is_rho_along_the_gradients_and_back_to_the_bit() -> None:
     net = torch.nn.Linear(2, 1)
     before = [p.detach().clone() for p in net.parameters()]
@@ -347,7 +354,8 @@ def test_a_sharpness_aware_step_by_hand() -> None:
     model = Model(SMALL, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0)
     net = model.nets["segmenter"].train()
     slices = LabelledSlices(site().splits["train"], TASK)
-    ((images, labels, _),) = slices.batches(4, 1, derive_seed(5, "batches"), CPU)
+    (batch,) = slices.batches(4, 1, derive_seed(5, "batches"), CPU)
+    images, labels = batch.images, batch.labels
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=True)
     loss = dice_ce(net(images), labels)
     loss.backward()
@@ -399,7 +407,7 @@ def test_moon_starts_with_the_second_training_and_remembers_the_last_model() -> 
     assert "penalty" not in report.metrics
     for name, array in first.read().items():
         np.testing.assert_array_equal(array, plain.read()[name])
-        np.testing.assert_array_equal(told.memory[name.removeprefix("segmenter/")], array)
+        np.testing.assert_array_equal(told.memory[name], array)
 
     second, report, told = train_at_site(asked, told.memory)
     assert 0 < report.metrics["penalty"] / 2 < np.log1p(np.exp(2))
@@ -410,8 +418,7 @@ def test_moon_starts_with_the_second_training_and_remembers_the_last_model() -> 
 def test_moon_has_no_gradient_when_both_references_are_alike() -> None:
     asked = {"contrast": {"mu": 2.0, "temperature": 0.5}}
     received = Model(SMALL, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0).read()
-    alike = {name.removeprefix("segmenter/"): array for name, array in received.items()}
-    found, report, _ = train_at_site(asked, alike)
+    found, report, _ = train_at_site(asked, received)
     assert report.metrics["penalty"] == pytest.approx(2 * np.log(2), rel=1e-6)
     plain, _, _ = train_at_site({})
     for name, array in plain.read().items():
@@ -423,7 +430,7 @@ def test_moon_draws_towards_the_received_model() -> None:
     rng = np.random.default_rng(1)
     received = Model(SMALL, {"name": "segmentation", "parts": ["spot"]}, CPU, seed=0).read()
     other = {
-        name.removeprefix("segmenter/"): (array + rng.normal(0, 0.2, array.shape)).astype("f4")
+        name: (array + rng.normal(0, 0.2, array.shape)).astype("f4")
         for name, array in received.items()
     }
     losses = [
@@ -504,11 +511,16 @@ def test_strategies_that_reach_into_the_segmentation_run(
         assert terms == [False, False, True]
 
 
-@pytest.mark.parametrize("name", ["moon", "fedsam", "feddg", "harmofl"])
-def test_methods_without_that_training_loop_are_refused_before_training(
+@pytest.mark.parametrize("name", ["moon", "fedsam", "harmofl"])
+def test_strategies_that_change_steps_run_with_another_loop_of_training(
     name: str, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     small = [override for override in tiny if not override.startswith("method.")]
-    asked = (f"strategy={name}", "method=online_rendering", f"out={tmp_path / 'run'}")
-    with pytest.raises(UserError, match=f"strategy={name} reaches into the training"):
-        simulate([*small, *asked])
+    few = [f"method.{net}_width=2" for net in ("renderer", "segmenter", "judge")]
+    config = load([*small, f"strategy={name}", "method=online_rendering", *few, *QUIET, "rounds=3"])
+    run(tmp_path / "run", config, drawn=False)
+    lines = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
+    assert not any(line["failed"] or line["rejected"] or line["skipped"] for line in lines)
+    if name == "moon":  # Both segmentors are drawn; the last round trains nothing.
+        terms = ["penalty" in line["sites"]["vendor_a"] for line in lines]
+        assert terms == [False, True, False]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,25 +19,18 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from fedshift import derive_seed
-from fedshift.client import model as model_module
 from fedshift.client import rules
 from fedshift.client.contract.method import Budget, FitReport, Scene, of_method
-from fedshift.client.episodes import BAND, Episode, bands, boundary_loss
 from fedshift.client.losses import dice_ce
 from fedshift.client.model import Model
 from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.rules.amplitude_exchange import DEVIATION, MEAN
 from fedshift.client.rules.base import LocalRule, Visit, published_beside
-from fedshift.client.spectra import (
-    HARMONISED,
-    Window,
-    amplitude,
-    harmonised,
-    mean_amplitude,
-    moments,
-    with_amplitude,
-)
-from fedshift.client.training import LabelledSlices, train_segmentation
+from fedshift.client.rules.base.episodes import BAND, Episode, bands, boundary_loss
+from fedshift.client.rules.base.spectra import Window, amplitude, moments, with_amplitude
+from fedshift.client.rules.harmonised import AMPLITUDE, Harmonised, mean_amplitude
+from fedshift.client.slices import LabelledSlices
+from fedshift.client.training import train
 from fedshift.protocol.messages import Action, Arrays, Instruction
 from fedshift.protocol.storage import read_tensors
 from fedshift.sites.types import Case, SiteData
@@ -140,9 +134,9 @@ def test_moments_are_over_all_slices() -> None:
 def test_the_mean_is_over_the_sites_that_published_one() -> None:
     assert mean_amplitude({"a": {"style": np.ones(1)}}) is None
     bank = {
-        "a": {HARMONISED: np.full((2, 2), 1.0, "f4")},
+        "a": {AMPLITUDE: np.full((2, 2), 1.0, "f4")},
         "b": {},
-        "c": {HARMONISED: np.full((2, 2), 4.0, "f4")},
+        "c": {AMPLITUDE: np.full((2, 2), 4.0, "f4")},
     }
     np.testing.assert_array_equal(mean_amplitude(bank), np.full((2, 2), 2.5))
 
@@ -156,20 +150,14 @@ def at_work(
     """What the rule makes of images in training, if anything, its report, and its visit."""
     instruction = Instruction(action=Action.FIT, seed=0, round=round, rules={name: settings})
     data = site()
-    model: Any = None
+    model: Any = SimpleNamespace(task=segmentation("spot"))
     told = Visit(instruction, data, model, CPU, bank=bank)
     (rule,) = rules.build(told)
     assert isinstance(rule, LocalRule)
-    changes: dict[str, Any] = {}
-
-    def train(**asked: Any) -> FitReport:
-        changes.update(asked)
-        return FitReport({"segmenter": 6})
-
-    report = rule.around(train)
-    if "episode" in changes:
-        return changes["episode"].elsewhere, report, told
-    return changes.get("appearance"), report, told
+    report = rule.around(lambda **asked: FitReport({"segmenter": 6}))
+    if isinstance(rule.step, Episode):
+        return rule.step.elsewhere, report, told
+    return rule.step and rule.step.change, report, told
 
 
 def flat(value: float, size: tuple[int, int] = (8, 8)) -> np.ndarray:
@@ -182,15 +170,15 @@ def test_harmofl_normalises_to_its_own_amplitude_until_there_is_a_mean() -> None
     appearance, report, told = at_work("harmonised", {}, {})
     assert appearance is not None
     np.testing.assert_allclose(amplitude(appearance(images))[1, 0], own, rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(report.statistics[HARMONISED], own)
+    np.testing.assert_array_equal(report.statistics[AMPLITUDE], own)
     assert report.summarised == 6
-    np.testing.assert_array_equal(told.memory[HARMONISED], own)
+    np.testing.assert_array_equal(told.memory[AMPLITUDE], own)
 
-    bank = {"a": {HARMONISED: flat(1)}, "b": {HARMONISED: flat(3)}}
+    bank = {"a": {AMPLITUDE: flat(1)}, "b": {AMPLITUDE: flat(3)}}
     appearance, report, _ = at_work("harmonised", {}, bank)
     assert appearance is not None
     np.testing.assert_allclose(amplitude(appearance(images))[0, 0], flat(2), rtol=1e-4)
-    np.testing.assert_array_equal(report.statistics[HARMONISED], own)
+    np.testing.assert_array_equal(report.statistics[AMPLITUDE], own)
 
 
 EXCHANGE = {"reach": 0.25, "inner_lr": 0.01, "boundary": 0.1, "temperature": 0.05}
@@ -320,28 +308,29 @@ def test_a_step_follows_both_gradients_and_the_second_where_the_first_leads(
     other = copy.deepcopy(net)
     labels = np.repeat(shown(16), 3, axis=0)
     cases = [mask_case(drawn(6, 16, 16).numpy(), labels.astype(np.uint8))]
-    episode = Episode(lambda images: 2 * images.flip(-1) + 1, 0.05, boundary, 0.2)
+    task = segmentation("one", "two")
+    episode = Episode(lambda images: 2 * images.flip(-1) + 1, 0.05, boundary, 0.2, task)
     followed: list[torch.Tensor] = []
     monkeypatch.setattr(
         torch.optim.Adam,
         "step",
         lambda self, *a, **k: followed.extend(p.grad.clone() for p in net.parameters()),
     )
-    task = segmentation("one", "two")
     slices = LabelledSlices(cases, task)
     before = [p.detach().clone() for p in net.parameters()]
-    train_segmentation(
+    train(
         {"segmenter": net},
         "segmenter",
         slices,
         batch=4,
         learning_rate=0.1,
         augmentation=lambda images, labels, generator, warp: (images, labels),
-        budget=Budget(task, 1, 7, CPU, episode=episode),
+        budget=Budget(task, 1, 7, CPU, step=episode),
     )
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
-    ((images, truth, _),) = slices.batches(4, 1, derive_seed(7, "batches"), CPU)
+    (batch,) = slices.batches(4, 1, derive_seed(7, "batches"), CPU)
+    images, truth = batch.images, batch.labels
     moved = episode.elsewhere(images)
     first = torch.autograd.grad(dice_ce(other(images), truth), list(other.parameters()))
     counted = {name: tensor.clone() for name, tensor in other.state_dict().items()}
@@ -378,7 +367,7 @@ def test_the_fewest_images_behind_a_statistic_count() -> None:
 
 
 def test_a_method_does_not_see_what_rules_publish() -> None:
-    bank = {"a": {"style": np.ones(1), HARMONISED: flat(1)}, "b": {HARMONISED: flat(1)}}
+    bank = {"a": {"style": np.ones(1), AMPLITUDE: flat(1)}, "b": {AMPLITUDE: flat(1)}}
     assert of_method(bank) == {"a": {"style": np.ones(1)}}
 
 
@@ -392,18 +381,22 @@ def test_images_are_predicted_harmonised() -> None:
     images = drawn(40, 1, 8, 8).numpy()
     scene = Scene(model.task, "a", CPU)
     plain = model.method.predict(model.nets, images, scene)
-    np.testing.assert_array_equal(model.predict(images, scene), plain)
-    wanted = amplitude(drawn(8, 8, seed=2)).numpy()
-    common = replace(scene, bank={"b": {HARMONISED: wanted}})
-    found = model.predict(images, common)
-    expected = model.method.predict(model.nets, harmonised(images, wanted, CPU), scene)
-    np.testing.assert_array_equal(found, expected)
+    wanted = amplitude(drawn(8, 8, seed=2))
+    common = replace(scene, bank={"b": {AMPLITUDE: wanted.numpy()}})
+    # Without the rule, or a published spectrum, images are predicted as they are.
+    for asked, where in (({}, common), ({"harmonised": {}}, scene)):
+        np.testing.assert_array_equal(rules.predictor(model, where, asked)(images), plain)
+    harmonising = rules.predictor(model, common, {"harmonised": {}})
+    found = harmonising(images)
+    shown = with_amplitude(torch.from_numpy(images), wanted).numpy()
+    expected = model.method.predict(model.nets, shown, scene)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found - plain).max() > 1e-3
     # A scanner that changes nothing but amplitudes makes no difference any more.
     gain = 0.5 + amplitude(drawn(8, 8, seed=3))
     scanned = torch.fft.ifft2(torch.fft.fft2(torch.from_numpy(images)) * gain).real.numpy()
-    np.testing.assert_allclose(model.predict(scanned, common), found, atol=1e-4)
-    assert np.abs(model.predict(scanned, scene) - plain).max() > 1e-2
+    np.testing.assert_allclose(harmonising(scanned), found, atol=1e-4)
+    assert np.abs(model.method.predict(model.nets, scanned, scene) - plain).max() > 1e-2
 
 
 # Small runs.
@@ -443,11 +436,18 @@ def test_every_prediction_of_harmofl_is_harmonised(
 ) -> None:
     seen: list[int] = []
 
-    def watched(images: Any, wanted: Any, device: Any) -> np.ndarray:
-        seen.append(len(images))
-        return harmonised(images, wanted, device)
+    harmonising = Harmonised.at_prediction
 
-    monkeypatch.setattr(model_module, "harmonised", watched)
+    def watched(scene: Scene) -> Callable[..., Any] | None:
+        change = harmonising(scene)
+
+        def counted(images: Any) -> Any:
+            seen.append(len(images))
+            return change and change(images)
+
+        return change and counted
+
+    monkeypatch.setattr(Harmonised, "at_prediction", watched)
     simulate(tmp_path / "run", "strategy=harmofl", "baselines=[]", "evaluated=[global]", "rounds=1")
     # Three sites validate after round 1; four are scored on the test split, and drawn.
     assert len(seen) >= 3 + 4

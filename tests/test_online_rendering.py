@@ -11,21 +11,18 @@ import numpy as np
 import pytest
 import torch
 from kit.cases import mask, mask_case
+from kit.steps import Penalised
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from fedshift import UserError
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import AVERAGED, Budget, Networks, Scene
+from fedshift.client.descent import Descent
 from fedshift.client.methods import METHODS
-from fedshift.client.methods.online_rendering import (
-    Descent,
-    OnlineRendering,
-    hybrid_loss,
-    pool,
-    rendering_loss,
-)
+from fedshift.client.methods.online_rendering import BETAS, OnlineRendering
 from fedshift.client.methods.online_rendering.networks import Judge, Renderer, Segmentor
+from fedshift.client.methods.online_rendering.objectives import hybrid_loss, pool, rendering_loss
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.sites import DataSettings, load_federation, open_site
 from fedshift.sites.types import Case, SiteData
@@ -199,22 +196,6 @@ def test_moments_are_the_means_and_deviations_of_every_layer() -> None:
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 
-def test_descent_is_adam_on_its_own_networks_with_penalty_and_constant() -> None:
-    """The first step is w - lr * g / (|g| + eps), of the sum of the three gradients."""
-    moved, other = torch.nn.Linear(3, 1), torch.nn.Linear(1, 1)
-    before = [p.detach().clone() for p in (*moved.parameters(), *other.parameters())]
-    inputs = torch.tensor([[1.0, 2.0, -1.0]])
-    constant = torch.tensor([-5.0, 0.5, 0.25, 3.0])
-    descent = Descent(moved, lr=0.01, penalty=lambda: 2 * moved.weight.sum())
-    descent.step(other(moved(inputs)).sum(), constant)
-    slope = other.weight.item()
-    gradients = [slope * inputs + 2 + constant[:3], slope + constant[3:]]
-    for new, old, gradient in zip(moved.parameters(), before, gradients, strict=False):
-        torch.testing.assert_close(new, old - 0.01 * gradient / (gradient.abs() + 1e-8))
-    assert all(map(torch.equal, other.parameters(), before[2:]))
-    assert all(parameter.grad is None for parameter in (*moved.parameters(), *other.parameters()))
-
-
 # Self-play
 
 
@@ -262,7 +243,7 @@ def test_penalty_holds_the_networks_back() -> None:
         return 1e4 * (now - origin).square().sum()
 
     SMALL.fit(disc_site(), free, {}, Budget(TASK, 4, 0, CPU))
-    report = SMALL.fit(disc_site(), held, {}, Budget(TASK, 4, 0, CPU, penalty=pull))
+    report = SMALL.fit(disc_site(), held, {}, Budget(TASK, 4, 0, CPU, step=Penalised(pull)))
     assert report.metrics["penalty"] > 0
     for name, net in start.items():
         begun = flat(net.parameters())
@@ -465,12 +446,15 @@ def test_stale_gradient_moves_the_judge_as_real_images_would(
     generated = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     constant = torch.from_numpy(bank["discs"]["judge_appearance.gradient"])
     stale, real = (copy.deepcopy(played["judge_appearance"]).eval() for _ in range(2))
-    Descent(stale, lr=1e-3).step(-torch.log(1 - torch.sigmoid(stale(generated))).mean(), constant)
+    descent = Descent(stale, lr=1e-3, betas=BETAS)
+    losses = descent.gradients({"fake": -torch.log(1 - torch.sigmoid(stale(generated))).mean()})
+    descent.add_constant(constant)
+    descent.take(losses)
     loss = -torch.log(torch.sigmoid(real(rendered))).mean()
     loss = loss - torch.log(1 - torch.sigmoid(real(generated))).mean()
     found = torch.autograd.grad(loss, list(real.parameters()), retain_graph=True)
     gradient = flat(found)
-    Descent(real, lr=1e-3).step(loss)
+    Descent(real, lr=1e-3, betas=BETAS).step({"loss": loss})
     one, two = (flat(j.parameters()) for j in (stale, real))
     # Where the gradient is near zero its sign, and so Adam's first step, is left to rounding. Some
     # of the judge's units may be dead, more or fewer of them on another processor.
@@ -487,7 +471,7 @@ def test_prediction_of_no_image_is_refused(played: Networks) -> None:
 def test_features_are_the_pooled_deepest_ones_of_the_rendered_image(played: Networks) -> None:
     images = torch.from_numpy(disc_case(0).image)
     rendered = played["renderer"].eval()(images)
-    expected = played["segmenter"].eval().encode(rendered).detach().numpy().mean((2, 3))
+    expected = played["segmenter"].eval().encode(rendered)[-1].detach().numpy().mean((2, 3))
     found = SMALL.features(played, images)
     assert found.shape == (4, 32)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
@@ -542,7 +526,8 @@ def test_config_holds_every_setting_with_the_codes_default() -> None:
     assert isinstance(config, dict)
     settings = config["method"]
     assert METHODS.build(settings) == OnlineRendering()
-    assert settings.keys() | {"augmentation"} == set(OnlineRendering.__dataclass_fields__)
+    fields = set(OnlineRendering.__dataclass_fields__)
+    assert settings.keys() - {"name"} == fields - {"augmentation"}
 
 
 def test_paper_preset_is_the_papers() -> None:
@@ -550,7 +535,9 @@ def test_paper_preset_is_the_papers() -> None:
         OmegaConf.load(ROOT / "configs/_presets/paper/online_rendering.yaml")
     )
     assert isinstance(config, dict)
-    method = METHODS.build({"name": "online_rendering", **config["method"]})
+    method = METHODS.build(
+        {"name": "online_rendering", **config["method"], "augmentation": config["augmentation"]}
+    )
     assert isinstance(method, OnlineRendering)
     assert (method.batch, method.lr, method.online_lr, method.iterations) == (2, 1e-3, 1e-4, 25)
     # The last round publishes and trains nothing.

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from fedshift import UserError
 from fedshift.client.losses import SMOOTH, dice_ce
-from fedshift.client.training import LabelledSlices
+from fedshift.client.slices import LabelledSlices
 from fedshift.client.worker import describe
 from fedshift.server.shift import _label_shift, _total_variation
 from fedshift.server.tables.correlation import rank_correlation
@@ -124,14 +124,14 @@ def test_a_batch_says_what_each_slice_annotates_and_complete_ones_say_nothing() 
     task = segmentation("one", "two", "three")
     whole, partly = a_case(label), a_case(label, annotates=(2,))
     assert all(
-        told is None
-        for _, _, told in LabelledSlices([whole], task).batches(2, 3, 0, torch.device("cpu"))
+        batch.told is None
+        for batch in LabelledSlices([whole], task).batches(2, 3, 0, torch.device("cpu"))
     )
     slices = LabelledSlices([whole, partly, a_case(label, ignores=True)], task)
     seen = []
-    for images, _, told in slices.batches(9, 1, 0, torch.device("cpu")):
-        assert told is not None and told.shape == (len(images), 4)
-        seen = sorted(told.tolist())
+    for batch in slices.batches(9, 1, 0, torch.device("cpu")):
+        assert batch.told is not None and batch.told.shape == (len(batch), 4)
+        seen = sorted(batch.told.tolist())
     assert seen == [[True, False, True, False]] * 3 + [[True] * 4] * 6
 
 

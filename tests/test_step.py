@@ -4,7 +4,6 @@ fit, at the methods' real loops."""
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -257,9 +256,7 @@ def test_a_rule_may_change_what_is_predicted(monkeypatch: pytest.MonkeyPatch) ->
             assert set(scene.bank) == {"b"}
             return lambda images: np.asarray(images) * settings["by"]
 
-    here = sys.modules[__name__]
-    monkeypatch.setattr(here, "Shown", Shown, raising=False)
-    monkeypatch.setitem(RULES, "shown", f"{__name__}:Shown")
+    monkeypatch.setitem(RULES.registered, "shown", Shown)
     model = Model(SMALL, WIRE, CPU, seed=0)
     images = site().splits["test"][0].image
     bank = {"b": {"rule.x": np.ones(1)}}
@@ -270,7 +267,7 @@ def test_a_rule_may_change_what_is_predicted(monkeypatch: pytest.MonkeyPatch) ->
     )
     found = predictor(model, scene, {"shown": {"by": 2.0}})(images)
     np.testing.assert_array_equal(found, predictor(model, scene, {})(2 * images))
-    with pytest.raises(ValueError, match="unknown here"):
+    with pytest.raises(UserError, match="rule=telepathy is not known"):
         predictor(model, scene, {"telepathy": {}})
 
 

@@ -211,9 +211,9 @@ def test_proximal_penalty_is_half_mu_times_the_squared_distance() -> None:
     kept = frozenset(name for name, info in model.infos().items() if info.role != "weight")
     instruction = Instruction(action=Action.FIT, seed=0, kept=tuple(kept))
     visit = Visit(instruction, cast(Any, None), model, torch.device("cpu"))
-    penalty = Proximal(visit, mu=0.3).penalty
-    assert penalty is not None
-    assert penalty(model.nets).item() == 0
+    step = Proximal(visit, mu=0.3).step
+    assert step is not None
+    assert step.penalty(model.nets, {}).item() == 0
     random = np.random.default_rng(0)
     moves = {}
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_proximal_penalty_is_half_mu_times_the_squared_distance() -> None:
             if tensor.is_floating_point():
                 tensor.add_(torch.from_numpy(np.asarray(move)))
                 moves[name] = move
-    value = penalty(model.nets)
+    value = step.penalty(model.nets, {})
     value.backward()
     exchanged = {
         name: move

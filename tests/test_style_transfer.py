@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from kit.cases import mask, mask_case
+from kit.steps import Penalised
 from omegaconf import OmegaConf
 
 from fedshift import UserError
@@ -26,9 +27,11 @@ from fedshift.client.contract.method import (
     Scene,
     StatisticsBank,
 )
+from fedshift.client.contract.step import Step
 from fedshift.client.methods import METHODS, style_transfer
 from fedshift.client.methods.style_transfer import StyleTransfer
 from fedshift.client.methods.style_transfer.extractor import fixed_extractor
+from fedshift.client.methods.style_transfer.pictures import plane
 from fedshift.client.methods.style_transfer.style import gram_matrix
 from fedshift.client.methods.style_transfer.style_bank import SiteStyle
 from fedshift.client.methods.supervised import Supervised
@@ -399,9 +402,9 @@ def test_penalty_holds_what_is_trained_in_place(number: int) -> None:
         return 1e3 * moved.square().sum()
 
     moves = {}
-    for name, penalty in (("free", None), ("held", pull)):
+    for name, step in (("free", Step()), ("held", Penalised(pull))):
         nets = copy.deepcopy(start)
-        given = Budget(TASK, 8, 0, CPU, penalty=penalty, round=number, rounds=4)
+        given = Budget(TASK, 8, 0, CPU, step=step, round=number, rounds=4)
         report = method.fit(one, nets, {}, given)
         moves[name] = float((weights(*nets.values()) - origin).norm())
     assert report.metrics["penalty"] > 0
@@ -469,7 +472,7 @@ def test_named_site_that_has_published_nothing_is_refused() -> None:
 
 
 def test_run_without_a_segmentation_round_is_refused() -> None:
-    with pytest.raises(UserError, match=r"rounds=2 leaves none for the segmentation: .* are 2"):
+    with pytest.raises(UserError, match=r"rounds=2 leaves none for the segmentation, .* come 2"):
         SMALL.fit(site("a", 1), new_networks(SMALL), {}, budget(1, rounds=2))
 
 
@@ -534,7 +537,7 @@ def test_plane_keeps_the_two_directions_of_largest_variance() -> None:
     rng = np.random.default_rng(0)
     codes = rng.normal(size=(200, 5)) * [0.1, 3.0, 0.1, 1.0, 0.1]
     groups = {"x": torch.from_numpy(codes[:150]), "y": torch.from_numpy(codes[150:])}
-    found = np.concatenate(list(style_transfer._plane(groups).values()))
+    found = np.concatenate(list(plane(groups).values()))
     values = np.linalg.eigvalsh(np.cov(codes.T))
     np.testing.assert_allclose(found.var(0, ddof=1), values[:-3:-1], rtol=1e-6)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kit.cases import mask, mask_case
+from kit.steps import Penalised
 from omegaconf import OmegaConf
 
 from fedshift import UserError
@@ -17,8 +18,9 @@ from fedshift.client.contract.method import Budget, Method, Networks, Scene
 from fedshift.client.losses import dice_ce
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
+from fedshift.client.slices import LabelledSlices
 from fedshift.client.tasks.segmentation import Segmentation
-from fedshift.client.training import LabelledSlices, predict_slices, train_segmentation
+from fedshift.client.training import predict_slices, train
 from fedshift.protocol.settings import from_mapping
 from fedshift.sites.types import Case, SiteData
 
@@ -176,7 +178,7 @@ def test_penalty_is_added_to_the_loss_at_every_step() -> None:
 
     free, held = copy.deepcopy(start), copy.deepcopy(start)
     SMALL.fit(site, free, {}, Budget(TASK, 10, 0, CPU))
-    report = SMALL.fit(site, held, {}, Budget(TASK, 10, 0, CPU, penalty=pull))
+    report = SMALL.fit(site, held, {}, Budget(TASK, 10, 0, CPU, step=Penalised(pull)))
     assert (weights(held) - origin).norm() < 0.5 * (weights(free) - origin).norm()
     assert report.metrics["penalty"] > 0
 
@@ -204,7 +206,8 @@ def test_unlabelled_slices_never_reach_a_batch_and_the_others_equally_often() ->
     slices = LabelledSlices([case, disc_case(1, labelled=False)], TASK)
     assert len(slices) == 3
     seen = []
-    for images, labels, _ in slices.batches(2, 6, seed=0, device=CPU):
+    for batch in slices.batches(2, 6, seed=0, device=CPU):
+        images, labels = batch.images, batch.labels
         assert (images.shape, labels.shape) == ((2, 1, 32, 32), (2, 32, 32))
         for image, label in zip(images.numpy(), labels.numpy(), strict=True):
             (index,) = [s for s in range(5) if np.array_equal(case.image[s], image)]
@@ -215,9 +218,9 @@ def test_unlabelled_slices_never_reach_a_batch_and_the_others_equally_often() ->
 
 def test_batch_is_the_whole_site_when_the_site_is_smaller() -> None:
     slices = LabelledSlices([disc_case(0, slices=3)], TASK)
-    ((images, _, _),) = slices.batches(8, 1, seed=0, device=CPU)
-    assert len(images) == 3
-    assert len({image.tobytes() for image in images.numpy()}) == 3
+    (batch,) = slices.batches(8, 1, seed=0, device=CPU)
+    assert len(batch) == 3
+    assert len({image.tobytes() for image in batch.images.numpy()}) == 3
 
 
 def test_fit_counts_the_labelled_slices_of_the_training_split() -> None:
@@ -299,7 +302,9 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
 def test_paper_preset_is_the_papers_network_and_optimiser() -> None:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/_presets/paper/supervised.yaml"))
     assert isinstance(config, dict)
-    method = METHODS.build({"name": "supervised", **config["method"]})
+    method = METHODS.build(
+        {"name": "supervised", **config["method"], "augmentation": config["augmentation"]}
+    )
     assert isinstance(method, Supervised)
     assert (method.lr, method.batch, config["data"]["size"]) == (1e-4, 10, 192)
     assert not method.augmentation.affine
@@ -327,7 +332,7 @@ def test_gpu_training_finds_the_discs(amp: bool) -> None:
 def test_gpu_follows_the_cpu_for_the_first_steps() -> None:
     losses = []
     for device in (CPU, torch.device("cuda")):
-        metrics = train_segmentation(
+        metrics = train(
             new_networks(SMALL),
             "segmenter",
             LabelledSlices(disc_site(cases=2).splits["train"], TASK),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from kit.cases import mask, segmentation
+from kit.steps import Penalised
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
@@ -18,8 +19,12 @@ from torch.nn import functional as F
 from fedshift import UserError
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import Budget, FitReport, Networks, Scene
+from fedshift.client.contract.step import Step
 from fedshift.client.methods import METHODS
-from fedshift.client.methods.unet_gan import BETAS, Side, Slices, UnetGAN
+from fedshift.client.methods.unet_gan import UnetGAN
+from fedshift.client.methods.unet_gan.domain import DomainSlices
+from fedshift.client.methods.unet_gan.gradients import BETAS
+from fedshift.client.methods.unet_gan.side import Side
 from fedshift.client.methods.unet_gan.ssim import ssim
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.sites import DataSettings, load_federation, open_site
@@ -228,7 +233,7 @@ def test_exact_form_is_centralised_training(sites: dict[str, SiteData], compare:
         federation.round(number)
         batches, noise = [], []
         for name in ("vendor_a", TARGET):
-            slices = Slices(sites[name], method.augmentation)
+            slices = DomainSlices(sites[name], method.augmentation)
             ((images, generator),) = slices.batches(method.images, 1, TARGET, budget(number))
             batches.append(images)
             noise += list(method.judge_noise * torch.randn((2, *images.shape), generator=generator))
@@ -282,7 +287,9 @@ def side_gradients(
 ) -> dict[str, torch.Tensor]:
     """The norm of each network's gradient, computed at ``domain``'s site."""
     site = sites["vendor_a" if domain == "source" else domain]
-    ((images, generator),) = Slices(site, method.augmentation).batches(3, 1, TARGET, budget(2))
+    ((images, generator),) = DomainSlices(site, method.augmentation).batches(
+        3, 1, TARGET, budget(2)
+    )
     side = Side.of(TARGET, domain)
     found, _ = method.gradients(side, images, nets, generator)
     return {name: sum(v.square().sum() for v in values).sqrt() for name, values in found.items()}
@@ -309,7 +316,7 @@ def test_step_along_the_discriminators_gradient_parts_real_from_translated(
     batches: dict[str, torch.Tensor] = {}
     parts: dict[str, list[list[torch.Tensor]]] = {}
     for domain, site in (("source", "vendor_a"), (TARGET, TARGET)):
-        slices = Slices(sites[site], SMALL.augmentation)
+        slices = DomainSlices(sites[site], SMALL.augmentation)
         ((images, generator),) = slices.batches(4, 1, TARGET, budget(2))
         batches[domain] = images
         side = Side.of(TARGET, domain)
@@ -381,7 +388,7 @@ def test_stale_form_publishes_first_and_then_adds_the_others_gradient() -> None:
         nets = copy.deepcopy(start)
         allowed = budget(FIRST + 1)
         domain = TARGET if site == TARGET else "source"
-        slices = Slices(sites[site], method.augmentation)
+        slices = DomainSlices(sites[site], method.augmentation)
         ((images, generator),) = slices.batches(method.images, 1, TARGET, allowed)
         own, _ = method.gradients(Side.of(TARGET, domain), images, nets, generator)
         keys = [k for k, _ in nets[name].named_parameters()]
@@ -428,12 +435,12 @@ def test_penalty_pulls_the_local_forms_back_and_leaves_the_published_gradient(
 
     free, held = copy.deepcopy(start), copy.deepcopy(start)
     method.fit(sites["vendor_a"], free, {}, budget(FIRST))
-    method.fit(sites["vendor_a"], held, {}, budget(FIRST, penalty=pull))
+    method.fit(sites["vendor_a"], held, {}, budget(FIRST, step=Penalised(pull)))
     assert (weights(held) - weights(start)).norm() < 0.8 * (weights(free) - weights(start)).norm()
     stale = replace(SMALL, form="stale")
     published = [
-        stale.fit(sites["vendor_a"], copy.deepcopy(start), {}, budget(FIRST, penalty=p)).statistics
-        for p in (None, pull)
+        stale.fit(sites["vendor_a"], copy.deepcopy(start), {}, budget(FIRST, step=step)).statistics
+        for step in (Step(), Penalised(pull))
     ]
     for key in published[0]:
         np.testing.assert_array_equal(published[0][key], published[1][key])
@@ -598,7 +605,7 @@ def test_every_setting_is_in_the_config_with_the_codes_default() -> None:
     assert isinstance(config, dict)
     settings = config["method"]
     assert METHODS.build(settings) == UnetGAN()
-    assert set(settings) == set(UnetGAN.__dataclass_fields__) - {"augmentation"}
+    assert set(settings) - {"name"} == set(UnetGAN.__dataclass_fields__) - {"augmentation"}
     assert config["rounds"] == UnetGAN().segmenter_rounds + UnetGAN().translation_rounds
 
 
@@ -624,7 +631,7 @@ def test_mixed_precision_points_the_same_way(sites: dict[str, SiteData]) -> None
     for domain, site in (("source", "vendor_a"), (TARGET, TARGET)):
         side, found = Side.of(TARGET, domain), []
         for amp in (False, True):
-            slices = Slices(sites[site], SMALL.augmentation)
+            slices = DomainSlices(sites[site], SMALL.augmentation)
             ((images, generator),) = slices.batches(3, 1, TARGET, budget(FIRST))
             gradients, _ = SMALL.gradients(side, images, nets, generator, amp=amp)
             found.append({k: torch.cat([v.flatten() for v in vs]) for k, vs in gradients.items()})

@@ -75,13 +75,13 @@ def pictures(
             "The style bank",
             "Styles drawn from what each site published, and styles drawn beyond them, in the "
             "plane of the published means' and samples' first two principal components.",
-            _plane(drawn),
+            plane(drawn),
             ("first component", "second component"),
         ),
     ]
 
 
-def _plane(groups: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def plane(groups: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Groups of codes (N, D) in the plane (N, 2) of the first two principal components of all."""
     codes = torch.cat(list(groups.values())).double()
     centre = codes.mean(0)
