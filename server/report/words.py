@@ -19,7 +19,7 @@ SHIFT_LABELS = {
     "feature_frechet": "feature Fréchet distance",
     "norm_kl": "normalisation statistics, KL",
     "label_tv": "label shares, total variation",
-    "label_shift": "labelled volume that differs",
+    "label_shift": "labelled share that differs",
     "mmd": "MMD in features",
     "mmd_p": "MMD, p",
     "proxy_a_distance": "proxy A-distance",
