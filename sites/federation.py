@@ -107,6 +107,11 @@ def load_federation(federation: Mapping[str, Any], data: DataSettings, seed: int
 def _unlabelled(table: Table, data: DataSettings) -> str:
     """The sentence for a manifest none of whose images has a label of the form that is read."""
     form = form_of(data)
+    if data.label_table is not None:
+        return (
+            f"{data.label_table} has no label for any image of {data.manifest}; mend the column by "
+            "which they are joined: path, relative to the table itself, or of pairs pair_id."
+        )
     columns = " or ".join(data.columns.get(name, name) for name in form.columns)
     more = ""
     if table.forms:
@@ -114,10 +119,7 @@ def _unlabelled(table: Table, data: DataSettings) -> str:
             f", or take a task that learns from {' or '.join(table.forms)}, of which it has labels "
             "(`fedshift tasks` lists them)"
         )
-    where = data.label_table or data.manifest
-    return (
-        f"{where}: no image has a label of the form {form.name}; fill the column {columns}{more}."
-    )
+    return f"{data.manifest}: no image has a label of the form {form.name}; fill the column {columns}{more}."
 
 
 def _check_tableless(data: DataSettings) -> None:

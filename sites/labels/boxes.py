@@ -16,15 +16,8 @@ from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Places
-from fedshift.sites.labels.placed import (
-    CLASS,
-    CORNERS,
-    Placed,
-    classes_in,
-    depth,
-    lay_out,
-)
-from fedshift.sites.labels.table import LabelTable, lacks
+from fedshift.sites.labels.placed import CORNERS, Placed, classes_in, depth, lay_out
+from fedshift.sites.labels.table import CLASS, LabelTable, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import DataSettings
@@ -78,7 +71,10 @@ class Boxes(Placed):
         called = [self.called(table, row, CLASS, "box") for row in rows]
         z = np.array([depth(table, row) for row in rows]).reshape(-1, 1)
         first, last = (
-            lay_out(np.c_[edges[:, k], z], rows, image, source, data, table.file) for k in (0, 1)
+            lay_out(
+                np.c_[edges[:, k], z], rows, image, source, data, table.file, "box with a corner"
+            )
+            for k in (0, 1)
         )
         across = first[:, 0] != last[:, 0]
         if across.any():

@@ -18,8 +18,8 @@ from fedshift.sites.findings import FileFault
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Own, Survey, kept_parts
 from fedshift.sites.labels.meaning import LabelMapError, legend_of
-from fedshift.sites.labels.placed import NAME, Found, Marks, is_flat, place_of, wide_names
-from fedshift.sites.labels.table import LabelTable, Row, lacks
+from fedshift.sites.labels.placed import Found, Marks, is_flat, place_of, wide_names
+from fedshift.sites.labels.table import NAME, LabelTable, Row, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
 from fedshift.sites.settings import DataSettings

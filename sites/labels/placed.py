@@ -280,6 +280,7 @@ def lay_out(
     source: ImageSource,
     data: DataSettings,
     file: Path,
+    what: str = "point",
 ) -> np.ndarray:
     """Coordinates (n, 3) of a table's rows ``lines``, z nan where it is not given, as slice, row
     and column of ``image`` (n, 3); the slice is a whole number.
@@ -325,7 +326,7 @@ def lay_out(
         raise FileFault(
             "point-outside",
             file,
-            f"has a point at {said} on line {lines[first].line}, outside {source.path}, which has "
+            f"has a {what} at {said} on line {lines[first].line}, outside {source.path}, which has "
             f"{' x '.join(map(str, shape if shape[2] > 1 else shape[:2]))} pixels",
             "mend it: x counts columns and y rows, from 0 (data.points_in says of mm)",
         )

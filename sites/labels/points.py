@@ -10,9 +10,7 @@ from functools import partial
 
 from fedshift import UserError
 from fedshift.sites.labels.placed import (
-    CLASS,
     CORNERS,
-    NAME,
     Found,
     Marks,
     classes_in,
@@ -20,7 +18,7 @@ from fedshift.sites.labels.placed import (
     is_flat,
     wide_names,
 )
-from fedshift.sites.labels.table import LabelTable, Row, lacks
+from fedshift.sites.labels.table import CLASS, NAME, LabelTable, Row, lacks
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import ImageSource
 
