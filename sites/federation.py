@@ -112,14 +112,17 @@ def _unlabelled(table: Table, data: DataSettings) -> str:
             f"{data.label_table} has no label for any image of {data.manifest}; mend the column by "
             "which they are joined: path, relative to the table itself, or of pairs pair_id."
         )
-    columns = " or ".join(data.columns.get(name, name) for name in form.columns)
     more = ""
     if table.forms:
         more = (
             f", or take a task that learns from {' or '.join(table.forms)}, of which it has labels "
             "(`fedshift tasks` lists them)"
         )
-    return f"{data.manifest}: no image has a label of the form {form.name}; fill the column {columns}{more}."
+    columns = " or ".join(data.columns.get(name, name) for name in form.columns)
+    return (
+        f"{data.manifest}: no image has a label of the form {form.name}; fill the column "
+        f"{columns}{more}."
+    )
 
 
 def _check_tableless(data: DataSettings) -> None:

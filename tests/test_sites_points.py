@@ -342,7 +342,7 @@ BAD: dict[str, tuple[str, Callable[[Tables], Any], str]] = {
     "box outside": (
         "boxes",
         lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 3 4 43 9", "q.png 1 1 2 2"),
-        r"T.tsv has a box with a corner at 42.5, 8.5 on line 2, outside .*p.png",
+        r"T.tsv has a box's corner at 42.5, 8.5 on line 2, outside .*p.png",
     ),
     "landmark twice": (
         "landmarks",

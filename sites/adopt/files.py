@@ -14,9 +14,11 @@ from typing import Any
 
 from fedshift import UserError
 from fedshift.sites import readers
+from fedshift.sites.readers import matrix
 from fedshift.sites.readers.files import DICOM_SUFFIXES
 
-IMAGES = tuple(suffix for suffix in readers.SUFFIXES if suffix not in DICOM_SUFFIXES)
+_OTHERS = (*DICOM_SUFFIXES, *matrix.SUFFIXES)
+IMAGES = tuple(suffix for suffix in readers.SUFFIXES if suffix not in _OTHERS)
 """What the names of image files end in; DICOM is a layout of its own."""
 
 TEXTS = (".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".yaml", ".yml")

@@ -71,9 +71,7 @@ class Boxes(Placed):
         called = [self.called(table, row, CLASS, "box") for row in rows]
         z = np.array([depth(table, row) for row in rows]).reshape(-1, 1)
         first, last = (
-            lay_out(
-                np.c_[edges[:, k], z], rows, image, source, data, table.file, "box with a corner"
-            )
+            lay_out(np.c_[edges[:, k], z], rows, image, source, data, table.file, "box's corner")
             for k in (0, 1)
         )
         across = first[:, 0] != last[:, 0]

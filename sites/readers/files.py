@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedshift.sites.findings import FileFault
-from fedshift.sites.readers import metaimage, nrrd
+from fedshift.sites.readers import matrix, metaimage, nrrd
 from fedshift.sites.readers.volume import Contents
 
 DICOM_SUFFIXES = (".dcm", ".ima")
@@ -20,6 +20,7 @@ SUFFIXES = (
     ".jpeg",
     ".tif",
     ".tiff",
+    *matrix.SUFFIXES,
     *DICOM_SUFFIXES,
 )
 """What the names of readable files end in, in lower case."""
