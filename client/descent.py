@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedshift import UserError
-from fedshift.client.contract.step import Batch, Gradients, Losses, Seen
+from fedshift.client.contract.step import Batch, Losses, Seen, Step
 
 Penalty = Callable[[Seen], torch.Tensor | None]
 """A step's penalty on a method's networks."""
@@ -20,7 +20,8 @@ Objective = Callable[[Batch], tuple[Losses, Seen]]
 
 class Descent:
     """Adam on some networks, which moves no other, with half precision's loss scale, the strategy's
-    penalty, and the means of the losses.
+    penalty, and the means of the losses; it is the
+    :class:`~fedshift.client.contract.step.Gradients` of its objective.
 
     Adam starts afresh with each: its moments belong to the weights a site had, not to those it is
     sent.
@@ -33,15 +34,17 @@ class Descent:
         betas: tuple[float, float] = (0.9, 0.999),
         amp: bool = False,
         penalty: Penalty | None = None,
+        objective: Objective | None = None,
         longest: float = math.inf,
     ) -> None:
-        """Gradients longer than ``longest``, over all parameters, are cut to that length."""
+        """``objective`` is what a strategy's step may look at more than once (:meth:`follow`).
+        Gradients longer than ``longest``, over all parameters, are cut to that length."""
         self.parameters = [parameter for net in networks for parameter in net.parameters()]
         self.device = self.parameters[0].device
         self._adam = torch.optim.Adam(self.parameters, lr=lr, betas=betas, fused=True)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp)
         self._amp = amp
-        self._penalty = penalty
+        self._penalty, self._objective = penalty, objective
         self._longest = longest
         self._steps = 0
         # Sums stay tensors until the end: reading a number at every step would stall a GPU.
@@ -55,10 +58,14 @@ class Descent:
         """Step down the sum of ``losses`` and the penalty."""
         self.take(self.gradients(losses))
 
-    def of(self, objective: Objective) -> Gradients:
-        """The gradients of ``objective`` in these parameters, for a step of the strategy's to make
-        its own of them; :meth:`take` goes along these."""
-        return _Gradients(self, objective)
+    def follow(self, step: Step, net: nn.Module, batch: Batch) -> None:
+        """Step on ``batch`` by the gradients that the strategy's ``step`` makes of the objective's,
+        which depends on the weights of ``net``."""
+        self.take(step.descend(net, batch, self))
+
+    def __call__(self, batch: Batch) -> Losses:
+        assert self._objective is not None
+        return self.gradients(*self._objective(batch))
 
     def gradients(self, losses: Losses, seen: Seen = MappingProxyType({})) -> Losses:
         """Leave the gradients of the sum of ``losses`` and the penalty in the parameters, in place
@@ -70,11 +77,16 @@ class Descent:
             if penalty is not None:
                 terms["penalty"] = penalty
         self._adam.zero_grad()
-        self.add(torch.stack([*terms.values()]).sum())
+        self._add(torch.stack([*terms.values()]).sum())
         return {name: term.detach() for name, term in terms.items()}
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Add the gradients of another scalar."""
+    def add(self, objective: Callable[[], torch.Tensor]) -> None:
+        """Add the gradients of another scalar, which is computed in mixed precision."""
+        with self.autocast():
+            loss = objective()
+        self._add(loss)
+
+    def _add(self, loss: torch.Tensor) -> None:
         # Only to these: other networks that the loss depends on must not move.
         self._scaler.scale(loss).backward(inputs=self.parameters)
 
@@ -119,23 +131,3 @@ class Descent:
         if not finite or not all(map(math.isfinite, means.values())):
             raise UserError(diverged)
         return means
-
-
-class _Gradients:
-    """A descent's gradients, as a step asks for them."""
-
-    def __init__(self, descent: Descent, objective: Objective) -> None:
-        self._descent = descent
-        self._objective = objective
-
-    def __call__(self, batch: Batch) -> Losses:
-        return self._descent.gradients(*self._objective(batch))
-
-    def add(self, objective: Callable[[], torch.Tensor]) -> None:
-        with self._descent.autocast():
-            loss = objective()
-        self._descent.add(loss)
-
-    @property
-    def scale(self) -> torch.Tensor:
-        return self._descent.scale

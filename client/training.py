@@ -54,7 +54,6 @@ def train(
     if on_gpu:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.train()
-    descent = Descent(net, lr=learning_rate, amp=budget.amp, penalty=partial(step.penalty, nets))
     generator = torch.Generator().manual_seed(derive_seed(budget.seed, "augmentation"))
 
     def objective(batch: Batch) -> tuple[Losses, Seen]:
@@ -62,6 +61,8 @@ def train(
             raw = net(batch.images)
         return {"loss": task.loss(raw, batch.labels, batch.told)}, {key: batch.images}
 
+    penalty = partial(step.penalty, nets)
+    descent = Descent(net, lr=learning_rate, amp=budget.amp, penalty=penalty, objective=objective)
     nonfinite = torch.zeros((), device=device)
     seed = derive_seed(budget.seed, "batches")
     for drawn in slices.batches(batch, budget.steps, seed, device):
@@ -69,7 +70,7 @@ def train(
         images, labels = augmentation(shown.images, shown.labels, generator, task.warp)
         if on_gpu:
             images = images.contiguous(memory_format=torch.channels_last)
-        losses = step.descend(net, Batch(images, labels, shown.told), descent.of(objective))
+        losses = step.descend(net, Batch(images, labels, shown.told), descent)
         nonfinite += ~descent.norm().isfinite()
         descent.take(losses)
     return {**descent.means(), "nonfinite_steps": float(nonfinite)}

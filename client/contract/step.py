@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fedshift import UserError
@@ -94,21 +93,20 @@ def composed(steps: Sequence[Step]) -> Step:
     and the descent of the one that has its own.
 
     Raises :class:`fedshift.UserError` when two have."""
-    return steps[0] if len(steps) == 1 else _Composed(tuple(steps))
+    owners = [step for step in steps if type(step).descend is not Step.descend]
+    if len(owners) > 1:
+        first, second = (type(step).__name__ for step in owners[:2])
+        raise UserError(
+            f"the strategy has both {first} and {second} say how a step's gradients come about; "
+            "only one rule can"
+        )
+    return _Composed(tuple(steps), owners[0] if owners else Step())
 
 
 @dataclass(frozen=True)
 class _Composed(Step):
     steps: tuple[Step, ...]
-
-    def __post_init__(self) -> None:
-        owners = [step for step in self.steps if type(step).descend is not Step.descend]
-        if len(owners) > 1:
-            first, second = (type(step).__name__ for step in owners[:2])
-            raise UserError(
-                f"the strategy has both {first} and {second} say how a step's gradients come "
-                "about; only one rule can"
-            )
+    owner: Step
 
     def change(self, images: torch.Tensor) -> torch.Tensor:
         for step in self.steps:
@@ -116,20 +114,11 @@ class _Composed(Step):
         return images
 
     def penalty(self, nets: Mapping[str, nn.Module], seen: Seen) -> torch.Tensor | None:
-        total = None
-        for step in self.steps:
-            term = step.penalty(nets, seen)
-            if term is not None:
-                total = term if total is None else total + term
-        return total
-
-    @cached_property
-    def _owner(self) -> Step:
-        owners = (step for step in self.steps if type(step).descend is not Step.descend)
-        return next(owners, Step())
+        terms = [term for step in self.steps if (term := step.penalty(nets, seen)) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
 
     def descend(self, net: nn.Module, batch: Batch, gradients: Gradients) -> Losses:
-        return self._owner.descend(net, batch, gradients)
+        return self.owner.descend(net, batch, gradients)
 
 
 @runtime_checkable

@@ -222,8 +222,6 @@ class OnlineRendering(Method):
             amp=budget.amp,
             penalty=partial(step.penalty, nets),
         )
-        both = nn.Sequential(renderer, segmenter)
-        rendering, alone, segmenting = descent(renderer), descent(plain), descent(both)
         fooling = {
             view: descent(renderer) if view == "appearance" else descent(renderer, segmenter)
             for view in self.views
@@ -249,11 +247,15 @@ class OnlineRendering(Method):
                 loss = hybrid_loss(segmenter.outputs(rendered), batch.labels)
             return {"loss": loss}, {"segmenter": rendered.detach()}
 
+        both = nn.Sequential(renderer, segmenter)
+        rendering = descent(renderer)
+        alone = descent(plain, objective=plain_loss)
+        segmenting = descent(both, objective=rendered_loss)
         images = torch.empty(0)
         drawn = zip(batches("generated"), *map(batches, self.views), strict=True)
         for (images, labels), *reals in drawn:
             disturbed, _ = disturb(images, labels, generator, warp)
-            alone.take(step.descend(plain, Batch(images, labels), alone.of(plain_loss)))
+            alone.follow(step, plain, Batch(images, labels))
             with rendering.autocast():
                 loss = rendering_loss(renderer.outputs(disturbed), images)
             rendering.step({"loss": loss})
@@ -269,8 +271,7 @@ class OnlineRendering(Method):
                     loss = discriminator_loss("bce", *logits_of(judge, real, generated.detach()))
                 judging[view].step({"loss": loss})
                 if view == "appearance":
-                    batch = Batch(disturbed, labels)
-                    segmenting.take(step.descend(both, batch, segmenting.of(rendered_loss)))
+                    segmenting.follow(step, both, Batch(disturbed, labels))
         diverged = (
             f"the self-play of site {site} diverged in round {budget.round} (a loss or a weight is "
             f"not finite): lower method.lr, now {self.lr:g}"
