@@ -72,8 +72,9 @@ def inspect_sites(overrides: Sequence[str], config_dir: Path | None = None) -> N
             "intensity",
             ", ".join(f"{name} {value:.3g}" for name, value in found["intensity"].items()),
         )
-        for name, volume in found["volume_ml"].items():
-            table.add_row(name, "no label" if volume is None else f"{volume:.3g} mL a case")
+        for name, held in found["parts"].items():
+            told = "no label" if held is None else f"{held[0]:.3g} {held[1]}".strip() + " a case"
+            table.add_row(name, told)
         for note in found["notes"]:
             table.add_row("note", note)
         console.print(table)

@@ -71,7 +71,7 @@ def test_ignored_pixels_stay_ignored_on_both_grids(tmp_path: Path, spacing: floa
     assert any("3 images have pixels that are neither trained" in note for note in data.notes)
     card = describe(data, segmentation("box"))
     assert card.labelled == ("box",) and not card.complete and card.teaches == {"box": 1}
-    assert fingerprint(data)["volume_ml"]["box"] == pytest.approx(50 * 0.5 * 0.5 * 4 / 1000)
+    assert fingerprint(data)["parts"]["box"][0] == pytest.approx(50 * 0.5 * 0.5 * 4 / 1000)
 
 
 def test_a_name_in_label_values_may_be_ignore(tmp_path: Path) -> None:

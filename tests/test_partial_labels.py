@@ -264,7 +264,7 @@ def test_the_card_the_fingerprint_and_the_volumes(table: Folder) -> None:
     labelled = card.splits["train"]["labelled"]
     assert dict(card.teaches) == {"liver": labelled, "spleen": 0} and not card.complete
     assert card.labelled == ("liver",)
-    volumes = fingerprint(partly)["volume_ml"]
+    volumes = {k: v and v[0] for k, v in fingerprint(partly)["parts"].items()}
     assert volumes["liver"] > 0 and volumes["spleen"] is None
 
 

@@ -77,6 +77,8 @@ class Form(ABC):
     """Whether a site without a label cannot train."""
     by_value: ClassVar[bool] = False
     """Whether its files may tell parts apart by numbers alone, whose meaning is to be said."""
+    unit: ClassVar[str] = ""
+    """In what is told how much a label holds; empty for numbers of things."""
     one_each: ClassVar[bool] = False
     """Whether an image has one of each part, on one of its slices."""
     together: ClassVar[bool] = True
@@ -202,12 +204,9 @@ class Form(ABC):
 
     # For readers.
 
-    def measured(
-        self, native: np.ndarray, parts: Sequence[str], spacing_mm: Sequence[float]
-    ) -> dict[str, tuple[float, str]]:
-        """What a case's label amounts to: by part a number and its unit, for a site's
-        fingerprint."""
-        return {}
+    def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
+        """How much of each of ``parts`` a case's label holds, (parts,), in :attr:`unit`."""
+        return np.zeros(0)
 
     @abstractmethod
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:

@@ -99,10 +99,8 @@ class Category(Form):
     def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
         return native
 
-    def measured(
-        self, native: np.ndarray, parts: Sequence[str], spacing_mm: Sequence[float]
-    ) -> dict[str, tuple[float, str]]:
-        return {name: (float((native == k).any()), "") for k, name in enumerate(parts, 1)}
+    def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
+        return np.array([(native == k).any() for k in range(1, parts + 1)])
 
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
         """The category in words, in the upper left corner."""

@@ -94,10 +94,8 @@ class Instances(Form):
         """All objects together: a number is one object's."""
         return (drawing.values > 0).astype(np.uint16)
 
-    def measured(
-        self, native: np.ndarray, parts: Sequence[str], spacing_mm: Sequence[float]
-    ) -> dict[str, tuple[float, str]]:
-        return {parts[0]: (float(len(np.unique(native[native > 0]))), "")}
+    def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
+        return np.array([len(np.unique(native[native > 0]))])
 
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
         """Every object in a colour."""

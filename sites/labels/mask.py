@@ -38,6 +38,7 @@ class Mask(Form):
     columns = ("label_path",)
     part = "structure"
     marks = "labelled pixels"
+    unit = "mL"
     by_value = True
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
@@ -150,12 +151,10 @@ class Mask(Form):
     def pixels(self, drawing: Drawing) -> np.ndarray:
         return drawing.values
 
-    def measured(
-        self, native: np.ndarray, parts: Sequence[str], spacing_mm: Sequence[float]
-    ) -> dict[str, tuple[float, str]]:
-        voxels = np.bincount(native.ravel(), minlength=len(parts) + 1)
-        ml = np.prod(spacing_mm) / 1000
-        return {name: (float(voxels[k] * ml), "mL") for k, name in enumerate(parts, 1)}
+    def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
+        voxels = np.bincount(native.ravel(), minlength=parts + 1)[1 : parts + 1]
+        volumes: np.ndarray = voxels * np.prod(spacing_mm) / 1000
+        return volumes
 
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
         """The outline of each structure."""

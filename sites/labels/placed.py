@@ -192,11 +192,9 @@ class Placed(Form):
         values = drawing.values
         return values[:, 0], values[:, 2], values[:, 1]
 
-    def measured(
-        self, native: np.ndarray, parts: Sequence[str], spacing_mm: Sequence[float]
-    ) -> dict[str, tuple[float, str]]:
-        numbers = native[np.isfinite(native[..., 0])][:, -1]
-        return {name: (float((numbers == k).sum()), "") for k, name in enumerate(parts, 1)}
+    def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
+        numbers = native[np.isfinite(native[..., 0])][:, -1].astype(int)
+        return np.bincount(numbers, minlength=parts + 1)[1:]
 
 
 Found = tuple[Row, str, list[float]]
