@@ -193,11 +193,18 @@ def sites_list(overrides: Overrides = None, config_dir: ConfigDir = None) -> Non
 
 
 @sites_app.command("inspect")
-def sites_inspect(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+def sites_inspect(
+    overrides: Overrides = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also draw images of each site with their labels."),
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
     """Print each site's fingerprint: counts, spacing, intensity, labels, vendor."""
     from fedshift.cli.sites import inspect_sites
 
-    inspect_sites(overrides or [], config_dir)
+    inspect_sites(overrides or [], pictures, config_dir)
 
 
 @sites_app.command("check")

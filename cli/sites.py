@@ -41,13 +41,17 @@ def list_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None
     PlainConsole().print(table)
 
 
-def inspect_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
-    """Print each site's fingerprint, from its prepared images."""
+def inspect_sites(
+    overrides: Sequence[str], pictures: Path | None = None, config_dir: Path | None = None
+) -> None:
+    """Print each site's fingerprint, from its prepared images, and draw some of them with their
+    labels into the folder ``pictures``."""
     console = PlainConsole()
     config = settle(load(overrides, config_dir), console.tell)
     federation, data = open_federation(config)
     for site in federation.sites:
-        found = fingerprint(open_site(site, federation.parts, data, config["seed"]))
+        opened = open_site(site, federation.parts, data, config["seed"])
+        found = fingerprint(opened)
         table = _table(f"{site.name} ({site.role})")
         table.add_column(style="dim")
         table.add_column()
@@ -77,6 +81,13 @@ def inspect_sites(overrides: Sequence[str], config_dir: Path | None = None) -> N
             table.add_row(name, told)
         for note in found["notes"]:
             table.add_row("note", note)
+        if pictures is not None:
+            from fedshift.sites.pictures import draw_site
+
+            pictures.mkdir(parents=True, exist_ok=True)
+            path = pictures / f"{site.name}.png"
+            path.write_bytes(draw_site(opened))
+            table.add_row("pictures", str(path))
         console.print(table)
 
 

@@ -14,7 +14,9 @@ from PIL import Image
 from test_sites_points import Tables, three
 
 from fedshift import UserError
+from fedshift.cli.sites import inspect_sites
 from fedshift.sites.labels import FORMS, form_of
+from fedshift.sites.pictures import draw_site
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import Label
 
@@ -266,3 +268,26 @@ def test_a_label_is_the_same_array_where_both_grids_are_one(tables: Tables) -> N
     tables.write("P.tsv", "path x y", *(f"{n}.png 1 1" for n in "pqr"))
     label: Label = tables.cases("points")["p"].labels["points"]
     assert label.native is label.grid
+
+
+def test_images_of_a_site_are_drawn_with_their_labels(tables: Tables) -> None:
+    """What is drawn depends on the label, and a site without one is drawn, too."""
+    for name in ("p", "q", "r"):
+        tables.png(name, points_path="P.tsv")
+    pictures = []
+    for place in ("5 5", "20 20"):
+        tables.write("P.tsv", "path x y", *(f"{n}.png {place}" for n in "pqr"))
+        pictures.append(draw_site(tables.open("points")))
+    pictures.append(draw_site(tables.open("none")))
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert len({*pictures}) == 3
+
+
+def test_inspect_draws_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSHIFT_CACHE", str(tmp_path / "cache"))
+    overrides = ["federation=fetal_head_phantom", "task=landmarks", "federation.subjects=3"]
+    inspect_sites([*overrides, "federation.slices=1"], tmp_path / "drawn")
+    assert len([*(tmp_path / "drawn").glob("vendor_?.png")]) == 4
+    assert "ofd_1" in capsys.readouterr().out
