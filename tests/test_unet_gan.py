@@ -446,6 +446,24 @@ def test_penalty_pulls_the_local_forms_back_and_leaves_the_published_gradient(
         np.testing.assert_array_equal(published[0][key], published[1][key])
 
 
+def test_penalty_enters_the_gradients_that_the_exact_form_sends(
+    sites: dict[str, SiteData],
+) -> None:
+    start = new_networks(SMALL, sites)
+
+    def pull(nets: Mapping[str, nn.Module]) -> torch.Tensor:
+        return sum(p.square().sum() for net in nets.values() for p in net.parameters())
+
+    free, held = copy.deepcopy(start), copy.deepcopy(start)
+    report = SMALL.fit(sites[TARGET], free, {}, budget(FIRST))
+    SMALL.fit(sites[TARGET], held, {}, budget(FIRST, step=Penalised(pull)))
+    assert report.trained
+    for name in report.trained:
+        for one, two in zip(free[name].parameters(), held[name].parameters(), strict=True):
+            assert one.grad is not None and two.grad is not None
+            torch.testing.assert_close(two.grad - one.grad, 2 * one, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["exact", "stale", "average", "replay"])
 def test_equal_seeds_give_equal_bits_whatever_the_global_generators(
     sites: dict[str, SiteData], form: str
