@@ -135,6 +135,8 @@ def _check_tableless(data: DataSettings) -> None:
         ("site_pattern", data.site_pattern),
         ("labels", data.labels),
         ("empty_masks", None if data.empty_masks == "unknown" else data.empty_masks),
+        ("label_table", data.label_table),
+        ("points_in", None if data.points_in == "pixel" else data.points_in),
         ("default_spacing_mm", data.default_spacing_mm),
     ):
         if value is not None:
