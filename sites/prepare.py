@@ -103,7 +103,7 @@ def _finish(
         shows = form.shows(native[labelled])
         if annotated is not None:
             native = form.only(native, annotated)
-        label = Label(form.to_grid(native, grid, data), native)
+        label = Label(form.to_grid(native, grid), native)
         cropped = form.cropped(native, grid)
     else:
         labelled = np.zeros(len(image), bool)

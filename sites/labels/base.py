@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -101,11 +101,11 @@ class Form(ABC):
         """Labels that belong to no image of the manifest: the file, and what is the matter."""
         return iter(())
 
-    @abstractmethod
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         """The names of what the labels of a table tell apart; ``survey`` looks into files.
 
         Raises :class:`fedshift.UserError` where nothing says so, or it can mean two things."""
+        return ()
 
     def own(self, site: SiteSpec, data: DataSettings, survey: Survey) -> list[Own | None]:
         """What the label of each image says itself of what it tells of; None where it cannot be
@@ -145,7 +145,6 @@ class Form(ABC):
         """The label of ``source``, laid out as ``image``. ``contents`` are the bytes of its file,
         ``meant`` says which parts of it are (None: all). Raises :class:`.findings.FileFault`."""
 
-    @abstractmethod
     def classify(
         self,
         drawing: Drawing,
@@ -156,6 +155,7 @@ class Form(ABC):
     ) -> np.ndarray:
         """The label of ``source`` in the geometry of its ``image``, its parts numbered as the
         federation's. Raises :class:`.meaning.LabelMapError` for what is in no part."""
+        return drawing.values
 
     @abstractmethod
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
@@ -173,9 +173,9 @@ class Form(ABC):
         """``native`` without the parts that are not ``told`` of."""
         return native
 
-    @abstractmethod
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+    def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         """``native`` on the network's grid; itself where nothing changes."""
+        return native
 
     def cropped(self, native: np.ndarray, grid: Grid) -> float:
         """The fraction of the label that lies outside the network's grid."""
@@ -209,9 +209,9 @@ class Form(ABC):
         return np.zeros(0)
 
     @abstractmethod
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
-        """Draw the label of one slice on the network's grid over its image on ``axes``; ``style``
-        goes to matplotlib."""
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
+        """Draw the label of one slice on the network's grid over its image on ``axes``, part ``k``
+        in the colour ``C{k - 1}``."""
 
 
 def named_parts(data: DataSettings) -> tuple[str, ...] | None:

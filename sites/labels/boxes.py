@@ -8,7 +8,7 @@ counts as points do, pixel centres at whole numbers, so that the whole image is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Boxes(Placed):
         rows = np.r_[values[:, 2] + 0.5, values[:, 4] - 0.5]
         return slices, rows, np.r_[values[:, 1] + 0.5, values[:, 3] - 0.5]
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+    def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         if grid.identity:
             return native
         moved = native.copy()
@@ -109,13 +109,13 @@ class Boxes(Placed):
         seen = edges.clip(-0.5, grid.size - 0.5)
         return float(1 - np.prod(seen[:, 1] - seen[:, 0], axis=1).sum() / area) if area else 0.0
 
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """A frame a box, in a colour a class."""
         from matplotlib.patches import Rectangle
 
         for x1, y1, x2, y2, k in label[np.isfinite(label[:, 0])]:
-            look = {"fill": False, "linewidth": 1, "edgecolor": f"C{int(k) - 1}", **style}
-            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **look))
+            color = f"C{int(k) - 1}"
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color))
 
 
 def _inside(edges: np.ndarray, image: Decoded) -> np.ndarray:

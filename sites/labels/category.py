@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedshift import UserError
-from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Form, Survey, named_parts
 from fedshift.sites.labels.meaning import LabelMapError
@@ -96,14 +95,10 @@ class Category(Form):
         kept: np.ndarray = np.where(np.isin(native, [0, *told]), native, np.uint8(0))
         return kept
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
-        return native
-
     def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
         return np.array([(native == k).any() for k in range(1, parts + 1)])
 
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """The category in words, in the upper left corner."""
         name = parts[int(label) - 1] if 0 < int(label) <= len(parts) else "none"
-        look = {"color": "white", "fontsize": 8, "va": "top", **style}
-        axes.text(0.02, 0.98, name, transform=axes.transAxes, **look)
+        axes.text(0.02, 0.98, name, color="white", va="top", transform=axes.transAxes)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Survey
+from fedshift.sites.labels.base import Drawing, Form
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
 from fedshift.sites.readers.matrix import SUFFIXES, read_matrix
 from fedshift.sites.settings import DataSettings
-from fedshift.sites.types import ImageSource, Table
+from fedshift.sites.types import ImageSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +37,6 @@ class Graph(Form):
         own = cells["path"] if Path(cells["path"]).suffix.lower() in SUFFIXES else ""
         return cells["graph_path"] or own
 
-    def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
-        return ()
-
-    def shared(self, source: ImageSource) -> bool:
-        return source.label_path == source.path
-
     def decode(
         self,
         source: ImageSource,
@@ -52,25 +45,13 @@ class Graph(Form):
         data: DataSettings,
         meant: Legend | None = None,
     ) -> Drawing:
-        """The matrix (N, N)."""
-        return Drawing(read_matrix(Path(source.label_path), contents[0][1]))
-
-    def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
-    ) -> np.ndarray:
-        return np.repeat(drawing.values[None], len(image.image), axis=0)
+        """The matrix, for every slice (S, N, N)."""
+        matrix = read_matrix(Path(source.label_path), contents[0][1])
+        return Drawing(np.repeat(matrix[None], len(image.image), axis=0))
 
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
         return np.zeros((len(image), 0, 0), np.float32)
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
-        return native
-
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """The matrix as a picture."""
-        axes.imshow(label, **{"cmap": "viridis", "interpolation": "nearest", **style})
+        axes.imshow(label, cmap="viridis", interpolation="nearest")

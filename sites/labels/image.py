@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +19,11 @@ from fedshift.sites.alignment import lay_on
 from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded, grid_of, normalise
-from fedshift.sites.labels.base import Drawing, Form, Survey
+from fedshift.sites.labels.base import Drawing, Form
 from fedshift.sites.legend import Legend
 from fedshift.sites.settings import DataSettings, nearest
 from fedshift.sites.table import read_table
-from fedshift.sites.types import ImageSource, Table
+from fedshift.sites.types import ImageSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,9 +47,6 @@ class PairedImage(Form):
                 "pair_id, or give the file itself in a column pair_path."
             )
         return _by_pair(table, table.stat().st_mtime_ns).get(cells["pair_id"], "")
-
-    def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
-        return ()
 
     def decode(
         self,
@@ -88,12 +85,12 @@ class PairedImage(Form):
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
         return np.zeros((len(image), 1, *image.shape[1:]), np.float32)
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+    def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         return native if grid.identity else grid.image(native[:, 0])[:, None]
 
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """The picture itself."""
-        axes.imshow(label[0], **{"cmap": "gray", **style})
+        axes.imshow(label[0], cmap="gray")
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,16 +60,6 @@ class Instances(Form):
         values, _ = geometry.orient(volume.array, image.volume.affine, image.axis)
         return Drawing(values, {} if data.labels else {1: OBJECT}, volume.remarks)
 
-    def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
-    ) -> np.ndarray:
-        return drawing.values
-
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
         return np.zeros(image.shape, np.uint16)
 
@@ -81,7 +71,7 @@ class Instances(Form):
     def shows(self, native: np.ndarray) -> tuple[int, ...]:
         return (1,) if native.any() else ()
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+    def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         return grid.label(native)
 
     def cropped(self, native: np.ndarray, grid: Grid) -> float:
@@ -97,7 +87,7 @@ class Instances(Form):
     def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
         return np.array([len(np.unique(native[native > 0]))])
 
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """Every object in a colour."""
         shown = np.ma.masked_equal(label, 0) % 20
-        axes.imshow(shown, **{"cmap": "tab20", "alpha": 0.5, "interpolation": "nearest", **style})
+        axes.imshow(shown, cmap="tab20", alpha=0.5, interpolation="nearest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -137,7 +137,7 @@ class Mask(Form):
         kept = np.isin(native, [0, IGNORED, *told])
         return np.where(kept, native, np.uint8(0))
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+    def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         return grid.label(native)
 
     def cropped(self, native: np.ndarray, grid: Grid) -> float:
@@ -156,11 +156,11 @@ class Mask(Form):
         volumes: np.ndarray = voxels * np.prod(spacing_mm) / 1000
         return volumes
 
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """The outline of each structure."""
         for k in range(1, len(parts) + 1):
             if (label == k).any():
-                axes.contour(label == k, [0.5], **{"colors": [f"C{k - 1}"], **style})
+                axes.contour(label == k, [0.5], colors=[f"C{k - 1}"])
 
 
 def structures_of(named: Mapping[str, Collection[str]]) -> tuple[str, ...]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Survey
+from fedshift.sites.labels.base import Drawing, Form
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import DataSettings
-from fedshift.sites.types import ImageSource, Table
+from fedshift.sites.types import ImageSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,9 +28,6 @@ class NoLabel(Form):
     marks = "labels"
     needed = False
 
-    def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
-        return ()
-
     def decode(
         self,
         source: ImageSource,
@@ -42,21 +38,8 @@ class NoLabel(Form):
     ) -> Drawing:
         return Drawing(self.blank(image.image, 0))
 
-    def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
-    ) -> np.ndarray:
-        return drawing.values
-
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
         return np.zeros((len(image), 0), np.uint8)
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
-        return native
-
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """Nothing."""

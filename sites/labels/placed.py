@@ -12,7 +12,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -225,7 +225,7 @@ class Marks(Placed):
         laid = lay_out(xyz, [row for row, _, _ in found], image, source, data, table.file)
         return self.drawing(table, laid[:, [0, 2, 1]], [name for _, name, _ in found])
 
-    def to_grid(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+    def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         if grid.identity:
             return native
         moved = native.copy()
@@ -237,12 +237,11 @@ class Marks(Placed):
         outside = ((places < -0.5) | (places > grid.size - 0.5)).any(axis=1)
         return float(outside.mean()) if len(places) else 0.0
 
-    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str], **style: Any) -> None:
+    def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """A mark a point, in a colour a part."""
         for k in range(1, len(parts) + 1):
             x, y = label[(label[:, 2] == k) & np.isfinite(label[:, 0]), :2].T
-            look = {"marker": "+", "s": 30, "linewidths": 1, "color": f"C{k - 1}", **style}
-            axes.scatter(x, y, **look)
+            axes.scatter(x, y, s=30, marker="+", linewidths=1, color=f"C{k - 1}")
 
 
 def is_flat(table: LabelTable) -> bool:
