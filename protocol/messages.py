@@ -90,8 +90,8 @@ class Instruction:
 
     ``arm`` names the model the site keeps state for (``federated``, ``local`` or ``pooled``).
     ``kept`` are the tensors that stay at the site: it fills them in from its own state.
-    ``rules`` are what the strategy changes in local training: a rule's name -> its settings, e.g.
-    ``{"proximal": {"mu": 0.01}}``.
+    ``rules`` are what the strategy changes in local training, in the order in which they act: a
+    rule's name -> its settings, e.g. ``{"proximal": {"mu": 0.01}}``.
     ``options`` hold what only one action needs.
     """
 
@@ -116,7 +116,7 @@ class Instruction:
         fields = asdict(self)
         # A number of its own: a run that is made longer must not send more bytes a message.
         rounds = fields.pop("rounds")
-        return ConfigRecord({"instruction": json.dumps(fields, sort_keys=True), "rounds": rounds})
+        return ConfigRecord({"instruction": json.dumps(fields), "rounds": rounds})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> Instruction:

@@ -60,6 +60,12 @@ def test_instruction_survives_a_flower_record() -> None:
     assert instruction.action.message_type == "train"
 
 
+def test_rules_keep_the_order_in_which_they_act() -> None:
+    asked = Instruction(action=Action.FIT, seed=0, rules={"sharpness": {}, "harmonised": {}})
+    found = Instruction.from_record(asked.to_record())
+    assert list(found.rules) == ["sharpness", "harmonised"]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"action": "train.steal", "seed": 1}'])
 def test_a_record_that_is_no_instruction_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no instruction"):
