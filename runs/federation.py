@@ -27,7 +27,8 @@ def data_settings(config: Config) -> DataSettings:
 
     Raises :class:`fedshift.UserError` for an unknown task, and for an unknown or unusable setting.
     """
-    return DataSettings.from_config(config["data"], TASKS.named(config["task"]["name"]).form)
+    task = TASKS.named(str(config["task"].get("name", "")))
+    return DataSettings.from_config(config["data"], task.form)
 
 
 def task_settings(config: Config, parts: tuple[str, ...]) -> dict[str, Any]:
