@@ -105,7 +105,7 @@ def images(tmp_path: Path) -> ImageSet:
         ("data.size=3", ("data.size", "8 to 4096")),
         ("data.unseen_sites=[vendor_x]", ("vendor_x", "vendor_b")),
         ("federation.shift=2", ("federation.shift",)),
-        ("task.name=1e300", ("task.name", "segmentation")),
+        ("task.name=1e300", ("task=1e+300", "segmentation")),
         ("task.tolerance_mm=-1", ("task.tolerance_mm", "at least 0")),
         ("task.tolerance_mm=wide", ("task.tolerance_mm", "float")),
         ("data.columns.subject=all", ("data.columns.subject", "federation=manifest")),
