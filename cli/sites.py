@@ -26,7 +26,8 @@ from fedshift.sites.types import SPLITS
 def list_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     """Print a line a site; no image is read."""
     federation, _ = open_federation(load(overrides, config_dir))
-    table = _table(f"{federation.name}: {', '.join(federation.parts)}")
+    parts = f": {', '.join(federation.parts)}" if federation.parts else ""
+    table = _table(f"{federation.name}{parts}")
     for column in ("site", "role", "vendors", "scanners", "subjects", "images"):
         table.add_column(column, justify="right" if column in ("subjects", "images") else "left")
     for site in federation.sites:

@@ -63,7 +63,7 @@ def prepare_file(
         drawing = form.decode(source, label_contents, decoded, data, legend)
         if annotated is not None and not annotated:
             raise no_structure(source, drawing.names)
-        native = form.classify(drawing, legend, source, decoded, data)
+        native = form.classify(drawing, legend, source, decoded.image)
         labelled = form.looked_at(drawing, native, negative=negative)
     elif negative or not form.needed:
         native = form.blank(decoded.image, parts)
@@ -103,6 +103,7 @@ def _finish(
         shows = form.shows(native[labelled])
         if annotated is not None:
             native = form.only(native, annotated)
+        native = form.normalised(native, grid, data)
         label = Label(form.to_grid(native, grid), native)
         cropped = form.cropped(native, grid)
     else:

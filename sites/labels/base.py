@@ -146,15 +146,10 @@ class Form(ABC):
         ``meant`` says which parts of it are (None: all). Raises :class:`.findings.FileFault`."""
 
     def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
+        self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
     ) -> np.ndarray:
-        """The label of ``source`` in the geometry of its ``image``, its parts numbered as the
-        federation's. Raises :class:`.meaning.LabelMapError` for what is in no part."""
+        """The label of ``source`` in the geometry of its ``image`` (S, R, C), its parts numbered as
+        the federation's. Raises :class:`.meaning.LabelMapError` for what is in no part."""
         return drawing.values
 
     @abstractmethod
@@ -171,6 +166,10 @@ class Form(ABC):
 
     def only(self, native: np.ndarray, told: Sequence[int]) -> np.ndarray:
         """``native`` without the parts that are not ``told`` of."""
+        return native
+
+    def normalised(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+        """``native`` in the units in which it is learnt."""
         return native
 
     def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:

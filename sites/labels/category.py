@@ -65,12 +65,7 @@ class Category(Form):
         return Drawing(np.ones(len(image.image), np.uint8), {1: source.category})
 
     def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
+        self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
     ) -> np.ndarray:
         classes = legend.classes(drawing.names)
         if 1 not in classes:
@@ -78,7 +73,7 @@ class Category(Form):
                 f"the category {source.category!r} of {source.path} is none of the federation's; "
                 "give it to one, or to background, in data.labels."
             )
-        return np.full(len(image.image), classes[1], np.uint8)
+        return np.full(len(image), classes[1], np.uint8)
 
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
         return np.zeros(len(image), np.uint8)

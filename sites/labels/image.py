@@ -18,7 +18,7 @@ from fedshift.sites import geometry, readers
 from fedshift.sites.alignment import lay_on
 from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
-from fedshift.sites.image import Decoded, grid_of, normalise
+from fedshift.sites.image import Decoded, normalise
 from fedshift.sites.labels.base import Drawing, Form
 from fedshift.sites.legend import Legend
 from fedshift.sites.settings import DataSettings, nearest
@@ -56,7 +56,7 @@ class PairedImage(Form):
         data: DataSettings,
         meant: Legend | None = None,
     ) -> Drawing:
-        """Intensities (S, R, C) float32, as the file has them."""
+        """Intensities (S, 1, R, C) float32, as the file has them."""
         volume = readers.decode(Path(source.label_path), contents)
         own, theirs = volume.array.shape, image.volume.array.shape
         if sorted(own) != sorted(theirs):
@@ -69,18 +69,10 @@ class PairedImage(Form):
             )
         volume = lay_on(image.volume, volume, source)
         values, _ = geometry.orient(volume.array, image.volume.affine, image.axis)
-        return Drawing(values, remarks=volume.remarks)
+        return Drawing(values[:, None], remarks=volume.remarks)
 
-    def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
-    ) -> np.ndarray:
-        grid, _, _ = grid_of(image, data)
-        return normalise(drawing.values, data, grid, data.normalise_pair)[:, None]
+    def normalised(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
+        return normalise(native[:, 0], data, grid, data.normalise_pair)[:, None]
 
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
         return np.zeros((len(image), 1, *image.shape[1:]), np.float32)

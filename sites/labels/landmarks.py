@@ -15,7 +15,6 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites.findings import FileFault
-from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Own, Survey, kept_parts
 from fedshift.sites.labels.meaning import LabelMapError, legend_of
 from fedshift.sites.labels.placed import Found, Marks, is_flat, place_of, wide_names
@@ -62,16 +61,11 @@ class Landmarks(Marks):
         return kept_parts(parts, {*classes.values()})
 
     def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
+        self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
     ) -> np.ndarray:
         numbers = (*legend.values.values(), *legend.names.values())
         parts = max(k for k in numbers if k != IGNORED)
-        native = self.blank(image.image, parts)
+        native = self.blank(image, parts)
         for k, *place, part in self.rows_of(drawing, legend, source).tolist():
             if np.isfinite(native[:, int(part) - 1, 0]).any():
                 raise LabelMapError(

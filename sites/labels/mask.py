@@ -106,12 +106,7 @@ class Mask(Form):
         return Drawing(values, volume.names, volume.remarks)
 
     def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
+        self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
     ) -> np.ndarray:
         names = drawing.names
         return to_classes(drawing.values, legend.classes(names), source, names)

@@ -136,15 +136,10 @@ class Placed(Form):
         return kept
 
     def classify(
-        self,
-        drawing: Drawing,
-        legend: Legend,
-        source: ImageSource,
-        image: Decoded,
-        data: DataSettings,
+        self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
     ) -> np.ndarray:
         rows = self.rows_of(drawing, legend, source)
-        slices = [rows[rows[:, 0] == k, 1:] for k in range(len(image.image))]
+        slices = [rows[rows[:, 0] == k, 1:] for k in range(len(image))]
         return padded(slices, self.coordinates + 1)
 
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
