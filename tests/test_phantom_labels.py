@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from skimage import measure
 
 from fedshift import UserError
-from fedshift.sites import phantoms
+from fedshift.sites import DataSettings, load_federation, open_site, phantoms
 from fedshift.sites.phantoms import dots, graph, truth
 
 SUBJECTS = [f"s{number}" for number in range(6)]
@@ -264,3 +265,34 @@ def test_a_convention_for_outlines_moves_boxes_too_and_is_refused_where_there_is
     for anatomy, form in (("fetal_head", "landmarks"), ("dots", "mask"), ("cardiac", "image")):
         with pytest.raises(UserError, match="structure_shift"):
             scan(anatomy, form, outline=0.5)
+
+
+@pytest.mark.parametrize("anatomy", phantoms.ANATOMIES)
+def test_a_site_opens_with_the_labels_of_the_form_that_is_asked_for(
+    anatomy: str, tmp_path: Path
+) -> None:
+    node = {"kind": "phantom", "anatomy": anatomy, "shift": 1.0, "sites": {"x": ["vendor_b"]}}
+    node |= {"subjects": 3, "slices": 1, "size": 32}
+    for form in (*phantoms.ANATOMIES[anatomy].parts, "none"):
+        data = DataSettings.from_config({"cache": str(tmp_path)}, form)
+        federation = load_federation(node, data, 0)
+        assert federation.parts == phantoms.parts(anatomy, form)
+        site = open_site(federation.sites[0], federation.parts, data, 0)
+        (case, *_) = site.splits["test"]
+        label = scan(anatomy, form, case.subject, vendor="vendor_b", size=32, slices=1)
+        if form == "image":
+            low, high = np.percentile(label, (1, 99))
+            label = (label - low) / (high - low)
+        assert case.labelled.all() and case.labels.keys() == {form}
+        for kept in (case.labels[form].grid, case.labels[form].native):
+            np.testing.assert_allclose(kept, label, atol=1e-6)
+
+
+def test_a_federation_refuses_what_its_phantom_has_not() -> None:
+    node = {"kind": "phantom", "anatomy": "ct", "shift": 1.0, "sites": {"x": ["vendor_b"]}}
+    node |= {"subjects": 5, "slices": 3, "size": 64}
+    with pytest.raises(UserError, match="fetal_head_phantom"):
+        load_federation(node, DataSettings.from_config({}, "landmarks"), 0)
+    node |= {"structure_shift": 0.5, "anatomy": "cardiac"}
+    with pytest.raises(UserError, match="structure_shift moves outlines"):
+        load_federation(node, DataSettings.from_config({}, "landmarks"), 0)

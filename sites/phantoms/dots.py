@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from fedshift.sites.labels.base import padded
 from fedshift.sites.phantoms.acquisition import Scan
 from fedshift.sites.phantoms.fields import smooth_field
-from fedshift.sites.phantoms.truth import rows_by_slice
 
 SPECIES = ("round colony", "flat colony")
 PARTS = {
@@ -138,8 +138,8 @@ def draw(
     objects = [_objects(dish, *np.meshgrid(centre, centre)) for dish in dishes]
     instances = np.stack(objects).astype(np.uint16)
     labels = {
-        "points": rows_by_slice([_points(dish, pixel_mm) for dish in dishes], 3),
-        "boxes": rows_by_slice([_boxes(dish, pixel_mm) for dish in dishes], 5),
+        "points": padded([_points(dish, pixel_mm) for dish in dishes], 3),
+        "boxes": padded([_boxes(dish, pixel_mm) for dish in dishes], 5),
         "instances": instances,
         "mask": np.stack(
             [

@@ -1,27 +1,19 @@
-"""Exact labels: what follows from a mask, also from one that a site outlines in its own way, and
-rows of points as labels have them.
+"""Exact labels: what follows from a mask, also from one that a site outlines in its own way.
 
 Coordinates are pixels, centres at whole numbers: x along the columns, y down the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
 
+from fedshift.sites.labels.base import padded
+
 _TOUCHING = np.ones((3, 3), bool)
 """Pixels that meet at a corner are of one object."""
-
-
-def rows_by_slice(slices: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """The rows (n, width) of each slice as one array (S, N, width) float32, N the largest n; rows
-    of nan fill it up."""
-    out = np.full((len(slices), max(map(len, slices)), width), np.nan, np.float32)
-    for place, rows in zip(out, slices, strict=True):
-        place[: len(rows)] = rows
-    return out
 
 
 def numbered(places: np.ndarray) -> np.ndarray:
@@ -33,7 +25,7 @@ def numbered(places: np.ndarray) -> np.ndarray:
 def boxes(mask: np.ndarray) -> np.ndarray:
     """The box around every connected piece of a structure in ``mask`` (S, H, W), as (S, N, 5)
     float32: x1, y1, x2, y2 at the outermost pixels' edges, and the structure's number."""
-    return rows_by_slice([np.array(_pieces(plane), float).reshape(-1, 5) for plane in mask], 5)
+    return padded([np.array(_pieces(plane), float).reshape(-1, 5) for plane in mask], 5)
 
 
 def _pieces(plane: np.ndarray) -> list[list[float]]:
