@@ -100,7 +100,7 @@ def _teaching(federation: Federation, unlabelled: Collection[str]) -> Table | No
     for name in federation.parts:
         table.add_column(Text(name), justify="right")
     for site in federation.sites:
-        labelled = [image for image in site.images if image.label_path or image.phantom]
+        labelled = [image for image in site.images if image.labelled or image.phantom]
         counts = [
             sum(image.annotates is None or name in image.annotates for image in labelled)
             for name in federation.parts

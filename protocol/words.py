@@ -17,7 +17,16 @@ tabs and line feeds are left."""
 
 def count(number: int, noun: str) -> str:
     """``1 site``, ``2 sites``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Several of a noun: ``masks``, ``classes``, ``categories``."""
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
 
 
 def some(names: Sequence[str], most: int = NAMED) -> str:

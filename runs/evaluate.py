@@ -79,7 +79,15 @@ def evaluate(
 
 
 _TABLE = {"name": "manifest", "kind": "manifest"}
-_GEOMETRY = ("spacing_mm", "default_spacing_mm", "size", "slice_axis", "normalise", "window")
+_GEOMETRY = (
+    "spacing_mm",
+    "default_spacing_mm",
+    "size",
+    "slice_axis",
+    "normalise",
+    "normalise_pair",
+    "window",
+)
 """Keys of ``data`` that the networks were trained with: other images are prepared alike."""
 
 

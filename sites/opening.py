@@ -166,6 +166,7 @@ def _notes(
     data: DataSettings,
 ) -> list[str]:
     form = form_of(data)
+    nothing = f"an empty {form.name}" if form.by_value else f"no {form.marks}"
     notes = _annotation_notes(site, cases, parts, form)
     unknown = sum(not meta["spacing_known"] for meta in cases)
     if unknown:
@@ -183,17 +184,15 @@ def _notes(
         meta for meta in cases if site.images[meta["image"]].labelled and not any(meta["labelled"])
     ]
     if unlabelled:
-        notes.append(f"{len(unlabelled)} images have an empty {form.name} and count as unlabelled")
+        notes.append(f"{len(unlabelled)} images have {nothing} and count as unlabelled")
     negative = sum(
         is_negative(site.images[meta["image"]], data)
         and any(meta["labelled"])
         and not set(meta["shows"]) - {0, IGNORED}
         for meta in cases
     )
-    if negative and form.marks:
-        notes.append(
-            f"{negative} images have an empty {form.name} and count as negative: nothing there"
-        )
+    if negative and parts:
+        notes.append(f"{negative} images have {nothing} and count as negative: nothing there")
     partly = [meta["labelled"] for meta in cases if any(meta["labelled"])]
     missing = sum(len(flags) - sum(flags) for flags in partly)
     if missing:

@@ -65,7 +65,7 @@ def prepare_file(
             raise no_structure(source, drawing.names)
         native = form.classify(drawing, legend, source, decoded.image)
         labelled = form.looked_at(drawing, native, negative=negative)
-    elif negative or not form.needed:
+    elif (negative and parts) or not form.needed:
         native = form.blank(decoded.image, parts)
         labelled = ~labelled
     return _finish(decoded.image, native, labelled, annotated, grid, slice_mm, known, data)

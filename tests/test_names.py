@@ -22,7 +22,7 @@ from rich.text import Text
 
 from fedshift.cli.console import PlainConsole
 from fedshift.protocol.tables import cell_text, csv_text, text_cell
-from fedshift.protocol.words import short, some, visible
+from fedshift.protocol.words import plural, short, some, visible
 from fedshift.server.tables.files import read_shift, write_shift
 
 Command = Callable[..., Any]
@@ -321,3 +321,9 @@ def test_a_file_that_the_locale_cannot_name_is_one_sentence(table: Path, tmp_pat
     )  # fmt: skip
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_several_of_a_noun() -> None:
+    nouns = ("mask", "class", "category", "box", "site", "day", "patch")
+    several = ["masks", "classes", "categories", "boxes", "sites", "days", "patches"]
+    assert [plural(noun) for noun in nouns] == several

@@ -65,6 +65,14 @@ def test_categories_spelt_otherwise_are_asked_about(tables: Tables) -> None:
     assert "'A b' and 'a b' differ in capitals or spaces alone" in tables.faults("category")
 
 
+def test_only_labels_with_parts_can_say_that_there_is_nothing(tables: Tables) -> None:
+    """An image without a pair has none, whatever the column ``empty`` says."""
+    for name in ("p", "q", "r"):
+        tables.png(name, pair_path=pair(tables, f"pair_{name}.png"))
+    tables.png("s", pair_path="", empty="negative")
+    assert not tables.cases("image")["s"].labels
+
+
 # Instances.
 
 

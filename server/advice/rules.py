@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED
-from fedshift.protocol.words import NAMED, count, some
+from fedshift.protocol.words import NAMED, count, plural, some
 from fedshift.server.tables.overview import site_values
 from fedshift.strategies.base import Family
 
@@ -306,7 +306,7 @@ def _appearance(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, floa
 def _labels(evidence: Evidence, sites: Sequence[str]) -> tuple[Finding, float]:
     """Whether the ``sites``' labels differ, and the share of pairs that do."""
     part = evidence.task.part
-    question = f"Do the labelled {part}s differ?" if part else "Do the labels differ?"
+    question = f"Do the labelled {plural(part)} differ?" if part else "Do the labels differ?"
     pairs = _measured(evidence, sites, ("label_shift",))
     if not pairs or evidence.nearest:
         return Finding(question, _unmeasured(evidence), measured=False), 0.0

@@ -152,9 +152,9 @@ class Form(ABC):
         the federation's. Raises :class:`.meaning.LabelMapError` for what is in no part."""
         return drawing.values
 
-    @abstractmethod
     def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
-        """The label of ``image`` (S, R, C) in which somebody looked and found nothing."""
+        """The label of ``image`` (S, R, C) in which somebody looked and found none of ``parts``."""
+        return np.zeros((len(image), 0), self.dtype)
 
     def looked_at(self, drawing: Drawing, native: np.ndarray, *, negative: bool) -> np.ndarray:
         """Which slices (S,) the label tells of; of a ``negative`` image all."""

@@ -49,9 +49,6 @@ class Graph(Form):
         matrix = read_matrix(Path(source.label_path), contents[0][1])
         return Drawing(np.repeat(matrix[None], len(image.image), axis=0))
 
-    def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
-        return np.zeros((len(image), 0, 0), np.float32)
-
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """The matrix as a picture."""
         axes.imshow(label, cmap="viridis", interpolation="nearest")

@@ -74,9 +74,6 @@ class PairedImage(Form):
     def normalised(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
         return normalise(native[:, 0], data, grid, data.normalise_pair)[:, None]
 
-    def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
-        return np.zeros((len(image), 1, *image.shape[1:]), np.float32)
-
     def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
         return native if grid.identity else grid.image(native[:, 0])[:, None]
 

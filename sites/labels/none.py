@@ -38,8 +38,5 @@ class NoLabel(Form):
     ) -> Drawing:
         return Drawing(self.blank(image.image, 0))
 
-    def blank(self, image: np.ndarray, parts: int) -> np.ndarray:
-        return np.zeros((len(image), 0), np.uint8)
-
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """Nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from fedshift.protocol.words import count
+from fedshift.protocol.words import count, plural
 from fedshift.server.comparison.ranking import Result
 from fedshift.server.comparison.statistics import DRAWS, FEWEST_PAIRS, PERMUTATIONS
 from fedshift.server.report.html import section
@@ -72,7 +72,7 @@ def reading(result: Result) -> str:
         "mean score of the other sites' models",
     )
     task = result.comparison.task
-    headline, parts = task.headline, f"over {task.part}s and " if task.part else ""
+    headline, parts = task.headline, f"over {plural(task.part)} and " if task.part else ""
     by_subjects: tuple[tuple[str, str], ...] = ()
     if headline.whole:
         value = f"A site's value is of its whole test split, the mean {parts}over the seeds"
