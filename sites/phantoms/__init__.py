@@ -91,9 +91,9 @@ def check_outline(anatomy: str, form: str) -> None:
     if form not in FROM_MASK or not _find(anatomy).outlined:
         movable = [name for name, found in ANATOMIES.items() if found.outlined]
         raise UserError(
-            f"federation.structure_shift moves outlines, and {form} of the {anatomy} phantom has "
-            f"none to move; set it to 0, or choose {', '.join(FROM_MASK)} of "
-            f"{', '.join(movable)}."
+            f"federation.structure_shift moves outlines, and labels of the form {form} of the "
+            f"{anatomy} phantom have none to move; set it to 0, or take the form "
+            f"{' or '.join(FROM_MASK)} of the phantom {' or '.join(movable)}."
         )
 
 
