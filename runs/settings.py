@@ -1,4 +1,4 @@
-"""The parts of a composed config that the command line itself acts on."""
+"""The parts of a composed config that a run itself acts on."""
 
 from __future__ import annotations
 
