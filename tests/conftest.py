@@ -166,8 +166,8 @@ def fold() -> Callable[..., Any]:
 
 @pytest.fixture
 def pool(tiny: tuple[str, ...], tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """The inline engine over sites of these names that hold no data; see :mod:`scripted`."""
-    from scripted import scripted_sites
+    """The inline engine over sites of these names that hold no data; see :mod:`kit.scripted`."""
+    from kit.scripted import scripted_sites
 
     from fedshift.server.engines.inline import InlineGrid
 

@@ -1,0 +1,95 @@
+"""The guides to a new method and a new task, as printed: their files are written into a copy of the
+package, their commands run and their tests pass."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kit.repository import ROOT
+
+_BLOCK = re.compile(r"(?:`([^`\n]+)`:\n\n)?```(\w*)\n(.*?)```", re.DOTALL)
+Run = Callable[[str, str], str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Write the files of a page where it says, and run its commands and, after the text ``before``,
+    the Python that it would have typed; returns what was printed."""
+    code = tmp_path / "fedshift"
+    left = shutil.ignore_patterns(".*", "build", "runs", "demo", "*.egg-info", "__pycache__")
+    for name in ("client", "configs", "papers", "protocol", "server", "sites", "strategies", "cli"):
+        shutil.copytree(ROOT / name, code / name, ignore=left)
+    shutil.copytree(ROOT / "tests" / "kit", code / "tests" / "kit")
+    (code / "runs").mkdir()
+    for path in (*(ROOT / "runs").glob("*.py"), ROOT / "__init__.py", ROOT / "pyproject.toml"):
+        shutil.copy(path, code / path.relative_to(ROOT))
+    asked = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "FEDSHIFT_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+    }
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=code, env=asked, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def follow(page: str, before: str) -> str:
+        printed = ""
+        for name, language, text in _BLOCK.findall((ROOT / "docs" / page).read_text()):
+            if name:
+                (code / name).parent.mkdir(parents=True, exist_ok=True)
+                (code / name).write_text(text)
+            elif language == "python":
+                printed += python("-c", before + text)
+            elif not language:
+                for line in text.splitlines():
+                    command, *options = shlex.split(line, comments=True)
+                    module = {"fedshift": "from fedshift.cli import main; main()"}
+                    how = ("-c", module[command]) if command in module else ("-m", command)
+                    printed += python(*how, *options)
+        return printed
+
+    return follow
+
+
+def test_the_guide_to_a_new_method(run: Run, tmp_path: Path) -> None:
+    printed = run("adding_a_method.md", "from fedshift.client.methods.fedper import FedPer\n")
+    assert re.search(r"head\W+\d+\W+weights and biases\W+\d+\W+kept at the site", printed)
+    assert "2 passed" in printed
+    for name in ("fedper", "notebook"):
+        folder = tmp_path / "fedshift" / "runs" / name
+        assert "personal," in (folder / "cross_site.csv").read_text()
+        assert (folder / "report.html").exists()
+
+
+def test_the_guide_to_a_new_task(run: Run, tmp_path: Path) -> None:
+    printed = run("adding_a_task.md", "")
+    assert re.search(r"area +Areas: how large .* mask +supervised", printed)
+    assert "2 passed" in printed
+    folder = tmp_path / "fedshift" / "runs" / "area"
+    page = (folder / "report.html").read_text()
+    assert "area error" in page and "Dice" not in page
+    with (folder / "cross_site.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    errors = {
+        row["structure"]: float(row["mean"])
+        for row in rows
+        if (row["model"], row["site"]) == ("global", "vendor_a")
+        and row["metric"] == "relative_error"
+    }
+    assert errors and all(error < 1 for error in errors.values()), errors
