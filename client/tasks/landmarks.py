@@ -44,6 +44,7 @@ class Landmarks(HeatmapTask):
     part = "landmark"
     failure = "the landmark is in exactly one of label and prediction"
 
+    sigma: float = setting(4.0, at_least=0.5)
     radii_mm: tuple[float, ...] = (2.0, 4.0, 8.0)
     presence: float = setting(0.0, at_least=0, at_most=1)
     mirror_pairs: tuple[str, ...] | None = None
