@@ -251,8 +251,7 @@ class _Pool:
         if len(self._replies) >= self._limit and all(task.id != needed for task in self._queue):
             return
         for slot in self._slots:
-            while slot.task is None and self._queue:
-                task = self._queue.popleft()
+            while slot.task is None and (task := self._next()) is not None:
                 if task.expired:
                     self._late[task.id] = task.dropped()
                     continue
@@ -262,6 +261,16 @@ class _Pool:
                     self._restart(slot)
                     slot.pipe.send((task.site, task.message))
                 slot.task = task
+
+    def _next(self) -> _Task | None:
+        """The first message in the queue to a site that no worker serves: a site takes its messages
+        one by one, in the order they were sent, as it notes in its ledger what leaves it."""
+        served = {slot.task.site for slot in self._slots if slot.task is not None}
+        for index, task in enumerate(self._queue):
+            if task.site not in served:
+                del self._queue[index]
+                return task
+        return None
 
     def _collect(self, timeout: float) -> None:
         busy = {slot.pipe: slot for slot in self._slots if slot.task is not None}

@@ -119,6 +119,20 @@ def test_at_most_two_replies_a_worker_wait_in_memory(
     assert len(done.read_text().splitlines()) == 21
 
 
+def test_a_site_takes_its_messages_one_by_one_in_the_order_they_were_sent(
+    pool: Callable[..., InlineGrid], tmp_path: Path
+) -> None:
+    """Though another worker is idle: a site notes in its ledger what leaves it."""
+    grid = pool("hangs")
+    nodes = dict(zip(grid.sites.names, grid.get_node_ids(), strict=True))
+    _, second = grid.push_messages([*ask(grid, 1, nodes), *ask(grid, 2, nodes)])
+    start = time.monotonic()
+    while not list(grid.pull_messages([second])):
+        pass
+    assert time.monotonic() - start > 1  # as long as the first one hangs
+    assert len((tmp_path / "sites" / "order.txt").read_text().splitlines()) == 2
+
+
 def test_replies_can_be_taken_in_any_order(pool: Callable[..., InlineGrid]) -> None:
     """The bound on waiting replies never keeps back the message whose reply is asked for."""
     grid = pool(*(f"s{number:02d}" for number in range(20)))
