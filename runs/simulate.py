@@ -25,7 +25,7 @@ from fedshift.runs.stored import build_plan, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint, report, tracking
 from fedshift.server.lock import alone_in
-from fedshift.server.record import read_rounds, read_task
+from fedshift.server.record import read_method, read_rounds
 from fedshift.server.tables.files import (
     read_cases,
     read_cross_site,
@@ -218,6 +218,6 @@ def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool
 
 
 def _measured(run: Path) -> TaskCard:
-    task = read_task(run)
-    assert task is not None, "a finished run says what it measures"
-    return task
+    method = read_method(run)
+    assert method is not None, "a finished run says what it measures"
+    return method.task

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fedshift.protocol.cards import MethodCard, SiteCard
-from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.storage import read_json, read_json_lines
 
 
@@ -22,14 +21,15 @@ def read_cards(path: Path) -> list[SiteCard] | None:
     return read_json(path, parse)
 
 
-def read_task(run: Path) -> TaskCard | None:
-    """What the run in that folder measures, None before its first round is done; where each site is
-    left out in turn, any fold says it. Raises :class:`UserError` when ``method.json`` is damaged.
+def read_method(run: Path) -> MethodCard | None:
+    """What the sites of the run in that folder said of its method and task, None before its first
+    round is done; where each site is left out in turn, any fold says it. Raises
+    :class:`UserError` when ``method.json`` is damaged.
     """
     for folder in (run, *sorted(run.glob("folds/*"))):
         card = read_json(folder / "checkpoints" / "method.json", MethodCard.from_json)
         if card is not None:
-            return card.task
+            return card
     return None
 
 

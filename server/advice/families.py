@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedshift.protocol.needs import PIXEL_CLASSES
 from fedshift.server.advice.rules import Advice
 from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Family, Strategy
@@ -31,17 +32,23 @@ def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
 
 def options(family: Family, advice: Advice) -> dict[str, list[str]]:
     """What to set on the command line for ``family``: the values worth trying, by option, the
-    plainest first. Left out is what the federation of ``advice`` is too small for."""
+    plainest first. Left out is what the federation of ``advice`` is too small for, and what the
+    run's method and task do not serve."""
     known = {name: STRATEGIES.named(name) for name in STRATEGIES.names()}
     named = [name for name, one in known.items() if one.family == family and _suits(one, advice)]
     found = {"strategy": sorted(named, key=lambda name: (not known[name].plain, name))}
     if family == "harmonise":
-        found |= {"augmentation": ["intensity"], "method": ["style_transfer"]}
+        found["augmentation"] = ["intensity"]
+        if PIXEL_CLASSES in advice.offers:
+            found["method"] = ["style_transfer"]
     return found
 
 
 def _suits(strategy: type[Strategy], advice: Advice) -> bool:
-    """Whether the strategy is of use to unseen sites, and holds against the suspects."""
+    """Whether method and task offer what the strategy needs, and it is of use to unseen sites and
+    holds against the suspects."""
+    if not strategy().needs() <= advice.offers:
+        return False
     if strategy.site_bound:
         return not advice.unseen
     if issubclass(strategy, Tolerant):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED
+from fedshift.protocol.needs import NEEDS
 from fedshift.protocol.words import NAMED, count, plural, some
 from fedshift.server.tables.overview import site_values
 from fedshift.strategies.base import Family
@@ -64,7 +65,7 @@ STAKE = 0.01
 class Evidence:
     """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, its task, the site
     cards by name, which sites train nothing, the last training loss of those that told one, and
-    whether only the ``nearest`` pairs were compared."""
+    whether only the ``nearest`` pairs were compared, and what method and task offer strategies."""
 
     shift: Sequence[Mapping[str, Any]]
     cross_site: Sequence[Mapping[str, Any]]
@@ -73,6 +74,7 @@ class Evidence:
     unseen: AbstractSet[str] = frozenset()
     loss: Mapping[str, float] = field(default_factory=dict)
     nearest: bool = False
+    offers: AbstractSet[str] = frozenset(NEEDS)
 
     @cached_property
     def training(self) -> list[str]:
@@ -139,7 +141,8 @@ class Advice:
     """What to try, the first thing first; empty where the evidence is too thin for any advice.
 
     ``suspects`` are the sites that look faulty, ``notes`` what bears on the advice beside it;
-    ``training`` and ``unseen`` count the sites that train and those that do not.
+    ``training`` and ``unseen`` count the sites that train and those that do not; ``offers`` are the
+    run's.
     """
 
     families: tuple[Family, ...]
@@ -148,6 +151,7 @@ class Advice:
     notes: tuple[str, ...]
     training: int
     unseen: int
+    offers: AbstractSet[str] = frozenset(NEEDS)
 
     @property
     def first(self) -> Family | None:
@@ -205,6 +209,7 @@ def advise(evidence: Evidence) -> Advice:
         ),
         training=len(evidence.training),
         unseen=len(evidence.unseen),
+        offers=evidence.offers,
     )
 
 
@@ -231,7 +236,7 @@ def _fault(evidence: Evidence) -> tuple[list[str], Finding]:
     usual = _others(best)
     if min(usual.values()) < LEARNT:
         said = (
-            f"That takes models that have learnt something: a {headline.title} of "
+            f"That takes models that have learnt something, with a value of {headline.title} of "
             f"{evidence.score(LEARNT)} at most sites."
         )
         return [], Finding(question, said, measured=False)

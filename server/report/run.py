@@ -17,7 +17,7 @@ from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
-from fedshift.server.record import read_rounds, read_task
+from fedshift.server.record import read_method, read_rounds
 from fedshift.server.report.matrix import Matrix
 from fedshift.server.report.words import Model, format_time, model_key, model_label
 from fedshift.server.shift import NO_DISTANCES
@@ -90,6 +90,7 @@ class Run:
     config_text: str
     config: dict[str, Any]
     task: TaskCard | None
+    offers: frozenset[str]
     cards: dict[str, dict[str, Any]]
     rounds: list[dict[str, Any]]
     cross_site: list[dict[str, Any]]
@@ -189,6 +190,7 @@ class Run:
             self.unseen,
             loss,
             nearest=self.shift_pairs == "nearest",
+            offers=self.offers,
         )
 
     @cached_property
@@ -492,7 +494,8 @@ def read_run(folder: Path) -> Run:
     cards = read_json(home / "checkpoints" / "sites.json", _cards) or []
     evaluation = read_json(folder / "checkpoints" / "evaluation.json", _evaluation) or {}
     cross_site_path, shift_path = folder / "cross_site.csv", folder / "shift.csv"
-    task = read_task(home)
+    method = read_method(home)
+    task = method.task if method is not None else None
     if task is None and cross_site_path.is_file():
         raise UserError(
             f"{folder} holds scores and no checkpoints/method.json, which says what was measured; "
@@ -503,6 +506,7 @@ def read_run(folder: Path) -> Run:
         config_text=config_text,
         config=config,
         task=task,
+        offers=frozenset(method.offers if method is not None else ()),
         # The simulated site that holds all data trains the pooled reference; it is no real site.
         cards={card["name"]: card for card in cards if card["name"] != POOLED},
         rounds=read_rounds(folder),

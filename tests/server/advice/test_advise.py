@@ -190,6 +190,17 @@ def test_sites_that_train_nothing_can_differ_in_appearance_but_not_be_faulty_or_
     assert "fedbn" in options("harmonise", advise(evidence(far)))["strategy"]
 
 
+def test_what_the_runs_method_and_task_do_not_serve_is_not_advised() -> None:
+    advice = advise(evidence(with_site("d", OTHER_SCANNER)))
+    assert "feddg" in options("harmonise", advice)["strategy"]
+    assert "style_transfer" in options("harmonise", advice)["method"]
+
+    landmarks = options("harmonise", replace(advice, offers=frozenset({"change", "descend"})))
+
+    assert "harmofl" in landmarks["strategy"] and "feddg" not in landmarks["strategy"]
+    assert "method" not in landmarks
+
+
 # What is said when little is known.
 
 
