@@ -14,6 +14,7 @@ from fedshift import UserError, strategies
 from fedshift.cli.console import PlainConsole
 from fedshift.client.model import Model
 from fedshift.protocol.messages import TensorInfo
+from fedshift.protocol.needs import check_offered
 from fedshift.protocol.words import count, some
 from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation, task_settings
@@ -44,6 +45,13 @@ def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     unlabelled = [name for name in training if name in data.unlabelled_sites]
     task = {**task_settings(config, federation.parts), "unlabelled": unlabelled}
     model = Model(method_settings(config), task, torch.device("cpu"), seed=0)
+    check_offered(
+        strategy.name,
+        strategy.needs(),
+        config["method"]["name"],
+        config["task"]["name"],
+        model.offers(),
+    )
     infos = model.infos()
     kept = strategy.keeps(infos)
     name = config["strategy"]["name"]

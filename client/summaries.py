@@ -86,7 +86,7 @@ def summarise(
     labelled = [case for case in _summarised(site) if case.labelled.any()]
     labels = task.described(labelled, min_count) if labelled else None
     if labels is not None:
-        summary[names.CLASS_VOLUMES] = labels
+        summary[names.LABELS] = labels
     return summary
 
 

@@ -5,6 +5,10 @@ for, what stands in no list here."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from fedshift import UserError
+
 CHANGE = "change"
 DESCEND = "descend"
 ENCODER = "encoder"
@@ -19,3 +23,16 @@ NEEDS = {
     PIXEL_CLASSES: "labels that give every pixel a class",
 }
 """Each in words that end a sentence's "it needs"."""
+
+
+def check_offered(
+    strategy: str, needs: frozenset[str], method: str, task: str, offers: Collection[str]
+) -> None:
+    """Raise :class:`fedshift.UserError` unless ``method`` with ``task`` offers what the strategy
+    ``needs``."""
+    if lacking := sorted(needs.difference(offers)):
+        raise UserError(
+            f"strategy={strategy} needs {NEEDS.get(lacking[0], lacking[0])}, which "
+            f"method={method} with task={task} does not offer; choose another strategy or another "
+            "method"
+        )

@@ -61,10 +61,10 @@ NORM_MEAN = "norm_mean"
 NORM_VARIANCE = "norm_variance"
 """(channels,) variance at the inputs of the normalisation layers."""
 
-CLASS_VOLUMES = "class_volumes_ml"
-"""(classes,) mL of the background and of each structure over the labelled slices. nan for a
-structure that too few slices annotate; where a structure is annotated in some only, its share of
-these stands for all, and what no structure takes is the background's."""
+LABELS = "label_distribution"
+"""(K,) how the labels of the labelled slices are distributed, as the task says: of masks mL of the
+background and of each structure, of points their number by part and cell. nan where too few slices
+tell."""
 
 # The question and its answer.
 

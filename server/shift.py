@@ -225,8 +225,8 @@ _DISTANCES = (
     _Distance("spectrum_distance", (names.LOG_SPECTRUM,), _spectrum),
     _Distance("feature_frechet", (names.FEATURE_MEAN, names.FEATURE_COVARIANCE), frechet_distances),
     _Distance("norm_kl", (names.NORM_MEAN, names.NORM_VARIANCE), _norm_kl),
-    _Distance("label_tv", (names.CLASS_VOLUMES,), _total_variation),
-    _Distance("label_shift", (names.CLASS_VOLUMES,), _label_shift),
+    _Distance("label_tv", (names.LABELS,), _total_variation),
+    _Distance("label_shift", (names.LABELS,), _label_shift),
 )
 
 _NEEDS = {distance.metric: distance.needs for distance in _DISTANCES} | {

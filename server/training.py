@@ -18,7 +18,7 @@ from fedshift.protocol.messages import (
     pack_arrays,
     read_arrays,
 )
-from fedshift.protocol.needs import NEEDS
+from fedshift.protocol.needs import check_offered
 from fedshift.protocol.storage import keep_lines, read_json
 from fedshift.server import checkpoint
 from fedshift.server.federation import Sites
@@ -137,12 +137,7 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
                 f"strategy={strategy.name} decides by the simulated clock, and there is none; add "
                 "clock=hospitals or clock=lan"
             )
-        if lacking := sorted(strategy.needs().difference(method.offers)):
-            raise UserError(
-                f"strategy={strategy.name} needs {NEEDS.get(lacking[0], lacking[0])}, which "
-                f"method={name} with task={plan.task['name']} does not offer; choose another "
-                "strategy or another method"
-            )
+        check_offered(strategy.name, strategy.needs(), name, plan.task["name"], method.offers)
     if method.participation != "both":
         return
     if not unlabelled:

@@ -16,7 +16,7 @@ from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Places
-from fedshift.sites.labels.placed import CORNERS, Placed, classes_in, depth, lay_out
+from fedshift.sites.labels.placed import CORNERS, Placed, classes_in, corners, depth, lay_out
 from fedshift.sites.labels.table import CLASS, LabelTable, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
@@ -55,17 +55,7 @@ class Boxes(Placed):
         """Slice, edges and the file's number of each box (n, 6)."""
         table = self.table(source.label_path)
         rows = table.of(source.path)
-        edges = np.array([table.required(row, CORNERS) for row in rows]).reshape(-1, 2, 2)
-        empty = (edges[:, 1] <= edges[:, 0]).any(axis=1)
-        if empty.any():
-            row = rows[int(np.argmax(empty))]
-            said = ", ".join(row.cells[column] for column in CORNERS)
-            raise FileFault(
-                "box-empty",
-                table.file,
-                f"has a box without area on line {row.line} ({said})",
-                "x2 must lie to the right of x1 and y2 below y1, or take the row out",
-            )
+        edges = np.array([corners(table, row) for row in rows]).reshape(-1, 2, 2)
         if data.points_in == "pixel":
             edges = _inside(edges - 0.5, image)
         called = [self.called(table, row, CLASS, "box") for row in rows]

@@ -36,6 +36,22 @@ if TYPE_CHECKING:
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
+def corners(table: LabelTable, row: Row) -> tuple[tuple[float, float], tuple[float, float]]:
+    """x and y of the two corners of a row's box.
+
+    Raises :class:`.findings.FileFault` where it has no area."""
+    x1, y1, x2, y2 = table.required(row, CORNERS)
+    if x2 <= x1 or y2 <= y1:
+        said = ", ".join(row.cells[column] for column in CORNERS)
+        raise FileFault(
+            "box-empty",
+            table.file,
+            f"has a box without area on line {row.line} ({said})",
+            "x2 must lie to the right of x1 and y2 below y1, or take the row out",
+        )
+    return (x1, y1), (x2, y2)
+
+
 class Placed(Form):
     """Things by rows: slice by slice (S, N, k + 1) float32, k coordinates on the slice and the
     part's number; rows of nan fill up.

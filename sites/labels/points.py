@@ -14,6 +14,7 @@ from fedshift.sites.labels.placed import (
     Found,
     Marks,
     classes_in,
+    corners,
     depth,
     is_flat,
     wide_names,
@@ -61,5 +62,5 @@ def _place(table: LabelTable, row: Row) -> list[float]:
 
 
 def _centre(table: LabelTable, row: Row, shift: float) -> list[float]:
-    x1, y1, x2, y2 = table.required(row, CORNERS)
+    (x1, y1), (x2, y2) = corners(table, row)
     return [(x1 + x2) / 2 - shift, (y1 + y2) / 2 - shift, depth(table, row)]

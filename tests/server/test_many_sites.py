@@ -46,7 +46,7 @@ def sent_by(count: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
             names.BLOCK_COUNTS: np.full(4, 5.0),
             names.BLOCK_FEATURES: features,
             names.TRAINING_SECOND_MOMENT: 20 * np.eye(3),
-            names.CLASS_VOLUMES: random.uniform(1, 2, 3),
+            names.LABELS: random.uniform(1, 2, 3),
         }
     return found
 

@@ -273,7 +273,7 @@ def test_label_tv_compares_the_share_of_each_class_in_the_labelled_slices_only()
         labels = np.concatenate([mask(c)[c.labelled] for c in data.splits["train"]])
         share[data.name] = labels.mean()
         expected = np.array([(labels == 0).sum(), (labels == 1).sum()]) * 8 * 1 * 1.5 / 1000
-        assert sent[data.name][names.CLASS_VOLUMES] == pytest.approx(expected)
+        assert sent[data.name][names.LABELS] == pytest.approx(expected)
     assert value(rows, "label_tv") == pytest.approx(share["b"] - share["a"])
     # Of all that the site with more has labelled, whatever the background.
     assert value(rows, "label_shift") == pytest.approx(1.0 - share["a"] / share["b"])
