@@ -262,6 +262,11 @@ BAD: dict[str, tuple[str, Callable[[Tables], Any], str]] = {
         lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 3 4 3 9", "q.png 1 1 2 2"),
         r"T.tsv has a box without area on line 2 \(3, 4, 3, 9\); x2 must lie to the right of x1",
     ),
+    "no area, by its centre": (
+        "points",
+        lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 3 4 9 2", "q.png 1 1 2 2"),
+        r"T.tsv has a box without area on line 2 \(3, 4, 9, 2\); x2 must lie to the right of x1",
+    ),
     "box outside": (
         "boxes",
         lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 3 4 43 9", "q.png 1 1 2 2"),
