@@ -11,13 +11,11 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from fedshift.client.metrics import dice
-from fedshift.client.panels import color_of, draw_panels, edge
+from fedshift.client.panels import MAX_SLICES, color_of, draw_panels, edge
 from fedshift.sites.types import IGNORED, Case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-MAX_SLICES = 3
 
 
 def draw_masks(

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedshift.client.panels import color_of, draw_panels, edge
+from fedshift.client.panels import MAX_SLICES, color_of, draw_panels, edge
 from fedshift.sites.types import Case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-MAX_SLICES = 3
 
 Note = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], str]
 """What is said of a slice: true and found points (n, 2) of each part, in mm, in words."""

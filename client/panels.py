@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COLORS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 """A colour a structure, from Okabe and Ito's palette, all bright on a grey image."""
 
+MAX_SLICES = 3
+"""Slices of a case that a picture shows."""
 GREY_LEVELS = 64
 
 Panel = Callable[["Axes", int], str]

@@ -84,7 +84,7 @@ def summarise(
         summary[names.NORM_MEAN] = np.concatenate([layer.mean for layer in moments])
         summary[names.NORM_VARIANCE] = np.concatenate([layer.variance for layer in moments])
     labelled = [case for case in _summarised(site) if case.labelled.any()]
-    labels = task.described(labelled, min_count) if labelled else None
+    labels = task.described(labelled, min_count)
     if labels is not None:
         summary[names.LABELS] = labels
     return summary

@@ -114,11 +114,17 @@ class Task(ABC):
     def shown(self, case: Case) -> set[int]:
         """The parts, by number, that the label of a labelled ``case`` holds."""
 
-    @abstractmethod
     def described(self, cases: Sequence[Case], min_count: int) -> np.ndarray | None:
+        """:meth:`distribution`, which may leave the site; None below ``min_count`` labelled slices,
+        and where there is none."""
+        if sum(int(case.labelled.sum()) for case in cases) < max(min_count, 1):
+            return None
+        return self.distribution(cases, min_count)
+
+    @abstractmethod
+    def distribution(self, cases: Sequence[Case], min_count: int) -> np.ndarray:
         """How the labels of labelled ``cases`` are distributed, (K,) and never negative: label
-        shift is measured in it. None below ``min_count`` labelled slices; nan where too few tell.
-        """
+        shift is measured in it. nan where fewer than ``min_count`` slices tell."""
 
     @abstractmethod
     def draw(
@@ -153,3 +159,17 @@ def common_parts(known: Sequence[str], parts: Sequence[str]) -> list[str]:
             "name them alike with data.labels"
         )
     return shared
+
+
+def told_parts(
+    case: Case, known: Sequence[str], parts: Sequence[str]
+) -> Iterator[tuple[str, int, int]]:
+    """The parts that the label of ``case`` tells of and a model knows: the name, its number in the
+    site's labels, whose parts are ``parts``, and that in the model's ``known``.
+
+    Raises :class:`fedshift.UserError` when site and model have no part in common."""
+    shared = common_parts(known, parts)
+    for number in case.annotates or range(1, len(parts) + 1):
+        name = parts[number - 1]
+        if name in shared:
+            yield name, number, known.index(name) + 1

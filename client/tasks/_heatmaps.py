@@ -57,11 +57,9 @@ class HeatmapTask(DenseTask):
         known = np.isfinite(label).all(axis=-1)
         return set(label[known][:, 2].astype(int).tolist())
 
-    def described(self, cases: Sequence[Case], min_count: int) -> np.ndarray | None:
+    def distribution(self, cases: Sequence[Case], min_count: int) -> np.ndarray:
         """How many points of each part lie in each of 4 x 4 cells of the grid, row by row, and last
         outside it."""
-        if sum(int(case.labelled.sum()) for case in cases) < max(min_count, 1):
-            return None
         counts = np.zeros((self.outputs, CELLS * CELLS + 1))
         for case in cases:
             label = np.asarray(case.labels[self.form].grid)

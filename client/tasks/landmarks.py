@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedshift import UserError
-from fedshift.client.contract.task import Predict, common_parts
+from fedshift.client.contract.task import Predict, told_parts
 from fedshift.client.tasks._heatmaps import HeatmapTask
 from fedshift.protocol.measures import Measure, Row
 from fedshift.protocol.settings import setting
@@ -114,16 +114,12 @@ class Landmarks(HeatmapTask):
         """In the images' own geometry. A landmark in exactly one of label and prediction has the
         diagonal of its image as error, one in neither has none. One that several slices show is
         looked for in each of them, and its error is their mean."""
-        shared = common_parts(self.parts, parts)
         for case in cases:
             heat = predict(case.image[case.labelled])
             native = np.asarray(case.labels[self.form].native)
             places = _Places(case, native, case.native_spacing_mm, native=True)
-            for index in case.annotates or range(1, len(parts) + 1):
-                name = parts[index - 1]
-                if name not in shared:
-                    continue
-                errors, failed = self._errors(places, index, heat[:, self.parts.index(name)])
+            for name, number, own in told_parts(case, self.parts, parts):
+                errors, failed = self._errors(places, number, heat[:, own - 1])
                 values = {"radial_error_mm": float(errors.mean())}
                 for radius, measure in zip(self.radii_mm, self.measures[1:], strict=True):
                     values[measure.name] = float((errors <= radius).mean())

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedshift import UserError
-from fedshift.client.contract.task import Predict, common_parts
+from fedshift.client.contract.task import Predict, told_parts
 from fedshift.client.tasks._heatmaps import HeatmapTask
 from fedshift.protocol.measures import Measure, Row
 from fedshift.protocol.settings import setting
@@ -74,22 +74,14 @@ class Points(HeatmapTask):
         """In the images' own geometry, slice by slice; a case counts the pairs of all its slices
         together. Where there is no point in label and prediction, F1, precision and recall are 1;
         where in exactly one of them, 0."""
-        shared = common_parts(self.parts, parts)
         for case in cases:
             heat = predict(case.image[case.labelled])
             truth = np.asarray(case.labels[self.form].native)[case.labelled]
             spacing = np.array(case.native_spacing_mm[:0:-1])
-            for index in case.annotates or range(1, len(parts) + 1):
-                name = parts[index - 1]
-                if name not in shared:
-                    continue
-                number = self.parts.index(name) + 1
+            for name, number, own in told_parts(case, self.parts, parts):
                 values = self._measured(
-                    [_of_class(points, index) * spacing for points in truth],
-                    [
-                        case.grid.points_to_native(self._found(maps, number)) * spacing
-                        for maps in heat
-                    ],
+                    [_of_class(points, number) * spacing for points in truth],
+                    [case.grid.points_to_native(self._found(maps, own)) * spacing for maps in heat],
                 )
                 failed = bool(values.pop("failed"))
                 yield Row(case.id, case.subject, case.domain.vendor, name, values, failed)

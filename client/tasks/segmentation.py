@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.client.contract.task import DenseTask, Predict, common_parts
+from fedshift.client.contract.task import DenseTask, Predict, common_parts, told_parts
 from fedshift.protocol.measures import Measure, Row
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import IGNORED, Case, Label
@@ -158,9 +158,8 @@ class Segmentation(DenseTask):
     def _score_case(self, case: Case, predict: Predict, parts: Sequence[str]) -> Iterator[Row]:
         from fedshift.client.metrics import score_case
 
-        shared = common_parts(self.parts, parts)
         classes = np.zeros(256, np.uint8)
-        for name in shared:
+        for name in common_parts(self.parts, parts):
             classes[parts.index(name) + 1] = self.parts.index(name) + 1
         # Between labelled slices others may lie: they stay, empty, so that distances are right.
         labelled = np.flatnonzero(case.labelled)
@@ -171,27 +170,20 @@ class Segmentation(DenseTask):
         predicted = np.zeros_like(reference)
         predicted[inside] = case.grid.to_native(predict(case.image[case.labelled]))
         predicted[native == IGNORED] = 0
-        told = case.annotates
-        common = {
-            name
-            for index, name in enumerate(parts, start=1)
-            if name in shared and (told is None or index in told)
-        }
+        told = {name for name, _, _ in told_parts(case, self.parts, parts)}
         for values in score_case(
             reference, predicted, case.native_spacing_mm, self.parts, self.tolerance_mm
         ):
             part, failed = values.pop("structure"), bool(values.pop("failed"))
-            if part in common:
+            if part in told:
                 yield Row(case.id, case.subject, case.domain.vendor, part, values, failed)
 
     def shown(self, case: Case) -> set[int]:
         counts = np.bincount(case.labels["mask"].grid.ravel())
         return set(np.flatnonzero(counts).tolist()) - {0, IGNORED}
 
-    def described(self, cases: Sequence[Case], min_count: int) -> np.ndarray | None:
+    def distribution(self, cases: Sequence[Case], min_count: int) -> np.ndarray:
         """The volume of each class, background first, in mL."""
-        if sum(int(case.labelled.sum()) for case in cases) < max(min_count, 1):
-            return None
         classes = self.outputs
         volumes, told = np.zeros(classes), np.zeros(classes, np.int64)
         seen, complete = np.zeros(classes), True

@@ -87,8 +87,8 @@ class Boxes(Placed):
         if grid.identity:
             return native
         moved = native.copy()
-        corners = native[..., :4].reshape(*native.shape[:-1], 2, 2)
-        moved[..., :4] = grid.points_to_grid(corners).reshape(*native.shape[:-1], 4)
+        edges = native[..., :4].reshape(*native.shape[:-1], 2, 2)
+        moved[..., :4] = grid.points_to_grid(edges).reshape(*native.shape[:-1], 4)
         return moved
 
     def cropped(self, native: np.ndarray, grid: Grid) -> float:
