@@ -64,9 +64,9 @@ class Summary:
     sliced along its last whatever is asked for), ``in_plane_mm`` is the median in-plane spacing,
     and ``reach_mm``, ``reach_px`` and ``reach_own`` are how far labels lie from the image's centre
     in images of known spacing (mm), of unknown spacing (pixels), and in all (their own finer
-    pixels), rounded up; 0 without labels. ``modalities`` counts images by modality. ``hounsfield``
-    counts the values under labels of CT images (:data:`.survey.HOUNSFIELD`), none of them fewer
-    than ``min_count``.
+    pixels), rounded up (mm to tenths, of finer pixels to less than one); 0 without labels.
+    ``modalities`` counts images by modality. ``hounsfield`` counts the values under labels of CT
+    images (:data:`.survey.HOUNSFIELD`), none of them fewer than ``min_count``.
     """
 
     images: int
@@ -93,16 +93,20 @@ def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:
         return None
     known = [one for one in facts if one.spacing_mm is not None]
     unknown = [one for one in facts if one.spacing_mm is None]
+    in_plane = _median([[_fine(one, k, np.mean) for k in range(3)] for one in known])
     counts = _without_small(_added([one.hounsfield for one in facts]), min_count)
     return Summary(
         images=len(facts),
         axes=_three(sum(one.clear and one.axis == k for one in facts) for k in range(3)),
         spacing_mm=_median([one.spacing_mm for one in known]),
-        in_plane_mm=_median([[_fine(one, k, np.mean) for k in range(3)] for one in known]),
+        in_plane_mm=in_plane,
         unknown=len(unknown),
         shape=_three(np.median([one.shape for one in facts], axis=0).astype(int).tolist()),
-        # Rounded up: a maximum is one image's, and need not be told to the micrometre.
-        reach_mm=_furthest([[_reached(one, k) for k in range(3)] for one in known], 10),
+        # Rounded up: a maximum is one image's, and need not be told finer than its pixels.
+        reach_mm=_furthest(
+            [[_reached(one, k) for k in range(3)] for one in known],
+            [_parts_of_mm(mm) for mm in in_plane or ()],
+        ),
         reach_px=_furthest([[_reached(one, k) for k in range(3)] for one in unknown]),
         reach_own=_furthest(
             [[_reached(one, k) / _fine(one, k, np.min) for k in range(3)] for one in facts]
@@ -131,10 +135,20 @@ def _median(rows: Sequence[Sequence[float] | None]) -> tuple[float, float, float
     return _three(np.median(np.array(rows, float), axis=0).tolist()) if rows else None
 
 
-def _furthest(rows: Sequence[Sequence[float]], parts: int = 1) -> tuple[float, float, float]:
-    """The largest of each column, rounded up to a part of the unit."""
-    largest = np.max(rows or [[0.0] * 3], axis=0)
-    return _three((np.ceil(largest * parts - 1e-6) / parts).tolist())
+def _parts_of_mm(pixel_mm: float) -> int:
+    """Into how many parts a mm is cut to tell of what has such pixels: ten, or of finer ones the
+    power of ten by which a part is no longer than a pixel."""
+    return 10 ** max(1, -math.floor(math.log10(pixel_mm)))
+
+
+def _furthest(
+    rows: Sequence[Sequence[float]], parts: Sequence[int] = ()
+) -> tuple[float, float, float]:
+    """The largest of each column, rounded up to so many parts of the unit."""
+    if not rows:
+        return (0.0, 0.0, 0.0)
+    cut = np.array(parts or [1])
+    return _three((np.ceil(np.max(rows, axis=0) * cut - 1e-6) / cut).tolist())
 
 
 def _three(values: Iterable[T]) -> tuple[T, T, T]:

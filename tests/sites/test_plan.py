@@ -97,6 +97,28 @@ def test_the_spacing_is_coarser_where_labels_do_not_fit() -> None:
     assert (data.spacing_mm, data.size) == (5.9, 128)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-1, 1e-3, 1e-6])
+def test_images_of_every_length_are_planned_alike(tmp_path: Path, unit: float) -> None:
+    """The retina's are a tenth of a mm wide: what is rounded is rounded to their pixels."""
+    lines = ["path\tsite\tsubject\tspacing_mm\tpoints_path"]
+    for k in range(3):
+        values = np.random.default_rng(k).integers(0, 255, (200, 200)).astype(np.uint8)
+        Image.fromarray(values).save(tmp_path / f"i{k}.png")
+        lines.append(f"i{k}.png\tA\tp{k}\t{0.5 * unit:.9f}\tP.tsv")
+    (tmp_path / "P.tsv").write_text("path\tx\ty\n" + "i0.png\t40\t99.5\ni1.png\t60\t60\n")
+    manifest = tmp_path / "M.tsv"
+    manifest.write_text("\n".join(lines))
+    data = DataSettings.from_config(
+        {**AUTO, "manifest": str(manifest), "cache": str(tmp_path / "cache")}, "points"
+    )
+    (site,) = load_federation({"kind": "manifest"}, data, 0).sites
+    summary = summarise(survey(site, data), 1)
+    assert summary is not None
+    # 60 pixels from the centre, with a quarter to spare.
+    assert summary.reach_mm[2] / unit == pytest.approx(30, rel=0.01)
+    assert plan({"A": summary}, data)[0].size == 160
+
+
 def test_the_size_covers_the_labels_in_steps_of_16() -> None:
     assert settled({"A": telling()}).size == 112  # 2 x 40 x 1.25 = 100
     small = telling(reach_mm=(5.0,) * 3, reach_own=(5.0,) * 3)
