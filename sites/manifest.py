@@ -291,7 +291,7 @@ def _slashes(path: str) -> str:
 _UNKNOWN = re.compile(
     r"(?:(?:n\.?/?a\.?|nan|none|null|unknown|\?|-+)\s*(?:[(\[].*)?)?", re.I | re.S
 )
-_NUMBER = re.compile(r"(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?", re.I)
+_NUMBER = re.compile(r"(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.I)
 _MARK = re.compile(r"\s*[x×*;\\]\s*|\s+", re.I)
 
 

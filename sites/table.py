@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Collection
@@ -21,6 +22,18 @@ _ENCODINGS = {
     BOM_UTF16_LE: "utf-16",
     BOM_UTF16_BE: "utf-16",
 }
+
+
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.I)
+
+
+def decimal(text: str) -> float:
+    """The number that ``text`` writes with a decimal point; :class:`ValueError` where it is none.
+
+    Python's own reading takes ``1_2``, ``-nan`` and ``infinity`` for numbers, too."""
+    if not _DECIMAL.fullmatch(text) or math.isinf(value := float(text)):
+        raise ValueError(f"{text!r} is no number")
+    return value
 
 
 def read_table(

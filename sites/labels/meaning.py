@@ -26,7 +26,7 @@ def parse_label_values(text: str, where: str) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     for part in re.split(r"[,;]", re.sub(r"\([^)]*\)", "", text)):
-        match = re.fullmatch(r"\s*(\d+)\s*[=:]\s*(\S.*?)\s*", part)
+        match = re.fullmatch(r"\s*([0-9]+)\s*[=:]\s*(\S.*?)\s*", part)
         if match is None:
             raise UserError(
                 f"{where}: label_values {text!r} cannot be read; write 0=background,1=NAME,... "

@@ -19,7 +19,7 @@ from fedshift import UserError
 from fedshift.sites.findings import FileFault
 from fedshift.sites.names import tidy
 from fedshift.sites.settings import nearest
-from fedshift.sites.table import DELIMITERS, read_table
+from fedshift.sites.table import DELIMITERS, decimal, read_table
 
 PATH = "path"
 CLASS, NAME = "class", "name"
@@ -63,17 +63,14 @@ class LabelTable:
         if text.lower() in BLANK:
             return None
         try:
-            value = float(text)
+            return decimal(text)
         except ValueError:
-            value = float("inf")
-        if abs(value) == float("inf"):
             raise FileFault(
                 "no-number",
                 self.file,
                 f"holds {text!r} in the column {column!r} on line {row.line}, which is no number",
                 "write a number with a decimal point, or leave the cell empty",
-            )
-        return value
+            ) from None
 
     def required(self, row: Row, columns: Sequence[str]) -> list[float]:
         """The numbers of ``columns``; raises :class:`FileFault` where one is missing, too."""
