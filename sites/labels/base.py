@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.facts import Surveyed
 from fedshift.sites.findings import Remark
@@ -105,6 +106,11 @@ class Form(ABC):
         """The names of what the labels of a table tell apart; ``survey`` looks into files.
 
         Raises :class:`fedshift.UserError` where nothing says so, or it can mean two things."""
+        if data.labels is not None:
+            raise UserError(
+                f"data.labels is no setting of labels of the form {self.name}, which have no "
+                "parts; take it out."
+            )
         return ()
 
     def own(self, site: SiteSpec, data: DataSettings, survey: Survey) -> list[Own | None]:
@@ -218,6 +224,22 @@ def named_parts(data: DataSettings) -> tuple[str, ...] | None:
     if data.labels is None:
         return None
     return tuple(name for name in data.labels if name not in RESERVED)
+
+
+def parts_by_name(data: DataSettings, form: Form) -> tuple[str, ...] | None:
+    """The parts that ``data.labels`` names, of a ``form`` whose files hold names; None where it is
+    not set.
+
+    Raises :class:`fedshift.UserError` for a number: a file's names have no order to count by."""
+    for name, given in (data.labels or {}).items():
+        for one in given:
+            if isinstance(one, int):
+                raise UserError(
+                    f"data.labels.{name} is the number {one}, and labels of the form {form.name} "
+                    f"have names: write those that they have, 'data.labels={{{name}: [NAME, "
+                    "...]}', or leave data.labels out to keep them."
+                )
+    return named_parts(data)
 
 
 def kept_parts(parts: Sequence[str], told: Collection[int]) -> tuple[str, ...] | None:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Places
-from fedshift.sites.labels.placed import CORNERS, Placed, classes_in, corners, depth, lay_out
+from fedshift.sites.labels.placed import CORNERS, Placed, classes_in, edges
 from fedshift.sites.labels.table import CLASS, LabelTable, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
@@ -25,9 +24,6 @@ from fedshift.sites.types import ImageSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SLACK = 1.0
-"""How many pixels an edge may lie outside the image: it is moved onto the border."""
 
 
 class Boxes(Placed):
@@ -54,26 +50,8 @@ class Boxes(Placed):
     ) -> Drawing:
         """Slice, edges and the file's number of each box (n, 6)."""
         table = self.table(source.label_path)
-        rows = table.of(source.path)
-        edges = np.array([corners(table, row) for row in rows]).reshape(-1, 2, 2)
-        if data.points_in == "pixel":
-            edges = _inside(edges - 0.5, image)
-        called = [self.called(table, row, CLASS, "box") for row in rows]
-        z = np.array([depth(table, row) for row in rows]).reshape(-1, 1)
-        first, last = (
-            lay_out(np.c_[edges[:, k], z], rows, image, source, data, table.file, "box's corner")
-            for k in (0, 1)
-        )
-        across = first[:, 0] != last[:, 0]
-        if across.any():
-            raise FileFault(
-                "box-across",
-                table.file,
-                f"has a box on line {rows[int(np.argmax(across))].line} that lies across the "
-                f"slices of {source.path}",
-                "give boxes within slices, or set data.slice_axis to the plane they were drawn in",
-            )
-        low, high = np.minimum(first, last), np.maximum(first, last)
+        low, high = edges(table, source, image, data)
+        called = [self.called(table, row, CLASS, "box") for row in table.of(source.path)]
         return self.drawing(table, np.c_[low[:, 0], low[:, [2, 1]], high[:, [2, 1]]], called)
 
     def places(self, drawing: Drawing) -> Places:
@@ -87,16 +65,16 @@ class Boxes(Placed):
         if grid.identity:
             return native
         moved = native.copy()
-        edges = native[..., :4].reshape(*native.shape[:-1], 2, 2)
-        moved[..., :4] = grid.points_to_grid(edges).reshape(*native.shape[:-1], 4)
+        corners = native[..., :4].reshape(*native.shape[:-1], 2, 2)
+        moved[..., :4] = grid.points_to_grid(corners).reshape(*native.shape[:-1], 4)
         return moved
 
     def cropped(self, native: np.ndarray, grid: Grid) -> float:
         """The share of the boxes' area."""
-        edges = native[np.isfinite(native[..., 0])][:, :4].reshape(-1, 2, 2)
-        edges = grid.points_to_grid(edges)
-        area = np.prod(edges[:, 1] - edges[:, 0], axis=1).sum()
-        seen = edges.clip(-0.5, grid.size - 0.5)
+        corners = native[np.isfinite(native[..., 0])][:, :4].reshape(-1, 2, 2)
+        corners = grid.points_to_grid(corners)
+        area = np.prod(corners[:, 1] - corners[:, 0], axis=1).sum()
+        seen = corners.clip(-0.5, grid.size - 0.5)
         return float(1 - np.prod(seen[:, 1] - seen[:, 0], axis=1).sum() / area) if area else 0.0
 
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
@@ -106,11 +84,3 @@ class Boxes(Placed):
         for x1, y1, x2, y2, k in label[np.isfinite(label[:, 0])]:
             color = f"C{int(k) - 1}"
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color))
-
-
-def _inside(edges: np.ndarray, image: Decoded) -> np.ndarray:
-    """Edges (n, 2, 2) that miss the image by little, moved onto its border."""
-    columns, rows = image.volume.array.shape[:2]
-    border = np.array([columns, rows]) - 0.5
-    near = edges.clip(-0.5, border)
-    return np.where(np.abs(near - edges) <= SLACK, near, edges)

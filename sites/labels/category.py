@@ -13,7 +13,7 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Survey, named_parts
+from fedshift.sites.labels.base import Drawing, Form, Survey, parts_by_name
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
@@ -37,7 +37,7 @@ class Category(Form):
     together = False
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
-        if (named := named_parts(data)) is not None:
+        if (named := parts_by_name(data, self)) is not None:
             return named
         found: dict[str, str] = {}
         every = sorted({i.category for images in table.images.values() for i in images} - {""})

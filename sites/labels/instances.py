@@ -39,9 +39,9 @@ class Instances(Form):
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         parts = named_parts(data) or (OBJECT,)
-        if len(parts) > 1:
+        if data.labels is not None and [*data.labels.values()] != [tuple(range(1, 65536))]:
             raise UserError(
-                f"data.labels names {', '.join(parts)}, and instances are of one kind; name one, "
+                "data.labels: instances are of one kind, and every value is an object; name it, "
                 f"'data.labels={{{parts[0]}: 1-65535}}'."
             )
         return parts

@@ -44,7 +44,7 @@ class Landmarks(Marks):
         for source in site.images:
             try:
                 table = self.table(source.label_path) if source.labelled else None
-                rows = self.rows_in(table, source, data) if table is not None else []
+                rows = self.rows_in(table, source) if table is not None else []
             except FileFault:  # which the survey tells
                 found.append(None)
                 continue
@@ -58,7 +58,7 @@ class Landmarks(Marks):
         if own is None or not own.names:
             return None
         classes = legend_of(source, parts, data, "").classes(own.names)
-        return kept_parts(parts, {*classes.values()})
+        return kept_parts(parts, {classes[number] for number in own.names if number in classes})
 
     def classify(
         self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
@@ -85,7 +85,7 @@ class Landmarks(Marks):
         there = super().looked_at(drawing, native, negative=negative)
         return there | there.any()
 
-    def rows_in(self, table: LabelTable, source: ImageSource, data: DataSettings) -> list[Found]:
+    def rows_in(self, table: LabelTable, source: ImageSource) -> list[Found]:
         """Those that have coordinates."""
         rows = table.of(source.path)
         if wide := _wide(table):

@@ -21,7 +21,7 @@ from fedshift.sites import geometry
 from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Places, Survey, named_parts, padded
+from fedshift.sites.labels.base import Drawing, Form, Places, Survey, padded, parts_by_name
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read_labels
 from fedshift.sites.legend import Legend
@@ -94,7 +94,7 @@ class Placed(Form):
                 )
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
-        if (named := named_parts(data)) is not None:
+        if (named := parts_by_name(data, self)) is not None:
             return named
         found: dict[str, str] = {}
         for one in self.tables(table):
@@ -218,7 +218,7 @@ class Marks(Placed):
     coordinates = 2
 
     @abstractmethod
-    def rows_in(self, table: LabelTable, source: ImageSource, data: DataSettings) -> list[Found]:
+    def rows_in(self, table: LabelTable, source: ImageSource) -> list[Found]:
         """The points of an image in a table."""
 
     def decode(
@@ -231,9 +231,13 @@ class Marks(Placed):
     ) -> Drawing:
         """Slice, x, y and the file's number of each point (n, 4)."""
         table = self.table(source.label_path)
-        found = self.rows_in(table, source, data)
+        found = self.rows_in(table, source)
         xyz = np.array([place for _, _, place in found]).reshape(-1, 3)
-        laid = lay_out(xyz, [row for row, _, _ in found], image, source, data, table.file)
+        said = [
+            f"a point at {', '.join(f'{value:g}' for value in place if np.isfinite(value))}"
+            for place in xyz
+        ]
+        laid = lay_out(xyz, [row for row, _, _ in found], said, image, source, data, table.file)
         return self.drawing(table, laid[:, [0, 2, 1]], [name for _, name, _ in found])
 
     def to_grid(self, native: np.ndarray, grid: Grid) -> np.ndarray:
@@ -281,17 +285,63 @@ def classes_in(table: LabelTable, default: str) -> tuple[str, ...]:
     return tuple(sorted({*table.names[CLASS]} - {""}))
 
 
+SLACK = 1.0
+"""How many pixels an edge of a box may lie outside the image: it is moved onto the border."""
+
+
+def edges(
+    table: LabelTable, source: ImageSource, image: Decoded, data: DataSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest slice, row and column (n, 3) of each box of ``source``, pixel
+    centres at whole numbers.
+
+    Raises:
+        FileFault: a box has no area, lies outside its image or across slices, or nothing says on
+            which slice it lies.
+    """
+    rows = table.of(source.path)
+    found = np.array([corners(table, row) for row in rows]).reshape(-1, 2, 2)
+    if data.points_in == "pixel":
+        # Edges are counted from the image's corner, points from the first pixel's centre.
+        found = _inside(found - 0.5, image)
+    z = np.array([depth(table, row) for row in rows]).reshape(-1, 1)
+    said = [f"a box at {', '.join(row.cells[column] for column in CORNERS)}" for row in rows]
+    first, last = (
+        lay_out(np.c_[found[:, k], z], rows, said, image, source, data, table.file) for k in (0, 1)
+    )
+    across = first[:, 0] != last[:, 0]
+    if across.any():
+        raise FileFault(
+            "box-across",
+            table.file,
+            f"has a box on line {rows[int(np.argmax(across))].line} that lies across the "
+            f"slices of {source.path}",
+            "give boxes within slices, or set data.slice_axis to the plane they were drawn in",
+        )
+    return np.minimum(first, last), np.maximum(first, last)
+
+
+def _inside(found: np.ndarray, image: Decoded) -> np.ndarray:
+    """Edges (n, 2, 2) that miss the image by little, moved onto its border; not those of a box of
+    which then nothing would be left."""
+    columns, rows = image.volume.array.shape[:2]
+    near = found.clip(-0.5, np.array([columns, rows]) - 0.5)
+    moved = np.where(np.abs(near - found) <= SLACK, near, found)
+    left = np.all(moved[:, 1] > moved[:, 0], axis=1)
+    return np.where(left.reshape(-1, 1, 1), moved, found)
+
+
 def lay_out(
     xyz: np.ndarray,
     lines: Sequence[Row],
+    said: Sequence[str],
     image: Decoded,
     source: ImageSource,
     data: DataSettings,
     file: Path,
-    what: str = "point",
 ) -> np.ndarray:
     """Coordinates (n, 3) of a table's rows ``lines``, z nan where it is not given, as slice, row
-    and column of ``image`` (n, 3); the slice is a whole number.
+    and column of ``image`` (n, 3); the slice is a whole number. ``said`` are the rows in words.
 
     Raises:
         FileFault: nothing says on which slice one lies, or it lies outside the image.
@@ -330,11 +380,10 @@ def lay_out(
     outside = ((voxels < -0.5) | (voxels > np.array(shape) - 0.5)).any(axis=1)
     if outside.any():
         first = int(np.argmax(outside))
-        said = ", ".join(f"{value:g}" for value in xyz[first] if np.isfinite(value))
         raise FileFault(
             "point-outside",
             file,
-            f"has a {what} at {said} on line {lines[first].line}, outside {source.path}, which has "
+            f"has {said[first]} on line {lines[first].line}, outside {source.path}, which has "
             f"{' x '.join(map(str, shape if shape[2] > 1 else shape[:2]))} pixels",
             "mend it: x counts columns and y rows, from 0 (data.points_in says of mm)",
         )

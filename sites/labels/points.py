@@ -6,20 +6,22 @@ gives their centres.
 
 from __future__ import annotations
 
-from functools import partial
-
 from fedshift import UserError
+from fedshift.sites.image import Decoded
+from fedshift.sites.labels.base import Drawing
 from fedshift.sites.labels.placed import (
     CORNERS,
     Found,
     Marks,
     classes_in,
-    corners,
     depth,
+    edges,
     is_flat,
     wide_names,
 )
-from fedshift.sites.labels.table import CLASS, NAME, LabelTable, Row, lacks
+from fedshift.sites.labels.table import CLASS, NAME, LabelTable, lacks
+from fedshift.sites.legend import Legend
+from fedshift.sites.readers import Contents
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import ImageSource
 
@@ -47,20 +49,28 @@ class Points(Marks):
             raise lacks(table, "x", "points of any number (columns x and y, and class)")
         return classes_in(table, "point")
 
-    def rows_in(self, table: LabelTable, source: ImageSource, data: DataSettings) -> list[Found]:
-        # Edges are counted from the image's corner, points from the first pixel's centre.
-        shift = 0.5 if data.points_in == "pixel" else 0.0
-        place = _place if is_flat(table) else partial(_centre, shift=shift)
+    def rows_in(self, table: LabelTable, source: ImageSource) -> list[Found]:
+        self.names_in(table)
         return [
-            (row, self.called(table, row, CLASS, "point"), place(table, row))
+            (
+                row,
+                self.called(table, row, CLASS, "point"),
+                [*table.required(row, ("x", "y")), depth(table, row)],
+            )
             for row in table.of(source.path)
         ]
 
-
-def _place(table: LabelTable, row: Row) -> list[float]:
-    return [*table.required(row, ("x", "y")), depth(table, row)]
-
-
-def _centre(table: LabelTable, row: Row, shift: float) -> list[float]:
-    (x1, y1), (x2, y2) = corners(table, row)
-    return [(x1 + x2) / 2 - shift, (y1 + y2) / 2 - shift, depth(table, row)]
+    def decode(
+        self,
+        source: ImageSource,
+        contents: Contents,
+        image: Decoded,
+        data: DataSettings,
+        meant: Legend | None = None,
+    ) -> Drawing:
+        table = self.table(source.label_path)
+        if not {*CORNERS} <= {*table.columns} or is_flat(table):
+            return super().decode(source, contents, image, data, meant)
+        low, high = edges(table, source, image, data)
+        called = [self.called(table, row, CLASS, "point") for row in table.of(source.path)]
+        return self.drawing(table, ((low + high) / 2)[:, [0, 2, 1]], called)

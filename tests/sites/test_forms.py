@@ -48,6 +48,8 @@ def test_a_category_is_a_cell_of_the_table(tables: Tables) -> None:
     with pytest.raises(UserError, match=r"the category 'malignant' of .*q.png is none of the fed"):
         tables.cases("category", labels={"x": "Benign"})
     assert "value-outside" in tables.codes("category", labels={"x": "Benign"})
+    with pytest.raises(UserError, match=r"data.labels.x is the number 1, and .* category have nam"):
+        tables.federation("category", labels={"x": 1})
 
 
 def test_a_category_that_is_to_be_ignored_is_no_label(tables: Tables) -> None:
@@ -91,8 +93,11 @@ def test_instances_keep_their_numbers(tables: Tables) -> None:
     assert label.native.dtype == np.uint16 and np.array_equal(label.native[0], values)
     np.testing.assert_array_equal(label.grid[0, 9:39, 4:44], values)
     assert tables.federation("instances", labels={"nucleus": "1-65535"}).parts == ("nucleus",)
-    with pytest.raises(UserError, match="names a, b, and instances are of one kind; name one"):
+    with pytest.raises(UserError, match="instances are of one kind, and every value is an obj"):
         tables.federation("instances", labels={"a": 1, "b": 2})
+    # A number of its own would be an object like all others.
+    with pytest.raises(UserError, match=r"data.labels=\{nucleus: 1-65535\}"):
+        tables.federation("instances", labels={"nucleus": "1-9", "background": "10-65535"})
     assert "label-twice" in tables.codes("instances")
 
 

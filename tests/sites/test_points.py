@@ -95,6 +95,28 @@ def test_classes_are_named_by_the_settings(tables: Tables) -> None:
     assert "value-outside" in tables.codes("points", labels={"receptor": ["rod", "cone"]})
 
 
+@pytest.mark.parametrize(
+    ("form", "header", "line", "name"),
+    [
+        ("landmarks", "path tip_x tip_y base_x base_y", "1 2 3 4", "tip"),
+        ("points", "path class x y", "tip 1 2", "tip"),
+        ("boxes", "path class x1 y1 x2 y2", "tip 1 2 3 4", "tip"),
+    ],
+)
+def test_numbers_say_nothing_of_labels_with_names(
+    tables: Tables, form: str, header: str, line: str, name: str
+) -> None:
+    three(tables)
+    tables.write("T.tsv", header, *(f"{image}.png {line}" for image in "pqr"))
+    with pytest.raises(UserError) as told:
+        tables.federation(form, label_table="T.tsv", labels={name: 1, "base": "2-3"})
+    assert str(told.value) == (
+        f"data.labels.{name} is the number 1, and labels of the form {form} have names: write "
+        f"those that they have, 'data.labels={{{name}: [NAME, ...]}}', or leave data.labels out to "
+        "keep them."
+    )
+
+
 # What was looked for.
 
 
@@ -115,6 +137,14 @@ def test_a_landmark_without_coordinates_was_not_looked_for_unless_it_is_said(
     for case in tables.cases("landmarks", label_table="L.tsv", annotates={"A": "b"}).values():
         label = case.labels["landmarks"].native[0]
         assert np.isnan(label[0, :2]).all() and label[0, 2] == 1
+
+
+def test_landmarks_whose_names_are_numbered_were_not_looked_for_either(tables: Tables) -> None:
+    three(tables)
+    header = "path label\u00a01_x label\u00a01_y label\u00a02_x label\u00a02_y"
+    tables.write("L.tsv", header, "p.png 1 2 3 4", "q.png 1 2 n/a n/a", "r.png 1 2 3 4")
+    assert tables.federation("landmarks", label_table="L.tsv").parts == ("label 1", "label 2")
+    assert tables.cases("landmarks", label_table="L.tsv")["q"].annotates == (1,)
 
 
 def test_a_class_that_a_site_never_shows_is_asked_about(tables: Tables) -> None:
@@ -270,7 +300,17 @@ BAD: dict[str, tuple[str, Callable[[Tables], Any], str]] = {
     "box outside": (
         "boxes",
         lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 3 4 43 9", "q.png 1 1 2 2"),
-        r"T.tsv has a box's corner at 42.5, 8.5 on line 2, outside .*p.png",
+        r"T.tsv has a box at 3, 4, 43, 9 on line 2, outside .*p.png, which has 40 x 30 pixels",
+    ),
+    "box outside, by its centre": (
+        "points",
+        lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 3 4 43 9", "q.png 1 1 2 2"),
+        r"T.tsv has a box at 3, 4, 43, 9 on line 2, outside .*p.png, which has 40 x 30 pixels",
+    ),
+    "box outside by little": (
+        "boxes",
+        lambda t: t.write("T.tsv", "path x1 y1 x2 y2", "p.png 40 4 40.5 9", "q.png 1 1 2 2"),
+        r"T.tsv has a box at 40, 4, 40.5, 9 on line 2, outside .*p.png",
     ),
     "landmark twice": (
         "landmarks",
@@ -338,6 +378,16 @@ BAD: dict[str, tuple[str, Callable[[Tables], Any], str]] = {
         r"T.tsv has no label for any image of .*M.tsv; mend the column by which they are joined",
     ),
 }
+
+
+@pytest.mark.parametrize("text", ["-nan", "+nan", "1_2", "infinity", "-inf", "1e999", "٣", "0x1"])
+@pytest.mark.parametrize("column", ["x", "y", "z"])
+def test_only_a_decimal_number_is_a_number(tables: Tables, text: str, column: str) -> None:
+    three(tables)
+    row = {"x": "1", "y": "2", "z": "0"} | {column: text}
+    tables.write("T.tsv", "path x y z", " ".join(["p.png", *row.values()]), "q.png 1 1 0")
+    told = tables.faults("points", label_table="T.tsv")
+    assert f"T.tsv: holds {text!r} in the column '{column}' on line 2, which is no number" in told
 
 
 @pytest.mark.parametrize("bad", BAD)
