@@ -6,7 +6,7 @@ A tensor's name is ``<sub-network>/<its name in the network>``.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fedshift import derive_seed
+from fedshift import UserError, derive_seed
 from fedshift.client.contract.method import Method, Networks
 from fedshift.client.contract.step import Decoder, Encoder
 from fedshift.client.methods import METHODS
 from fedshift.client.tasks import TASKS
 from fedshift.protocol import needs
 from fedshift.protocol.messages import Arrays, TensorInfo
+from fedshift.protocol.settings import suggest
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -34,7 +35,8 @@ class Model:
     ) -> None:
         """Networks start from the weights that ``seed`` determines, the same at every site.
 
-        Raises :class:`fedshift.UserError` for unknown or wrong settings.
+        Raises :class:`fedshift.UserError` for unknown or wrong settings, and for a method whose
+        networks, sharing and steps do not name the same.
         """
         self.method: Method = METHODS.build(method)
         self.task = TASKS.build(task)
@@ -44,6 +46,24 @@ class Model:
             nets = self.method.networks(self.task)
         self.device = device
         self.nets: Networks = {name: net.to(device) for name, net in nets.items()}
+        self.check_names("stepped", self.method.stepped)
+        sharing = self.method.sharing(self.task)
+        self.check_names("sharing", sharing)
+        if unsaid := sorted(self.nets.keys() - sharing.keys()):
+            raise UserError(
+                f"method={METHODS.name_of(type(self.method))}: sharing does not say how the "
+                f"sub-network {unsaid[0]} travels; add it, such as {unsaid[0]}: AVERAGED"
+            )
+
+    def check_names(self, where: str, names: Iterable[str]) -> None:
+        """Raise :class:`fedshift.UserError` when the method names in ``where`` what is none of its
+        networks: it would be left out of the federation in silence."""
+        for name in names:
+            if name not in self.nets:
+                raise UserError(
+                    f"method={METHODS.name_of(type(self.method))}: {where} names {name}, which is "
+                    f"none of its networks{suggest(name, self.nets)}"
+                )
 
     def infos(self) -> dict[str, TensorInfo]:
         """What a strategy must know of each tensor."""

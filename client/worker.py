@@ -26,6 +26,7 @@ from fedshift.client.ledger import Ledger
 from fedshift.client.model import Model, initial_arrays, shared_model
 from fedshift.client.policy import Policy, Refused
 from fedshift.client.rules.base import Visit, run_rules
+from fedshift.client.rules.base.following import following
 from fedshift.client.state import SiteState
 from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import MethodCard, SiteCard
@@ -204,7 +205,9 @@ class SiteWorker:
         )
         fit = partial(model.method.fit, self.data, model.nets, of_method(bank))
         model.forget_gradients()
-        report = run_rules(rules.build(visit), fit, budget)
+        asked = rules.build(visit)
+        report = run_rules(asked, following(asked, model, fit), budget)
+        model.check_names("FitReport.trained", report.trained)
         tensors = {**model.read(kept), **visit.personal}
         for name, array in tensors.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():

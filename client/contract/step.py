@@ -2,7 +2,9 @@
 
 A method's training loops follow the step of their budget. In the loops of the sub-networks that it
 calls :attr:`~fedshift.client.contract.method.Method.stepped` the step changes the images of a batch
-and says how the gradients come about; its penalty is added in every loop.
+and says how the gradients come about; its penalty is added in every loop. A training that asks for
+less than the strategy's rules would change is an error: it would be plain averaging under the
+strategy's name.
 
 What a strategy does of this only some methods, networks and tasks let it do. It says what it needs
 in words (:data:`fedshift.protocol.needs.NEEDS`), a method's card says what is offered
@@ -11,7 +13,7 @@ in words (:data:`fedshift.protocol.needs.NEEDS`), a method's card says what is o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -88,37 +90,58 @@ class Step:
         return gradients(batch)
 
 
-def composed(steps: Sequence[Step]) -> Step:
+class Composed(Step):
     """One step of several: their changes one after the other, their penalties added in that order,
-    and the descent of the one that has its own.
+    and the descent of the one that has its own. It notes what a training asks of it."""
 
-    Raises :class:`fedshift.UserError` when two have."""
-    owners = [step for step in steps if type(step).descend is not Step.descend]
-    if len(owners) > 1:
-        first, second = (type(step).__name__ for step in owners[:2])
-        raise UserError(
-            f"the strategy has both {first} and {second} say how a step's gradients come about; "
-            "only one rule can"
-        )
-    return _Composed(tuple(steps), owners[0] if owners else Step())
+    def __init__(self, steps: Sequence[Step]) -> None:
+        """Raises :class:`fedshift.UserError` when two have a descent of their own."""
+        self._steps = steps
+        if len(owners := self._with("descend")) > 1:
+            first, second = (type(step).__name__ for step in owners[:2])
+            raise UserError(
+                f"the strategy has both {first} and {second} say how a step's gradients come "
+                "about; only one rule can"
+            )
+        self._owner = owners[0] if owners else Step()
+        self._changed = self._penalised = False
+        self._seen: set[str] = set()
+        self._descended: set[nn.Module] = set()
 
-
-@dataclass(frozen=True)
-class _Composed(Step):
-    steps: tuple[Step, ...]
-    owner: Step
+    def _with(self, hook: str) -> list[Step]:
+        """Those of the steps that have a ``hook`` of their own."""
+        return [s for s in self._steps if getattr(type(s), hook) is not getattr(Step, hook)]
 
     def change(self, images: torch.Tensor) -> torch.Tensor:
-        for step in self.steps:
+        self._changed = True
+        for step in self._steps:
             images = step.change(images)
         return images
 
     def penalty(self, nets: Mapping[str, nn.Module], seen: Seen) -> torch.Tensor | None:
-        terms = [term for step in self.steps if (term := step.penalty(nets, seen)) is not None]
+        self._penalised = True
+        self._seen.update(seen)
+        terms = [term for step in self._steps if (term := step.penalty(nets, seen)) is not None]
         return sum(terms[1:], terms[0]) if terms else None
 
     def descend(self, net: nn.Module, batch: Batch, gradients: Gradients) -> Losses:
-        return self.owner.descend(net, batch, gradients)
+        self._descended.add(net)
+        return self._owner.descend(net, batch, gradients)
+
+    def unasked(self, moved: Mapping[str, nn.Module], stepped: Collection[str]) -> str:
+        """What of it a training never asked for that ``moved`` these of a method's networks, of
+        which those called ``stepped`` are to follow all of it; empty where nothing is lacking."""
+        if moved and self._with("penalty") and not self._penalised:
+            return "its penalty"
+        descended = {tensor for net in self._descended for tensor in net.parameters()}
+        for name in sorted(moved.keys() & stepped):
+            if self._with("change") and not self._changed:
+                return f"the images that {name} is to be trained on"
+            if self._with("penalty") and name not in self._seen:
+                return f"its penalty on what {name} has seen"
+            if self._with("descend") and descended.isdisjoint(moved[name].parameters()):
+                return f"the gradients that {name} is to follow"
+        return ""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.method import Budget, FitReport, Method, Scene
 from fedshift.client.contract.step import (
     Batch,
+    Composed,
     Decoder,
     Encoder,
     Gradients,
     Losses,
     Seen,
     Step,
-    composed,
 )
+from fedshift.client.methods import METHODS as METHODS_BY_NAME
 from fedshift.client.methods.online_rendering import OnlineRendering
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.model import Model
 from fedshift.client.networks.lv_unet import LVUNet
 from fedshift.client.rules import RULES, predictor
 from fedshift.client.rules.base import LocalRule, Visit, run_rules
+from fedshift.client.rules.base.following import following
 from fedshift.client.training import changed
 from fedshift.protocol.messages import Action, Instruction
 from fedshift.runs.config import load
@@ -157,7 +160,7 @@ def test_a_penalty_is_told_what_each_stepped_network_has_seen(method: Method) ->
 
 def test_no_step_and_an_empty_composition_are_the_same_training() -> None:
     method = METHODS["supervised"]
-    assert equal(trained(method, Step())[0], trained(method, composed([]))[0])
+    assert equal(trained(method, Step())[0], trained(method, Composed([]))[0])
 
 
 def test_changes_compose_in_their_order_and_penalties_add_up() -> None:
@@ -166,13 +169,13 @@ def test_changes_compose_in_their_order_and_penalties_add_up() -> None:
             return images.square()
 
     images = torch.full((2, 1, 4, 4), 3.0)
-    both = composed([Brighter(1.0), Squared()])
+    both = Composed([Brighter(1.0), Squared()])
     assert both.change(images).unique().item() == 16
-    assert composed([Squared(), Brighter(1.0)]).change(images).unique().item() == 10
+    assert Composed([Squared(), Brighter(1.0)]).change(images).unique().item() == 10
 
     net = nn.Linear(1, 1, bias=False)
     weight = net.weight.square().item()
-    pulls = composed([Pull(2.0), Brighter(0.0), Pull(3.0)])
+    pulls = Composed([Pull(2.0), Brighter(0.0), Pull(3.0)])
     penalty = pulls.penalty({"net": net}, {})
     assert penalty is not None
     assert penalty.item() == pytest.approx(5 * weight)
@@ -183,13 +186,13 @@ def test_the_one_that_owns_the_descent_sees_what_the_others_changed() -> None:
     """Doubled, then the first half alone: the same as plain training, as nothing is drawn for the
     copies once augmentation is off."""
     quiet = Supervised(width=4, depth=2, batch=4, augmentation=Augmentation(affine=False))
-    found, _ = trained(quiet, composed([Doubled(), Halved()]))
+    found, _ = trained(quiet, Composed([Doubled(), Halved()]))
     assert equal(found, trained(quiet, Step())[0])
 
 
 def test_two_that_own_the_descent_are_refused_in_one_sentence() -> None:
     with pytest.raises(UserError, match="both Halved and Twice say how a step's gradients"):
-        composed([Halved(), Brighter(0), Twice()])
+        Composed([Halved(), Brighter(0), Twice()])
 
 
 def test_labels_follow_images_that_become_more() -> None:
@@ -269,6 +272,100 @@ def test_a_rule_may_change_what_is_predicted(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(found, predictor(model, scene, {})(2 * images))
     with pytest.raises(UserError, match="rule=telepathy is not known"):
         predictor(model, scene, {"telepathy": {}})
+
+
+# A training that lets no rule act.
+
+
+class Careless(Supervised):
+    """Its network trains in a loop of its own, which asks for what it likes."""
+
+    asks: tuple[str, ...] = ()
+
+    def fit(self, site: SiteData, nets: Any, bank: Any, budget: Budget) -> FitReport:
+        step, net = budget.step, nets["segmenter"]
+        images = torch.from_numpy(np.array(site.splits["train"][0].image))
+        if "change" in self.asks:
+            images = step.change(images)
+
+        def gradients(batch: Batch) -> Losses:
+            loss = net(batch.images).square().mean()
+            if "penalty" in self.asks:
+                loss = loss + step.penalty(nets, {})
+            if "seen" in self.asks:
+                loss = loss + step.penalty(nets, {"segmenter": batch.images})
+            loss.backward()
+            return {"loss": loss}
+
+        batch = Batch(images, torch.zeros(len(images)))
+        if "descend" in self.asks:
+            step.descend(net, batch, gradients)  # type: ignore[arg-type]
+        else:
+            gradients(batch)
+        if "optimiser" in self.asks:
+            torch.optim.Adam(net.parameters(), lr=0.01).step()
+        else:
+            with torch.no_grad():
+                net.head.weight -= 0.01 * net.head.weight.grad
+        return FitReport({"segmenter": 8})
+
+
+class Stepped(LocalRule):
+    """Acts when an optimiser steps."""
+
+    def before_step(self, optimizer: Any) -> None: ...
+
+
+class Watching(LocalRule):
+    """Changes nothing."""
+
+
+def rule_of(hook: Step) -> type[LocalRule]:
+    return type("Ruled", (LocalRule,), {"step": hook})
+
+
+@pytest.mark.parametrize(
+    ("asks", "rule", "words"),
+    [
+        ((), rule_of(Pull(0.1)), "never asks budget.step for its penalty, so that"),
+        (("penalty",), rule_of(Pull(0.1)), "its penalty on what segmenter has seen"),
+        (("seen",), rule_of(Pull(0.1)), None),
+        (("descend",), rule_of(Brighter(1)), "the images that segmenter is to be trained on"),
+        (("change",), rule_of(Brighter(1)), None),
+        (("change",), rule_of(Halved()), "the gradients that segmenter is to follow"),
+        (("descend",), rule_of(Halved()), None),
+        ((), Stepped, "steps no optimiser of torch, so that the strategy's rule stepped"),
+        (("optimiser",), Stepped, None),
+        ((), Watching, None),
+    ],
+)
+def test_a_training_that_lets_no_rule_act_is_an_error(
+    asks: tuple[str, ...], rule: type[LocalRule], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Careless, "asks", asks)
+    monkeypatch.setitem(METHODS_BY_NAME.registered, "careless", Careless)
+    model = Model({**SMALL, "name": "careless"}, WIRE, CPU, seed=0)
+    rules = [rule(Visit(Instruction(action=Action.FIT, seed=0), site(), model, CPU))]
+    fit = following(rules, model, partial(model.method.fit, site(), model.nets, {}))
+    budget = Budget(model.task, 1, 5, CPU)
+    if words is None:
+        assert run_rules(rules, fit, budget).trained
+        return
+    with pytest.raises(UserError, match=words) as refused:
+        run_rules(rules, fit, budget)
+    assert str(refused.value).startswith("method=careless ")
+
+
+@pytest.mark.parametrize("method", ["supervised", "online_rendering"])
+def test_a_shipped_training_lets_every_rule_act(method: str) -> None:
+    settings = {"supervised": SMALL, "online_rendering": {"name": method, "batch": 4}}[method]
+    model = Model(settings, WIRE, CPU, seed=0)
+    visit = Visit(Instruction(action=Action.FIT, seed=0), site(), model, CPU)
+    hooks = (Pull(0.1), Brighter(1.0), Halved())
+    rules = [*(rule_of(hook)(visit) for hook in hooks), Stepped(visit)]
+    fit = following(rules, model, partial(model.method.fit, site(), model.nets, {}))
+    for number in (1, 2):  # In its last round online_rendering trains nothing.
+        assert run_rules(rules, fit, Budget(model.task, 1, 5, CPU, round=number, rounds=2)).trained
 
 
 # What is offered.

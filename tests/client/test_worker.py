@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -461,3 +461,44 @@ def test_every_listed_method_can_be_built() -> None:
         method = METHODS.build({"name": name})
         task = Segmentation(("x",), unlabelled=("t",))
         assert method.sharing(task).keys() == method.networks(task).keys()
+
+
+# A method whose names do not fit its networks.
+
+
+class Misspelt(Supervised):
+    """Says what ``told`` has in the place of what is right."""
+
+    told: ClassVar[dict[str, Any]] = {}
+
+    def sharing(self, task: Any) -> Any:
+        return self.told.get("sharing", super().sharing(task))
+
+    def fit(self, *given: Any) -> Any:
+        report = super().fit(*given)
+        report.trained = self.told.get("trained", report.trained)
+        return report
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"trained": {"segmentor": 8}}, "FitReport.trained names segmentor, which is none of its"),
+        ({"sharing": {"net": "x"}}, "method=misspelt: sharing names net, which is none of its"),
+        ({"sharing": {}}, "sharing does not say how the sub-network segmenter travels; add it"),
+        ({"stepped": ("body",)}, "stepped names body, which is none of its networks; choose from"),
+        ({}, None),
+    ],
+)
+def test_a_method_that_names_no_network_of_its_own_is_refused(
+    sites: LocalSites, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], words: str | None
+) -> None:
+    monkeypatch.setattr(Misspelt, "told", told)
+    monkeypatch.setattr(Misspelt, "stepped", told.get("stepped", Supervised.stepped))
+    monkeypatch.setitem(METHODS.registered, "misspelt", Misspelt)
+    # A setting of its own each: models are kept by their settings.
+    method = {**METHOD, "name": "misspelt", "lr": 0.01 + len(str(told)) / 1e4}
+    asked = instruction(sites, Action.FIT, round=1, method=method)
+    reply = ask(sites.worker("vendor_a", CPU), asked, initial(sites))
+    assert reply.has_error() == (words is not None)
+    assert words is None or words in (reply.error.reason or "")

@@ -23,7 +23,7 @@ from torch.optim.optimizer import (
 )
 
 from fedshift.client.contract.method import Budget, FitReport, Scene, StatisticsBank
-from fedshift.client.contract.step import Step, composed
+from fedshift.client.contract.step import Composed, Step
 from fedshift.client.model import Model
 from fedshift.protocol.messages import Arrays, Instruction
 from fedshift.sites.types import SiteData
@@ -119,7 +119,7 @@ def run_rules(
         steps = [found for found in (*(rule.step for rule in rules), step) if found is not None]
         noted = budget.memory if memory is None else memory
         with _stepping(rules):
-            return fit(replace(budget, step=composed(steps), memory=noted))
+            return fit(replace(budget, step=Composed(steps), memory=noted))
 
     inner: Train = train
     for rule in reversed(rules):
