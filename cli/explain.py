@@ -18,7 +18,7 @@ from fedshift.protocol.needs import check_offered
 from fedshift.protocol.words import count, some
 from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation, task_settings
-from fedshift.runs.plugins import method_settings
+from fedshift.runs.plugins import method_settings, rules_of
 from fedshift.sites.types import Federation
 from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Strategy
@@ -41,6 +41,7 @@ def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
     config = load(overrides, config_dir)
     federation, data = open_federation(config)
     strategy = strategies.build(config["strategy"])
+    rules_of([strategy])
     training = [site.name for site in federation.sites if site.role == "train"]
     unlabelled = [name for name in training if name in data.unlabelled_sites]
     task = {**task_settings(config, federation.parts), "unlabelled": unlabelled}

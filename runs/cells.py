@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedshift import UserError
 from fedshift.runs import provenance
@@ -15,7 +13,6 @@ from fedshift.runs.config import Config
 from fedshift.runs.simulate import run
 from fedshift.server import checkpoint
 from fedshift.server.lock import alone_in
-from fedshift.server.record import read_rounds
 from fedshift.sites import DataSettings, open_site
 from fedshift.sites.types import SiteSpec
 
@@ -52,9 +49,7 @@ class RunCell:
         engine = {**self.config["engine"], "workers": 1, "devices": device}
         with alone_in(self.folder):
             (self.folder / FAILURE).unlink(missing_ok=True)
-            if (self.folder / "cross_site.csv").exists() and untrained(self.folder):
-                _clear(self.folder)  # To try again.
-            elif others := half_done(self.folder) and provenance.differing(self.folder):
+            if others := half_done(self.folder) and provenance.differing(self.folder):
                 raise UserError(
                     f"{self.folder} is half done and may not go on to the same numbers here: "
                     f"{others}; remove its folder to run it anew"
@@ -66,23 +61,12 @@ class RunCell:
                 drawn=False,
                 checked=True,
             )
-        if reason := untrained(self.folder):
-            raise UserError(reason)
 
 
 def half_done(folder: Path) -> bool:
     """Whether the run in ``folder`` has done something, and has still to end."""
     begun = checkpoint.last_round(folder / "checkpoints") > 0 or (folder / "folds").exists()
     return begun and not (folder / "cross_site.csv").exists()
-
-
-def _clear(folder: Path) -> None:
-    """Remove what is in ``folder``, but not itself: it is locked."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 class Reporter:
@@ -112,25 +96,3 @@ class Reporter:
 
     def say(self, sentence: str) -> None:
         """The run's own files tell it again."""
-
-
-def untrained(folder: Path) -> str | None:
-    """Why a finished cell trained nothing in any round of a run, if so: its models are the initial
-    ones, whatever they score."""
-    for lines in rounds(folder):
-        trained = any(
-            "examples" in metrics and site not in line["rejected"]
-            for line in lines
-            for site, metrics in line["sites"].items()
-        )
-        if not trained:
-            last = lines[-1]
-            why = [*last["failed"].values(), *last["rejected"].values(), last["skipped"]]
-            return f"no site trained in any round: {why[0]}"
-    return None
-
-
-def rounds(folder: Path) -> list[list[dict[str, Any]]]:
-    """The lines of ``rounds.jsonl`` of a finished cell's run, or of each of its folds."""
-    runs = sorted(folder.glob("folds/*")) or [folder]
-    return [read_rounds(run) for run in runs]

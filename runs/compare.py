@@ -15,7 +15,7 @@ from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
 from fedshift.runs import provenance
 from fedshift.runs import sweep as sweeps
-from fedshift.runs.cells import FAILURE, OpenSite, RunCell, rounds, untrained
+from fedshift.runs.cells import FAILURE, OpenSite, RunCell
 from fedshift.runs.earlier import complete
 from fedshift.runs.pool import Event, Pool, places
 from fedshift.runs.settings import EngineSettings
@@ -25,6 +25,7 @@ from fedshift.runs.watching import Tell, silent
 from fedshift.server import checkpoint, comparison
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.lock import alone_in
+from fedshift.server.record import rounds_of, untrained
 from fedshift.server.report.run import read_run
 
 
@@ -136,7 +137,7 @@ def _status(one: PlannedCell) -> Literal["done", "left"]:
     done = (
         (folder / "cross_site.csv").exists()
         and checkpoint.fingerprint(read_config(folder / "config.yaml")) == one.identity
-        and untrained(folder) is None
+        and not untrained(folder)
     )
     return "done" if done else "left"
 
@@ -179,7 +180,7 @@ class Schedule:
         """Take it that the cell is done, and how long its training took."""
         self._waiting.discard(number)
         one = self._prepared[number]
-        lines = chain.from_iterable(rounds(one.cell.folder))
+        lines = chain.from_iterable(rounds_of(one.cell.folder))
         self._measured[one.cell.entrant] = sum(line["seconds"] for line in lines)
         known = [one for one in self._prepared if one.cell.entrant in self._measured]
         seconds = sum(self._measured[one.cell.entrant] for one in known)

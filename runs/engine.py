@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from fedshift.client.app import make_client_app
@@ -9,7 +10,7 @@ from fedshift.client.memory import training_bytes
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.flower import Context, RecordDict
 from fedshift.protocol.messages import Instruction
-from fedshift.runs.plugins import check_one_process
+from fedshift.runs.plugins import check_one_process, rules_of
 from fedshift.runs.settings import EngineSettings
 from fedshift.server.app import make_server_app
 from fedshift.server.engines import devices, ray
@@ -23,19 +24,23 @@ def run_engine(
 ) -> None:
     """Run the plan's ServerApp against the sites in the engine asked for."""
     server = make_server_app(plan, progress)
+    rules = rules_of(plan.strategies)
     if engine.name == "ray":
-        _check_registered(plan.instruction)
+        _check_registered(plan.instruction, rules)
         client = make_client_app(sites, engine.threads)
         workers = devices.useful_workers(engine.most_workers, len(sites.names), engine.threads)
         ray.run(server, client, len(sites.names), workers, engine.threads)
         return
-    with inline_grid(sites, engine, plan.instruction) as grid:
+    with inline_grid(sites, engine, plan.instruction, rules) as grid:
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
         server(grid, context)
 
 
-def inline_grid(sites: LocalSites, engine: EngineSettings, instruction: Instruction) -> InlineGrid:
-    """The inline engine with a worker for each place that the machine has."""
+def inline_grid(
+    sites: LocalSites, engine: EngineSettings, instruction: Instruction, rules: Collection[str]
+) -> InlineGrid:
+    """The inline engine with a worker for each place that the machine has; ``rules`` are the local
+    ones that it is asked for."""
     slots = devices.place(
         engine.devices,
         engine.most_workers,
@@ -50,10 +55,11 @@ def inline_grid(sites: LocalSites, engine: EngineSettings, instruction: Instruct
         ),
     )
     if len(slots) > 1:
-        _check_registered(instruction)
+        _check_registered(instruction, rules)
     return InlineGrid(sites, slots, engine.threads)
 
 
-def _check_registered(instruction: Instruction) -> None:
-    named = {"method": instruction.method, "task": instruction.task}
-    check_one_process(named, ("method", "task"), "add engine.workers=1")
+def _check_registered(instruction: Instruction, rules: Collection[str]) -> None:
+    named = [("method", instruction.method["name"]), ("task", instruction.task["name"])]
+    named += [("rule", name) for name in sorted(rules)]
+    check_one_process(named, "add engine.workers=1")

@@ -49,6 +49,7 @@ def evaluate(
         federation, data, config = _data(stored, overrides, manifest, config_dir, tell)
         engine = EngineSettings.from_config(stored.config)
         folder = run / "evaluations" / (federation.name if name is None else name)
+        rules = {name for ref in stored.models for name in ref.rules}
         with tempfile.TemporaryDirectory() as scratch:
             sites = LocalSites(
                 federation=federation,
@@ -59,7 +60,7 @@ def evaluate(
                 amp=engine.amp,
             )
             with (
-                inline_grid(sites, engine, stored.instruction) as grid,
+                inline_grid(sites, engine, stored.instruction, rules) as grid,
                 watch(f"evaluating {run}") as watcher,
             ):
                 reached = Sites(grid, find(grid, stored.instruction), {})

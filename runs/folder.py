@@ -15,6 +15,7 @@ from fedshift.runs.config import Config, completed
 from fedshift.runs.plugins import method_settings
 from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, tracking
+from fedshift.server.record import untrained
 
 _BEGUN = {
     "config.yaml",
@@ -40,10 +41,10 @@ _FINAL = (
 def open_folder(out: Path, config: Config, say: Callable[[str], None]) -> int:
     """Make ``out`` ready for the run of ``config``; return how many of its rounds it holds.
 
-    A run that never finished a round is begun again. One that is to have more rounds, or to spend
-    more, loses what was made at its end, and goes on to what it would have been from the start.
-    ``say`` takes a sentence. Raises :class:`UserError` when ``out`` holds something else or what
-    cannot go on; it is left as it is then.
+    A run that never finished a round, or in which no site trained, is begun again. One that is to
+    have more rounds, or to spend more, loses what was made at its end, and goes on to what it would
+    have been from the start. ``say`` takes a sentence. Raises :class:`UserError` when ``out`` holds
+    something else or what cannot go on; it is left as it is then.
     """
     stored = out / "config.yaml"
     done = checkpoint.last_round(out / "checkpoints")
@@ -54,6 +55,11 @@ def open_folder(out: Path, config: Config, say: Callable[[str], None]) -> int:
         raise UserError(
             f"{out} already holds a run; add resume=true to go on with it or choose another out=DIR"
         )
+    if done and (why := untrained(out)):
+        say(f"{out} is begun again: {why}")
+        _unfinish(out)
+        _begin(out, config)
+        return 0
     earlier = read_config(stored)
     others = provenance.differing(out)
     if others:
@@ -152,9 +158,7 @@ def _lengthen(out: Path, earlier: Config, config: Config, done: int) -> int:
             f"the checkpoint of the round before is not kept (checkpoints_kept="
             f"{config['checkpoints_kept']}); choose another out=DIR"
         )
-    for name in _FINAL:
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / "figures", ignore_errors=True)
+    _unfinish(out)
     if config["tracking"]:  # Sinks are fed anew, from the first round.
         shutil.rmtree(out / tracking.FOLDER, ignore_errors=True)
     if repeated:
@@ -163,6 +167,13 @@ def _lengthen(out: Path, earlier: Config, config: Config, done: int) -> int:
         if not done:
             _begin(out, config)
     return done
+
+
+def _unfinish(out: Path) -> None:
+    """Remove what was made when the rounds were done."""
+    for name in _FINAL:
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "figures", ignore_errors=True)
 
 
 def _ended_differently(config: Config, done: int) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fedshift import UserError
 from fedshift.client.contract.task import Task
@@ -12,6 +13,9 @@ from fedshift.client.methods import METHODS
 from fedshift.client.tasks import TASKS
 from fedshift.protocol.registry import Registry, in_words
 from fedshift.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from fedshift.strategies.base import Strategy
 
 KINDS: dict[str, Registry[Any]] = {"method": METHODS, "strategy": STRATEGIES, "task": TASKS}
 """By the node of the config that says which one a run has."""
@@ -77,12 +81,34 @@ def takes_augmentation(method: str) -> bool:
     return AUGMENTATION in {field.name for field in fields}
 
 
-def check_one_process(config: Mapping[str, Any], kinds: tuple[str, ...], way_out: str) -> None:
-    """Raise :class:`UserError`, which ends with ``way_out``, where the config names what is known
-    in this process alone, though other processes are to run it."""
-    for kind in kinds:
-        name = config[kind]["name"]
-        if name in KINDS[kind].registered:
+def rules_of(asked: Iterable[Strategy]) -> set[str]:
+    """The names of the local rules that these strategies have.
+
+    Raises :class:`UserError` for one that is not known here, or that takes other settings: every
+    site would fail in every round."""
+    from fedshift.client.rules import RULES  # torch
+
+    found = set()
+    for strategy in asked:
+        for name, given in strategy.rules().items():
+            try:
+                inspect.signature(RULES.named(name)).bind(None, **given)
+            except TypeError as error:
+                raise UserError(
+                    f"strategy={strategy.name} gives its rule {name} other settings than that "
+                    f"takes ({error}); mend its rules()"
+                ) from error
+            found.add(name)
+    return found
+
+
+def check_one_process(named: Iterable[tuple[str, str]], way_out: str) -> None:
+    """Raise :class:`UserError`, which ends with ``way_out``, where what is ``named``, by kind and
+    name, is known in this process alone, though other processes are to run it."""
+    from fedshift.client.rules import RULES  # torch
+
+    for kind, name in named:
+        if name in {**KINDS, RULES.kind: RULES}[kind].registered:
             raise UserError(
                 f"{kind}={name} is registered in this process and other processes do not know it; "
                 f"{way_out}"

@@ -19,14 +19,14 @@ from fedshift.protocol.storage import read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
-from fedshift.runs.plugins import method_settings
+from fedshift.runs.plugins import method_settings, rules_of
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
 from fedshift.server.engines.inline import InlineGrid
 from fedshift.server.federation import meet
 from fedshift.server.plan import ResourceBudget, RunPlan
-from fedshift.server.record import read_cards, read_rounds
+from fedshift.server.record import read_cards, read_rounds, untrained
 from fedshift.server.training import prepare
 from fedshift.sites.types import Federation, SiteSpec
 from fedshift.strategies.base.clock import Clock
@@ -82,12 +82,15 @@ def read_config(path: Path) -> Config:
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:
     """What the coordinator needs to know of the run that ``config`` describes.
 
-    Raises :class:`UserError` for wrong settings, and for a method that does not serve the task."""
+    Raises :class:`UserError` for wrong settings, for a method that does not serve the task, and for
+    a strategy whose local rules are not known."""
     settings = RunSettings.from_config(config)
     METHODS.named(config["method"]["name"]).check_serves(TASKS.named(config["task"]["name"]))
     asked = config["strategy"]
     baselines = [name for name in settings.baselines if name != asked["name"]]
     arms = [asked, *({"name": name} for name in baselines)]
+    built = tuple(strategies.build(arm) for arm in arms)
+    rules_of(built)
     clock = Clock.from_config(config.get("clock", {"name": "none"}), settings.seed)
     return RunPlan(
         out=out,
@@ -97,7 +100,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         local_steps=settings.local_steps,
         method=method_settings(config),
         task=task_settings(config, structures),
-        strategies=tuple(strategies.build(arm) for arm in arms),
+        strategies=built,
         # Without a validation split no site could answer.
         validate_every=settings.validate_every if config["data"]["split"]["val"] else 0,
         checkpoints_kept=settings.checkpoints_kept,
@@ -142,9 +145,15 @@ def _budget(settings: RunSettings, clock: Clock | None) -> ResourceBudget | None
 def stored_run(run: Path) -> Iterator[StoredRun]:
     """Open a run whose rounds are done; no image is read.
 
-    Raises :class:`UserError` when ``run`` is no run folder or its training is not finished.
+    Raises :class:`UserError` when ``run`` is no run folder, its training is not finished or trained
+    nothing, and when it holds the runs of a protocol that leaves something out in turn.
     """
     config = read_config(run / "config.yaml")
+    if folds := sorted(run.glob("folds/*")):
+        raise UserError(
+            f"{run} holds a run for each thing left out in turn and no models of its own; name one "
+            f"of them, such as {folds[0]}"
+        )
     settings = RunSettings.from_config(config)
     earlier.complete(run)
     done = checkpoint.last_round(run / "checkpoints")
@@ -156,6 +165,8 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
             f"{run} holds {done} of {settings.rounds} rounds; finish it first with "
             "fedshift simulate ... resume=true"
         )
+    if why := untrained(run):
+        raise UserError(f"{run} has no trained model: {why}; run it anew with resume=true")
     structures = cards[0].parts
     specs = tuple(
         SiteSpec(card.name, (), "train" if card.role == "train" else "unseen")

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from fedshift import UserError
+from fedshift import UserError, strategies
 from fedshift.client.contract.method import Participation
 from fedshift.client.methods import METHODS
 from fedshift.client.policy import Policy
@@ -22,7 +22,7 @@ from fedshift.protocol.storage import folder_name
 from fedshift.runs.checking import settle
 from fedshift.runs.config import Config, choices, load
 from fedshift.runs.federation import open_federation
-from fedshift.runs.plugins import KINDS, check_one_process
+from fedshift.runs.plugins import KINDS, check_one_process, rules_of
 from fedshift.runs.settings import EngineSettings, RunSettings, as_folder
 from fedshift.runs.simulate import folds
 from fedshift.runs.stored import build_plan
@@ -273,9 +273,9 @@ def _checked(
 ) -> PlannedCell:
     """The cell with its composed ``config``; ``federations`` are those opened so far."""
     settings = RunSettings.from_config(config)
+    rules = rules_of([strategies.build(config["strategy"])])
     check_one_process(
-        config,
-        tuple(KINDS),
+        [*((kind, config[kind]["name"]) for kind in KINDS), *(("rule", name) for name in rules)],
         "simulate each cell with engine.workers=1, or make it a module of an installed package",
     )
     if EngineSettings.from_config(config).name != "inline":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from fedshift import UserError
 from fedshift.protocol.flower import Context, Grid, ServerApp
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import some
@@ -12,7 +13,7 @@ from fedshift.server.cross_site import finished_models, measure_shift, score
 from fedshift.server.federation import Sites, meet
 from fedshift.server.plan import RunPlan
 from fedshift.server.progress import Progress
-from fedshift.server.record import read_rounds
+from fedshift.server.record import read_rounds, untrained
 from fedshift.server.rounds import messages_left, train
 from fedshift.server.tables.files import write_cases, write_cross_site, write_shift
 from fedshift.server.tables.summary import summarise
@@ -36,7 +37,11 @@ def make_server_app(plan: RunPlan, progress: Progress) -> ServerApp:
 
 
 def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
-    """Run what is left of a run. ``cross_site.csv`` is written last: with it the run is done."""
+    """Run what is left of a run. ``cross_site.csv`` is written last: with it the run is done.
+
+    Raises :class:`UserError` when no site trained in any round, or no model could be scored
+    anywhere: the run is then not done, and there is nothing to conclude from it.
+    """
     sites = meet(grid, plan)
     training = prepare(sites, plan)
     if not training.done:
@@ -45,10 +50,19 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
     exchanges = len(models) + 2  # every model is scored at every site; shift takes two
     progress.expect(messages_left(training, plan) + exchanges * len(sites.scored))
     train(training, plan, progress)
+    if why := untrained(plan.out):
+        raise UserError(
+            f"method={plan.method['name']} with strategy={plan.strategies[0].name}: {why}; mend "
+            "that, and run it anew with resume=true"
+        )
 
     instruction = training.instruction.but(round=training.done)
     task = training.method.task
     scores = score(sites, instruction, task, models, SPLITS, progress)
+    if scores.problems and not scores.cases and not scores.wholes:
+        raise UserError(
+            f"nothing could be scored: {scores.problems[0]}; mend that, and go on with resume=true"
+        )
     shift = measure_shift(sites, instruction, models, progress, plan.shift_pairs)
     plan.after_round()
     tracking.write_table(plan.out / "rounds.csv", read_rounds(plan.out), plan.strategies[0].model)

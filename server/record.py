@@ -46,3 +46,26 @@ def read_rounds(run: Path) -> list[dict[str, Any]]:
         return line
 
     return read_json_lines(run / "rounds.jsonl", parse)
+
+
+def rounds_of(run: Path) -> list[list[dict[str, Any]]]:
+    """The lines of ``rounds.jsonl`` of the run in that folder, or of each of its folds."""
+    return [read_rounds(folder) for folder in sorted(run.glob("folds/*")) or [run]]
+
+
+def untrained(run: Path) -> str:
+    """Why no site's training counted in any round of the run in that folder, or of one of its
+    folds, so that its models are the initial ones; empty where one did, or no round is done."""
+    for lines in filter(None, rounds_of(run)):
+        trained = any(
+            metrics.get("examples") and site not in line["rejected"]
+            for line in lines
+            for site, metrics in line["sites"].items()
+        )
+        if not trained:
+            last = lines[-1]
+            why = [
+                f"site {site}: {why}" for site, why in (last["failed"] | last["rejected"]).items()
+            ]
+            return f"no site trained in any round: {[*why, last['skipped']][0]}"
+    return ""

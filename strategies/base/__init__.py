@@ -106,7 +106,7 @@ class Strategy(Timeline, FlowerStrategy):
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """What a site changes in its local training: a rule of :mod:`fedshift.client.rules` and its
-        settings; nothing by default. Asked before every round."""
+        settings; nothing by default. Asked before every round, and before :meth:`begin`."""
         return {}
 
     def needs(self) -> frozenset[str]:

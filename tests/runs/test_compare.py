@@ -22,7 +22,6 @@ from rich.console import Console
 from fedshift import UserError
 from fedshift.cli.board import Board
 from fedshift.protocol.storage import folder_name
-from fedshift.runs.cells import untrained
 from fedshift.runs.compare import Schedule
 from fedshift.runs.config import load
 from fedshift.runs.pool import Event, Pool, places
@@ -30,7 +29,7 @@ from fedshift.runs.simulate import run
 from fedshift.runs.stored import read_config
 from fedshift.runs.sweep import Sweep, prepare, target_for
 from fedshift.server.comparison.cells import Cell
-from fedshift.server.record import read_rounds
+from fedshift.server.record import read_rounds, untrained
 
 Command = Callable[..., Any]
 Contents = Callable[..., dict[str, Any]]
@@ -488,36 +487,38 @@ def test_failed_cells_are_shown_and_tried_again_and_stop_no_other(
     outcome = command("compare", *options)
     assert outcome.code == 0, outcome.err
     refused = "trains between sites, which local training keeps apart"
-    untrained = "no site trained in any round: rounds=2 leaves none"
-    for reason in (refused, untrained):
-        assert f"1 cell failed: {'method=unet_gan ' * (reason is refused)}{reason}" in outcome.out
+    idle = "no site trained in any round: site vendor_a: rounds=2 leaves none"
+    told = f"with strategy=fedavg: {idle}"
+    for reason in (refused, told):
+        assert f"1 cell failed: method=unet_gan {reason}" in outcome.out
     assert refused in (cell(out, "strategy=local,method=unet_gan") / "failed.txt").read_text()
     failed = cell(out, "strategy=fedavg,method=unet_gan")
-    assert untrained in (failed / "failed.txt").read_text()
+    assert idle in (failed / "failed.txt").read_text()
     assert (cell(out, "strategy=fedavg,method=supervised") / "cross_site.csv").exists()
-    stamp = (failed / "cases.csv").stat().st_mtime_ns
+    assert not (failed / "cross_site.csv").exists()
+    stamp = (failed / "rounds.jsonl").stat().st_mtime_ns
     again = command("compare", *options)
     assert again.code == 0
-    assert (failed / "cases.csv").stat().st_mtime_ns > stamp
+    assert (failed / "rounds.jsonl").stat().st_mtime_ns > stamp
     assert refused in again.out
 
 
 @pytest.mark.parametrize(
     ("second", "reason"),
     [
-        ({"sites": {"a": {"examples": 8.0}}, "rejected": {}}, None),
-        ({"sites": {"a": {"examples": 8.0}}, "rejected": {"a": "is nan"}}, "is nan"),
+        ({"sites": {"a": {"examples": 8.0}}, "rejected": {}}, ""),
+        ({"sites": {"a": {"examples": 8.0}}, "rejected": {"a": "is nan"}}, "site a: is nan"),
         ({"sites": {"a": {"val_dice": 0.5}}, "rejected": {}}, "0 usable updates"),
+        ({"sites": {"a": {"examples": 0.0}}, "rejected": {}}, "0 usable updates"),
     ],
 )
 def test_a_cell_is_untrained_when_no_update_counted(
-    tmp_path: Path, second: dict[str, Any], reason: str | None
+    tmp_path: Path, second: dict[str, Any], reason: str
 ) -> None:
     skipped = {"failed": {}, "rejected": {}, "sites": {}, "skipped": "0 usable updates"}
     told = [{"round": 1, **skipped}, {"round": 2, **skipped, **second}]
     (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
-    expected = reason and f"no site trained in any round: {reason}"
-    assert untrained(tmp_path) == expected
+    assert untrained(tmp_path) == (reason and f"no site trained in any round: {reason}")
 
 
 def test_a_grid_without_a_finished_cell_is_an_error(

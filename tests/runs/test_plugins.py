@@ -14,6 +14,8 @@ import fedshift
 from fedshift import UserError, strategies
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
+from fedshift.client.rules import RULES
+from fedshift.client.rules.base import LocalRule
 from fedshift.client.tasks import TASKS
 from fedshift.protocol import registry
 from fedshift.protocol.registry import Registry, in_words
@@ -39,7 +41,7 @@ class {}(Strategy):
 def _as_before() -> Iterator[None]:
     """Forget what a test registers and installs."""
     yield
-    for kind in plugins.KINDS.values():
+    for kind in (*plugins.KINDS.values(), RULES):
         kind.registered.clear()
     registry._entry_points.cache_clear()
 
@@ -225,6 +227,55 @@ def test_a_comparison_which_has_workers_refuses_it(command: Command, tmp_path: P
     found = command("compare", "strategy=fedavg,gentle_average", f"out={tmp_path / 'out'}")
     assert found.code == 2
     assert "strategy=gentle_average is registered in this process and other" in found.err
+
+
+@dataclass(eq=False)
+class Ruled(Strategy):
+    """A strategy with a rule of a notebook."""
+
+    rule: str = "quiet"
+    loud: bool = False
+
+    def rules(self) -> dict[str, dict[str, Any]]:
+        return {self.rule: {"loud": True} if self.loud else {}}
+
+
+class Quiet(LocalRule):
+    """A rule that does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("engine.workers=2",), r"^rule=quiet is registered .* add engine\.workers=1$"),
+        (("strategy.rule=quite",), r"^rule=quite is not known; did you mean quiet\?$"),
+        (("strategy.loud=true",), r"^strategy=ruled gives its rule quiet other settings than that"),
+    ],
+)
+def test_a_rule_that_no_site_could_follow_is_refused_before_the_run(
+    simulate_undrawn: Callable[..., Path],
+    command: Command,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    fedshift.register(Ruled)
+    fedshift.register(Quiet)
+    with pytest.raises(UserError, match=words):
+        simulate_undrawn(tmp_path / "run", "strategy=ruled", *options)
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+    if "engine.workers=2" not in options:
+        assert command("explain", "strategy=ruled", *options).code == 2
+
+
+def test_a_comparison_refuses_a_registered_rule(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fedshift.register(Quiet)
+    monkeypatch.setattr(FedAvg, "rules", lambda self: {"quiet": {}})
+    found = command("compare", "strategy=fedavg,fedprox", f"out={tmp_path / 'out'}")
+    assert found.code == 2
+    assert "rule=quiet is registered in this process and other processes" in found.err
 
 
 # A user's own configs
