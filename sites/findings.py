@@ -54,6 +54,7 @@ CODES = {
     "frames-in-time": "its frames follow each other in time, not in space",
     "graph-asymmetric": "the matrix of a graph is not symmetric",
     "graph-shape": "the matrix of a graph is not square",
+    "graph-size": "a graph has another number of nodes than the federation's",
     "image-without-place": "the label is drawn in the patient's coordinates, its image has none",
     "label-by-other-code": "the label lies on its image by an unusual pair of sform and qform only",
     "label-cropped": "the label covers a part of its image's grid",

@@ -168,7 +168,10 @@ def _notes(
     form = form_of(data)
     nothing = f"an empty {form.name}" if form.by_value else f"no {form.marks}"
     notes = _annotation_notes(site, cases, parts, form)
-    unknown = sum(not meta["spacing_known"] for meta in cases)
+    unknown = sum(
+        not meta["spacing_known"] and not readers.is_matrix(site.images[meta["image"]].path)
+        for meta in cases
+    )
     if unknown:
         notes.append(
             f"pixel spacing is unknown for {unknown} of {len(cases)} images: their distances are "

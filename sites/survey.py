@@ -51,7 +51,8 @@ def survey(site: SiteSpec, data: DataSettings) -> tuple[Surveyed, ...]:
     until it changes; phantoms, which are right by construction, have no facts.
 
     Of ``data`` it matters where the cache is, which form of label is read and what its coordinates
-    are, and which of a drawing's structures are meant: only those may not overlap."""
+    are, which of a drawing's structures are meant (only those may not overlap), and of a form that
+    lies within slices ``slice_axis``."""
     files = [image for image in site.images if image.phantom is None]
     if not files:
         return tuple(Surveyed(None, ()) for _ in site.images)
@@ -64,7 +65,7 @@ def survey(site: SiteSpec, data: DataSettings) -> tuple[Surveyed, ...]:
         for image in files
     ]
     recipe = json.dumps(
-        ["survey", code_hash(), form.name, data.points_in]
+        ["survey", code_hash(), form.name, data.points_in, form.sliced and data.slice_axis]
         + [legend and asdict(legend) for legend in meant]
         + [
             [image.path, image.label_path, image.category, image.spacing_mm, image.modality]
@@ -121,7 +122,7 @@ def _look(source: ImageSource, meant: Legend | None, data: DataSettings) -> Surv
     form = form_of(data)
     try:
         contents = readers.read(Path(source.path))
-        decoded = decode_image(source, contents, None)
+        decoded = decode_image(source, contents, data.slice_axis if form.sliced else None)
     except FileFault as fault:
         trouble = Trouble("warning", fault.code, "image", fault.problem, fault.way_out)
         return Surveyed(None, (trouble,), left_out=True)
@@ -142,18 +143,21 @@ def _look(source: ImageSource, meant: Legend | None, data: DataSettings) -> Surv
         troubles.append(Trouble("warning", "constant", "image", "is constant", "export it again"))
     spacing = decoded.spacing_mm
     fields: dict[str, Any] = {
-        "shape": _canonical(decoded.image.shape, axis),
+        "shape": _canonical(decoded.image.shape, decoded.axis),
         "axis": axis,
         "clear": clear and decoded.volume.affine is not None,
         "oriented": decoded.volume.affine is not None,
-        "spacing_mm": _canonical(spacing, axis) if spacing else None,
+        "spacing_mm": _canonical(spacing, decoded.axis) if spacing else None,
         "modality": modality_code(decoded.volume.modality or source.modality),
         "pixels": digest(str(decoded.image.shape), np.ascontiguousarray(decoded.image).tobytes()),
-        "picture": perceptual_hash(decoded.image[len(decoded.image) // 2]),
+        # The matrices of two people's graphs look alike.
+        "picture": ""
+        if readers.is_matrix(source.path)
+        else perceptual_hash(decoded.image[len(decoded.image) // 2]),
         "low": float(decoded.image.min()),
     }
     if drawing is not None:
-        fields |= _label_facts(form, drawing, decoded, axis)
+        fields |= _label_facts(form, drawing, decoded)
         if fields["modality"] == "CT" or fields["low"] < HOUNSFIELD_LOW:
             pixels = form.pixels(drawing)
             inside = decoded.image if pixels is None else decoded.image[pixels > 0]
@@ -177,7 +181,8 @@ def _canonical(laid_out: Sequence[Any], axis: int) -> tuple[Any, Any, Any]:
     return found[0], found[1], found[2]
 
 
-def _label_facts(form: Form, drawing: Drawing, decoded: Decoded, axis: int) -> dict[str, Any]:
+def _label_facts(form: Form, drawing: Drawing, decoded: Decoded) -> dict[str, Any]:
+    axis = decoded.axis
     counts = form.counts(drawing)
     kept = dict(sorted(counts.items())[:MOST_VALUES])
     fields: dict[str, Any] = {

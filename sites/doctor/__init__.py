@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedshift.sites.doctor.acquisition import check_hounsfield, check_modalities, check_spacings
+from fedshift.sites.doctor.acquisition import (
+    check_graphs,
+    check_hounsfield,
+    check_modalities,
+    check_spacings,
+)
 from fedshift.sites.doctor.duplicates import check_duplicates, check_likeness
 from fedshift.sites.doctor.files import check_labelled, check_site, check_splits
 from fedshift.sites.doctor.image import Image
@@ -54,6 +59,7 @@ def check(
     findings += check_spacings(images, data)
     findings += check_hounsfield(images, data)
     findings += check_modalities(images)
+    findings += check_graphs(images, form)
     unsaid: list[Finding] = []
     if form.by_value:
         unsaid = check_values(images, data)

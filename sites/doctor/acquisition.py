@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fedshift.sites import readers
 from fedshift.sites.doctor.image import Image, axis_of
 from fedshift.sites.findings import Finding, listed
+from fedshift.sites.labels import Form
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.survey import HOUNSFIELD_LOW, OTHER, in_mm
 
@@ -19,6 +21,7 @@ OUTLIER = 4.0
 
 def check_spacings(images: Sequence[Image], data: DataSettings) -> list[Finding]:
     findings = []
+    images = [image for image in images if not readers.is_matrix(image.source.path)]
     in_plane: dict[int, tuple[float, ...]] = {}
     for number, image in enumerate(images):
         spacing = image.facts.spacing_mm
@@ -84,6 +87,26 @@ def check_modalities(images: Sequence[Image]) -> Iterable[Finding]:
                 f"its images are {listed(sorted(modalities))}, and one network takes all for the "
                 "same kind of image",
                 "keep the rows of one, or make them sites with data.site_column",
+            )
+
+
+def check_graphs(images: Sequence[Image], form: Form) -> Iterable[Finding]:
+    """Graphs of another number of nodes than most: no node of theirs is one of the others'."""
+    nodes: dict[int, int] = {}
+    for number, image in enumerate(images):
+        if form.one_size and image.facts.values:
+            nodes[number] = image.facts.values[1]
+        elif readers.is_matrix(image.source.path):
+            nodes[number] = image.facts.shape[0]
+    usual, alike = Counter(nodes.values()).most_common(1)[0] if nodes else (0, 0)
+    for number, own in nodes.items():
+        if own != usual:
+            yield images[number].of_label(
+                "error",
+                "graph-size",
+                f"has {own} nodes, and {alike} of the federation's {len(nodes)} graphs have "
+                f"{usual}: a node must be the same region in all",
+                "make all graphs by one parcellation, or leave it out",
             )
 
 

@@ -125,6 +125,16 @@ def _check_label(
             f"{'are' if len(outside) > 1 else 'is'} in no {form.part}",
             "give it to one, or to background, in data.labels",
         )
+    for part, values in zip(parts, image.values, strict=True):
+        held = [facts.names.get(value, "") for value in values if value in (facts.values or ())]
+        if form.one_each and len(held) > 1:
+            yield image.of_label(
+                "error",
+                "label-map",
+                f"has {listed(map(repr, held))} for one {form.part}, {part!r}, of which an image "
+                "has one",
+                "give but one of them to it in data.labels, and the others to background",
+            )
     if "size" in data.auto or "spacing_mm" in data.auto or not facts.reach:
         return
     cropped = facts.reach[axis_of(image, data)].outside(half_of(image, data))

@@ -80,8 +80,12 @@ class Form(ABC):
     """Whether its files may tell parts apart by numbers alone, whose meaning is to be said."""
     unit: ClassVar[str] = ""
     """In what is told how much a label holds; empty for numbers of things."""
+    sliced: ClassVar[bool] = False
+    """Whether it can only be read in the plane of the slices in which it was drawn."""
     one_each: ClassVar[bool] = False
     """Whether an image has one of each part, on one of its slices."""
+    one_size: ClassVar[bool] = False
+    """Whether all labels of a federation must hold as much (:meth:`counts`)."""
     together: ClassVar[bool] = True
     """Whether an image can hold several parts, so that one of them may not have been looked for."""
 

@@ -33,6 +33,7 @@ class Boxes(Placed):
     columns = ("boxes_path",)
     part = "class"
     marks = "boxes"
+    sliced = True
     coordinates = 4
 
     def names_in(self, table: LabelTable) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
 from fedshift.sites.readers import Contents
-from fedshift.sites.settings import DataSettings, check_count
+from fedshift.sites.settings import RESERVED, DataSettings, check_count
 from fedshift.sites.types import IGNORED, ImageSource, Table
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class Category(Form):
                     f"{data.manifest}: the categories {found[fold(name)]!r} and {name!r} differ in "
                     "capitals or spaces alone; spell them alike, or set data.labels."
                 )
-        check_count(tuple(every), "the column category")
-        return tuple(every)
+        parts = tuple(name for name in every if fold(name) not in RESERVED)
+        check_count(parts, "the column category")
+        return parts
 
     def read(self, source: ImageSource) -> Contents:
         return [(Path(source.path), source.category.encode())]

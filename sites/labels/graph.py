@@ -32,6 +32,7 @@ class Graph(Form):
     columns = ("graph_path", "path")
     part = "graph"
     marks = "graphs"
+    one_size = True
 
     def named(self, cells: Mapping[str, str]) -> str:
         own = cells["path"] if Path(cells["path"]).suffix.lower() in SUFFIXES else ""
@@ -48,6 +49,10 @@ class Graph(Form):
         """The matrix, for every slice (S, N, N)."""
         matrix = read_matrix(Path(source.label_path), contents[0][1])
         return Drawing(np.repeat(matrix[None], len(image.image), axis=0))
+
+    def counts(self, drawing: Drawing) -> dict[int, int]:
+        """Its nodes."""
+        return {1: drawing.values.shape[1]}
 
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
         """The matrix as a picture."""

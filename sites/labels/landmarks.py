@@ -63,9 +63,7 @@ class Landmarks(Marks):
     def classify(
         self, drawing: Drawing, legend: Legend, source: ImageSource, image: np.ndarray
     ) -> np.ndarray:
-        numbers = (*legend.values.values(), *legend.names.values())
-        parts = max(k for k in numbers if k != IGNORED)
-        native = self.blank(image, parts)
+        native = self.blank(image, max(k for k in legend.names.values() if k != IGNORED))
         for k, *place, part in self.rows_of(drawing, legend, source).tolist():
             if np.isfinite(native[:, int(part) - 1, 0]).any():
                 raise LabelMapError(

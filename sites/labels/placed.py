@@ -27,8 +27,8 @@ from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold, tidy
 from fedshift.sites.readers import Contents
-from fedshift.sites.settings import DataSettings, check_count
-from fedshift.sites.types import IGNORED, ImageSource, Table
+from fedshift.sites.settings import BACKGROUND, IGNORE, DataSettings, check_count
+from fedshift.sites.types import ImageSource, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,10 +95,16 @@ class Placed(Form):
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         if (named := parts_by_name(data, self)) is not None:
+            if IGNORE in (data.labels or {}):
+                raise self.cannot_ignore(f"data.labels.{IGNORE}")
             return named
         found: dict[str, str] = {}
         for one in self.tables(table):
             for name in self.names_in(one):
+                if fold(name) == IGNORE:
+                    raise self.cannot_ignore(str(one.file))
+                if fold(name) == BACKGROUND:
+                    continue
                 if found.setdefault(fold(name), name) != name:
                     raise UserError(
                         f"{one.file} calls a {self.part} {name!r}, and elsewhere it is "
@@ -107,6 +113,13 @@ class Placed(Form):
         parts = tuple(found.values())
         check_count(parts, "the tables of labels")
         return parts
+
+    def cannot_ignore(self, where: str) -> UserError:
+        """The sentence of what is to be neither trained on nor scored."""
+        return UserError(
+            f"{where}: around {self.marks} to ignore nothing says how much of the image is not to "
+            f"count; give them to {BACKGROUND} in data.labels, or take their rows out."
+        )
 
     def tables(self, table: Table) -> Iterator[LabelTable]:
         """Every table of labels of a manifest that can be read, once.
@@ -148,7 +161,7 @@ class Placed(Form):
                 )
         values = drawing.values.copy()
         values[:, -1] = [classes[int(number)] for number in values[:, -1]]
-        kept: np.ndarray = values[(values[:, -1] != 0) & (values[:, -1] != IGNORED)]
+        kept: np.ndarray = values[values[:, -1] != 0]
         return kept
 
     def classify(
@@ -162,9 +175,11 @@ class Placed(Form):
         return np.full((len(image), parts, self.coordinates + 1), np.nan, np.float32)
 
     def looked_at(self, drawing: Drawing, native: np.ndarray, *, negative: bool) -> np.ndarray:
-        """Of other than ``negative`` images the slices that hold something."""
-        there: np.ndarray = np.isfinite(native[:, :, 0]).any(axis=1)
-        return there | negative
+        """Of other than ``negative`` images the slices that hold something, also of what is in no
+        part: they were looked at."""
+        there = np.full(len(native), negative)
+        there[drawing.values[:, 0].astype(int)] = True
+        return there
 
     def shows(self, native: np.ndarray) -> tuple[int, ...]:
         there = np.isfinite(native[..., 0])

@@ -33,6 +33,7 @@ __all__ = [
     "drawn_on_image",
     "file_list",
     "is_dicom",
+    "is_matrix",
     "may_name",
     "read",
     "state",
@@ -103,7 +104,7 @@ def decode(
         volume = read_nrrd(path, contents)
     elif path.suffix.lower() in metaimage.SUFFIXES:
         volume = read_metaimage(path, contents)
-    elif path.suffix.lower() in matrix.SUFFIXES and not label:
+    elif is_matrix(path.name) and not label:
         volume = Volume(read_matrix(path, contents[0][1])[:, :, None], None, None)
     elif path.suffix.lower() in raster.FORMATS:
         volume = read_raster(path, contents[0][1], label)
@@ -147,6 +148,11 @@ def decode(
 _DRAWN = dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg.read_seg) | dict.fromkeys(
     rtstruct.SOP_CLASSES, rtstruct.read_rtstruct
 )
+
+
+def is_matrix(path: str) -> bool:
+    """Whether an image is the matrix of a graph: no picture, whose pixels have a size."""
+    return path.lower().endswith(matrix.SUFFIXES)
 
 
 def may_name(path: Path) -> bool:

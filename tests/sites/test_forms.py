@@ -8,13 +8,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from kit.points import Tables, three
+from kit.points import KIND, Tables, three
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fedshift import UserError
 from fedshift.cli.sites import inspect_sites
+from fedshift.sites import check, load_federation
 from fedshift.sites.labels import FORMS, form_of
 from fedshift.sites.pictures import draw_site
 from fedshift.sites.settings import DataSettings
@@ -191,13 +192,13 @@ def symmetric(nodes: int, seed: int = 0) -> np.ndarray:
     return half + half.T
 
 
-def test_graphs_are_matrices_of_any_size_beside_images_or_alone(tables: Tables) -> None:
+def test_graphs_are_matrices_beside_images_or_alone(tables: Tables) -> None:
     for k, (name, end) in enumerate((("p", "npy"), ("q", "csv"), ("r", "npz"))):
-        tables.png(name, graph_path=graph(tables, f"{name}.{end}", symmetric(5 + k, k)))
+        tables.png(name, graph_path=graph(tables, f"{name}.{end}", symmetric(5, k)))
     cases = tables.cases("graph")
     for k, name in enumerate("pqr"):
         label = cases[name].labels["graph"]
-        np.testing.assert_allclose(label.native[0], symmetric(5 + k, k), atol=1e-6)
+        np.testing.assert_allclose(label.native[0], symmetric(5, k), atol=1e-6)
         assert label.grid.shape == label.native.shape
     # The upper triangle alone, and the matrix as its own image.
     tables.rows.clear()
@@ -208,6 +209,30 @@ def test_graphs_are_matrices_of_any_size_beside_images_or_alone(tables: Tables) 
     np.testing.assert_array_equal(case.labels["graph"].grid[0], symmetric(9, 1))
     np.testing.assert_array_equal(case.image[0, 0], symmetric(9, 1))
     assert tables.codes("graph", size=9) == []
+
+
+def test_graphs_of_a_federation_have_one_size(tables: Tables) -> None:
+    for k, name in enumerate("pqrs"):
+        tables.png(name, graph_path=graph(tables, f"{name}.npy", symmetric(5 + (name == "r"), k)))
+    told = tables.faults("graph")
+    assert told == (
+        f"A: {tables.folder}/r.npy: has 6 nodes, and 3 of the federation's 4 graphs have 5: a node "
+        "must be the same region in all; make all graphs by one parcellation, or leave it out"
+    )
+    # So have those that are the images of other labels.
+    for row in tables.rows:
+        row |= {"path": row["graph_path"], "category": row["subject"]}
+    assert tables.codes("category", size=9) == ["graph-size"]
+
+
+def test_the_matrix_of_a_graph_is_no_picture(tables: Tables) -> None:
+    """Its nodes have no size in mm, and those of two people look alike."""
+    one = symmetric(24, 0)
+    for k, name in enumerate("pqr"):
+        tables.row(graph(tables, f"{name}.npy", one + symmetric(24, k) / 100))
+    settings = tables.settings("graph")
+    assert check(load_federation(KIND, settings, 0), settings, 0) == []
+    assert not any("spacing" in note for note in tables.open("graph").notes)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,57 @@ def test_numbers_say_nothing_of_labels_with_names(
     )
 
 
+@pytest.mark.parametrize("labels", [{"p": ["tip", "base"]}, {"p": "tip", "q": ["base", "side"]}])
+def test_two_landmarks_of_one_name_are_told_before_a_run(
+    tables: Tables, labels: dict[str, Any]
+) -> None:
+    three(tables)
+    header = "path tip_x tip_y base_x base_y side_x side_y"
+    tables.write("T.tsv", header, "p.png 1 2 3 4 5 6", "q.png 1 2 n/a n/a n/a n/a")
+    labels = {"background": "side", **labels} if len(labels) == 1 else labels
+    data = {"label_table": "T.tsv", "labels": labels}
+    with pytest.raises(UserError, match="gives two points of"):
+        tables.open("landmarks", **data)
+    told = tables.faults("landmarks", **data)
+    assert re.search(r"p.png: has '(tip' and 'base|base' and 'side)' for one landmark, ", told)
+    assert tables.codes("landmarks", **data).count("label-map") == 1
+
+
+def test_what_is_background_was_looked_at(tables: Tables) -> None:
+    """An image of which only things are listed that are no part shows none of the parts."""
+    three(tables)
+    tables.write("T.tsv", "path class x y", "p.png a 1 2", "q.png background 3 4", "r.png b 1 1")
+    labels = {"a": "a", "background": ["background", "b"]}
+    assert tables.federation("points", label_table="T.tsv").parts == ("a", "b")
+    assert tables.cases("points", label_table="T.tsv")["q"].labelled.all()
+    cases = tables.cases("points", label_table="T.tsv", labels=labels)
+    assert all(case.labelled.all() for case in cases.values())
+    assert np.isnan(cases["r"].labels["points"].native).all()
+
+
+def test_points_cannot_be_ignored(tables: Tables) -> None:
+    three(tables)
+    tables.write("T.tsv", "path class x y", "p.png a 1 2", "q.png Ignore 3 4")
+    with pytest.raises(UserError, match=r"T.tsv: around points to ignore nothing says how much"):
+        tables.federation("points", label_table="T.tsv")
+    labels = {"a": "a", "ignore": "Ignore"}
+    with pytest.raises(UserError, match=r"data.labels.ignore: around .*; give them to background"):
+        tables.federation("points", label_table="T.tsv", labels=labels)
+
+
+def test_boxes_are_checked_in_the_plane_of_the_run(tables: Tables) -> None:
+    """Drawn in axial slices, where a volume of even spacing is cut unless it is said otherwise."""
+    for k, name in enumerate(("p", "q", "r")):
+        values = np.random.default_rng(k).normal(size=(20, 24, 30)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tables.folder / f"{name}.nii.gz")
+        tables.row(f"{name}.nii.gz", subject=name, boxes_path="B.tsv")
+    lines = [f"{name}.nii.gz 3 4 9 12 7" for name in ("p", "q", "r")]
+    tables.write("B.tsv", "path x1 y1 x2 y2 z", *lines)
+    assert tables.codes("boxes", slice_axis=2) == []
+    assert len(tables.open("boxes", slice_axis=2).splits["train"]) == 1
+    assert "box-across" in tables.codes("boxes", slice_axis=0)
+
+
 # What was looked for.
 
 
