@@ -75,6 +75,9 @@ def test_the_guide_to_a_new_method(run: Run, tmp_path: Path) -> None:
         folder = tmp_path / "fedshift" / "runs" / name
         assert "personal," in (folder / "cross_site.csv").read_text()
         assert (folder / "report.html").exists()
+    cells = [*(tmp_path / "fedshift" / "runs" / "mean_teacher" / "cells").iterdir()]
+    ends = {(cell / "checkpoints" / "round_0002.safetensors").read_bytes() for cell in cells}
+    assert len(ends) == len(cells) == 6, "two strategies came to the same model"
 
 
 def test_the_guide_to_a_new_task(run: Run, tmp_path: Path) -> None:
