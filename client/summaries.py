@@ -50,7 +50,7 @@ def summarise(
 
     Returns float64 arrays by name; none when the site has fewer than ``min_count`` images, no
     distribution of labels when fewer than ``min_count`` slices are labelled. Raises
-    :class:`fedshift.UserError` when the features are not finite.
+    :class:`fedshift.UserError` when the features are not finite or not (B, D).
     """
     slices = _slices(site)
     if len(slices) < max(min_count, 1):
@@ -107,7 +107,7 @@ def answer(
     the inner product of two images' features approximates the average of the Gaussian kernels),
     and, where domain classifiers were sent, how many images of each held-out block lie above each
     threshold. Nothing when the site has fewer than ``min_count`` images. Raises
-    :class:`fedshift.UserError` when the features are not finite.
+    :class:`fedshift.UserError` when the features are not finite or not (B, D).
     """
     slices = _slices(site)
     if len(slices) < max(min_count, 1):
@@ -170,6 +170,11 @@ def _encode(site: str, features: Features, images: np.ndarray, device: torch.dev
     with torch.no_grad():
         batch = torch.from_numpy(images).to(device)
         encoded: np.ndarray = features(batch).double().cpu().numpy()
+    if encoded.ndim != 2 or len(encoded) != len(images):
+        raise UserError(
+            f"the method's features of {len(images)} images have the shape {encoded.shape}, so the "
+            f"shift of site {site} cannot be measured: return (B, D), such as means over the pixels"
+        )
     if not np.isfinite(encoded).all():
         raise UserError(
             f"the model's features at site {site} are not finite, so its shift cannot be "

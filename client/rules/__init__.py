@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
+from fedshift import UserError
 from fedshift.client.contract.method import Scene, of_method
-from fedshift.client.contract.task import Predict
+from fedshift.client.contract.task import DenseTask, Predict
+from fedshift.client.methods import METHODS
 from fedshift.client.model import Model
 from fedshift.client.rules.base import Images, LocalRule, Visit
 from fedshift.protocol.registry import Registry
@@ -32,7 +35,8 @@ def predictor(model: Model, scene: Scene, asked: Mapping[str, Mapping[str, Any]]
     its method's :meth:`~fedshift.client.contract.method.Method.predict`, of images changed as the
     rules ``asked`` for, with their settings, have it, in their order.
 
-    Raises :class:`fedshift.UserError` for a rule this site does not know.
+    Raises :class:`fedshift.UserError` for a rule this site does not know, and where the method does
+    not predict an array for each image, of a dense task with the shape of its predictions.
     """
     changes = [RULES.named(name).at_prediction(scene, **given) for name, given in asked.items()]
     own = replace(scene, bank=of_method(scene.bank))
@@ -40,6 +44,17 @@ def predictor(model: Model, scene: Scene, asked: Mapping[str, Mapping[str, Any]]
     def predict(images: Images) -> np.ndarray:
         for change in changes:
             images = images if change is None else change(images)
-        return model.method.predict(model.nets, images, own)
+        found = model.method.predict(model.nets, images, own)
+        wanted: tuple[int, ...] = (len(images),)
+        if isinstance(model.task, DenseTask):
+            raw = torch.zeros(1, model.task.outputs, *np.shape(images[0])[1:])
+            wanted += tuple(model.task.predictions(raw).shape[1:])
+        if not isinstance(found, np.ndarray) or found.shape[: len(wanted)] != wanted:
+            raise UserError(
+                f"method={METHODS.name_of(type(model.method))}: predict returns for {len(images)} "
+                f"images {type(found).__name__} of shape {tuple(np.shape(found))} and not an array "
+                f"of shape {wanted}, as scene.task.predictions of the outputs has"
+            )
+        return found
 
     return predict

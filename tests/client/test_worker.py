@@ -474,6 +474,12 @@ class Misspelt(Supervised):
     def sharing(self, task: Any) -> Any:
         return self.told.get("sharing", super().sharing(task))
 
+    def predict(self, *given: Any) -> Any:
+        return self.told.get("predict", np.asarray)(super().predict(*given))
+
+    def features(self, *given: Any) -> Any:
+        return self.told.get("features", torch.as_tensor)(super().features(*given))
+
     def fit(self, *given: Any) -> Any:
         report = super().fit(*given)
         report.trained = self.told.get("trained", report.trained)
@@ -499,6 +505,40 @@ def test_a_method_that_names_no_network_of_its_own_is_refused(
     # A setting of its own each: models are kept by their settings.
     method = {**METHOD, "name": "misspelt", "lr": 0.01 + len(str(told)) / 1e4}
     asked = instruction(sites, Action.FIT, round=1, method=method)
+    reply = ask(sites.worker("vendor_a", CPU), asked, initial(sites))
+    assert reply.has_error() == (words is not None)
+    assert words is None or words in (reply.error.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("told", "action", "words"),
+    [
+        ({"predict": lambda found: found[:1]}, Action.VALIDATE, "method=misspelt: predict returns"),
+        ({"predict": lambda found: found[:, :1]}, Action.SCORE, "and not an array of shape ("),
+        ({"predict": lambda found: found.argmax(1)}, Action.VALIDATE, "images ndarray of shape ("),
+        ({"predict": torch.from_numpy}, Action.VALIDATE, "images Tensor of shape ("),
+        (
+            {"features": lambda found: found[:, :, None]},
+            Action.STATISTICS,
+            "return (B, D), such as",
+        ),
+        ({"features": lambda found: found.mean(0)}, Action.STATISTICS, "return (B, D), such as"),
+        ({}, Action.SCORE, None),
+        ({}, Action.STATISTICS, None),
+    ],
+)
+def test_predictions_and_features_of_another_shape_are_refused(
+    sites: LocalSites,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, Any],
+    action: Action,
+    words: str | None,
+) -> None:
+    monkeypatch.setattr(Misspelt, "told", told)
+    monkeypatch.setitem(METHODS.registered, "misspelt", Misspelt)
+    options = {"splits": ["val"]} if action is Action.SCORE else {}
+    method = {**METHOD, "name": "misspelt"}
+    asked = instruction(sites, action, round=1, method=method, options=options)
     reply = ask(sites.worker("vendor_a", CPU), asked, initial(sites))
     assert reply.has_error() == (words is not None)
     assert words is None or words in (reply.error.reason or "")
