@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedshift import UserError
 from fedshift.protocol.needs import PIXEL_CLASSES
 from fedshift.server.advice.rules import Advice
 from fedshift.strategies import STRATEGIES
@@ -23,7 +24,8 @@ def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
     empty what these rules do not know."""
     name, method = config["strategy"]["name"], config["method"]
     augmentation = config.get("augmentation") or method.get("augmentation") or {}
-    own = STRATEGIES.named(name).family if name in STRATEGIES.names() else None
+    known, _ = STRATEGIES.usable()
+    own = known[name].family if name in known else None
     found: set[Family] = {own} if own else set()
     if method["name"] != PLAIN_METHOD or any(augmentation.get(key) for key in AUGMENTATIONS):
         found = {*found, "harmonise"} - {"nothing"}
@@ -34,21 +36,26 @@ def options(family: Family, advice: Advice) -> dict[str, list[str]]:
     """What to set on the command line for ``family``: the values worth trying, by option, the
     plainest first. Left out is what the federation of ``advice`` is too small for, and what the
     run's method and task do not serve."""
-    known = {name: STRATEGIES.named(name) for name in STRATEGIES.names()}
+    known, _ = STRATEGIES.usable()
     named = [name for name, one in known.items() if one.family == family and _suits(one, advice)]
     found = {"strategy": sorted(named, key=lambda name: (not known[name].plain, name))}
     if family == "harmonise":
         found["augmentation"] = ["intensity"]
-        if PIXEL_CLASSES in advice.offers:
+        if advice.method is None or PIXEL_CLASSES in advice.method.offers:
             found["method"] = ["style_transfer"]
     return found
 
 
 def _suits(strategy: type[Strategy], advice: Advice) -> bool:
-    """Whether method and task offer what the strategy needs, and it is of use to unseen sites and
-    holds against the suspects."""
-    if not strategy().needs() <= advice.offers:
-        return False
+    """Whether method and task offer what the strategy needs and have the tensors that it leaves at
+    the sites, and it is of use to unseen sites and holds against the suspects."""
+    if advice.method is not None:
+        if not strategy().needs() <= {*advice.method.offers}:
+            return False
+        try:
+            strategy().keeps(advice.method.tensors)
+        except UserError:
+            return False
     if strategy.site_bound:
         return not advice.unseen
     if issubclass(strategy, Tolerant):

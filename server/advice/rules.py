@@ -20,9 +20,9 @@ from itertools import combinations
 from statistics import median
 from typing import Any, Literal
 
+from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED
-from fedshift.protocol.needs import NEEDS
 from fedshift.protocol.words import NAMED, count, plural, some
 from fedshift.server.tables.overview import site_values
 from fedshift.strategies.base import Family
@@ -64,8 +64,8 @@ STAKE = 0.01
 @dataclass(frozen=True)
 class Evidence:
     """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, its task, the site
-    cards by name, which sites train nothing, the last training loss of those that told one, and
-    whether only the ``nearest`` pairs were compared, and what method and task offer strategies."""
+    cards by name, which sites train nothing, the last training loss of those that told one,
+    whether only the ``nearest`` pairs were compared, and the card of its method, None for any."""
 
     shift: Sequence[Mapping[str, Any]]
     cross_site: Sequence[Mapping[str, Any]]
@@ -74,7 +74,7 @@ class Evidence:
     unseen: AbstractSet[str] = frozenset()
     loss: Mapping[str, float] = field(default_factory=dict)
     nearest: bool = False
-    offers: AbstractSet[str] = frozenset(NEEDS)
+    method: MethodCard | None = None
 
     @cached_property
     def training(self) -> list[str]:
@@ -141,7 +141,7 @@ class Advice:
     """What to try, the first thing first; empty where the evidence is too thin for any advice.
 
     ``suspects`` are the sites that look faulty, ``notes`` what bears on the advice beside it;
-    ``training`` and ``unseen`` count the sites that train and those that do not; ``offers`` are the
+    ``training`` and ``unseen`` count the sites that train and those that do not; ``method`` is the
     run's.
     """
 
@@ -151,7 +151,7 @@ class Advice:
     notes: tuple[str, ...]
     training: int
     unseen: int
-    offers: AbstractSet[str] = frozenset(NEEDS)
+    method: MethodCard | None = None
 
     @property
     def first(self) -> Family | None:
@@ -209,7 +209,7 @@ def advise(evidence: Evidence) -> Advice:
         ),
         training=len(evidence.training),
         unseen=len(evidence.unseen),
-        offers=evidence.offers,
+        method=evidence.method,
     )
 
 

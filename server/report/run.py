@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedshift import UserError
+from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
@@ -79,7 +80,8 @@ class Picture(NamedTuple):
 class Run:
     """The contents of a run folder; a part that the folder does not hold is empty.
 
-    ``task`` says what was measured, None before the first round. ``cards`` holds the site cards by
+    ``task`` says what was measured and ``method`` what its sites said of it, None before the first
+    round. ``cards`` holds the site cards by
     name, ``notes`` a sentence for everything missing from the evaluation, and ``encoder`` says in
     whose features shift was measured; ``shift_pairs`` how the pairs of sites were chosen (``all``,
     ``sampled`` or ``nearest``), and ``shift_told`` tells it. ``findings`` are what the doctor found
@@ -90,7 +92,7 @@ class Run:
     config_text: str
     config: dict[str, Any]
     task: TaskCard | None
-    offers: frozenset[str]
+    method: MethodCard | None
     cards: dict[str, dict[str, Any]]
     rounds: list[dict[str, Any]]
     cross_site: list[dict[str, Any]]
@@ -190,7 +192,7 @@ class Run:
             self.unseen,
             loss,
             nearest=self.shift_pairs == "nearest",
-            offers=self.offers,
+            method=self.method,
         )
 
     @cached_property
@@ -506,7 +508,7 @@ def read_run(folder: Path) -> Run:
         config_text=config_text,
         config=config,
         task=task,
-        offers=frozenset(method.offers if method is not None else ()),
+        method=method,
         # The simulated site that holds all data trains the pooled reference; it is no real site.
         cards={card["name"]: card for card in cards if card["name"] != POOLED},
         rounds=read_rounds(folder),

@@ -15,7 +15,9 @@ import yaml
 from kit.measured import SEGMENTATION, measured, write_method
 
 from fedshift import UserError
+from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.measures import Measure, TaskCard
+from fedshift.protocol.messages import TensorInfo
 from fedshift.runs import graded
 from fedshift.runs.config import choices
 from fedshift.server.advice import rules
@@ -195,10 +197,37 @@ def test_what_the_runs_method_and_task_do_not_serve_is_not_advised() -> None:
     assert "feddg" in options("harmonise", advice)["strategy"]
     assert "style_transfer" in options("harmonise", advice)["method"]
 
-    landmarks = options("harmonise", replace(advice, offers=frozenset({"change", "descend"})))
+    found = MethodCard(
+        tensors("segmenter"), "labelled", (), SEGMENTATION, ("change", "descend"), False
+    )
+    landmarks = options("harmonise", replace(advice, method=found))
 
     assert "harmofl" in landmarks["strategy"] and "feddg" not in landmarks["strategy"]
     assert "method" not in landmarks
+
+
+def tensors(network: str, sharing: str = "averaged") -> dict[str, TensorInfo]:
+    names = ("body.weight", "head.weight", "head.bias")
+    return {
+        f"{network}/{name}": TensorInfo(network, "weight", sharing, (1,), "float32")
+        for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    ("network", "sharing", "advised"),
+    [
+        ("segmenter", "averaged", {"apfl", "ditto", "fedper", "fedrep", "fine_tuning"}),
+        ("regressor", "averaged", {"apfl", "ditto", "fine_tuning"}),
+        ("segmenter", "broadcast", set()),
+    ],
+)
+def test_a_strategy_that_finds_none_of_its_layers_is_not_advised(
+    network: str, sharing: str, advised: set[str]
+) -> None:
+    found = MethodCard(tensors(network, sharing), "labelled", (), SEGMENTATION, (), False)
+    advice = replace(advise(evidence(with_site("d", OTHER_LABELS))), method=found)
+    assert set(options("personalise", advice)["strategy"]) == advised
 
 
 # What is said when little is known.
