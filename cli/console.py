@@ -26,6 +26,11 @@ class PlainConsole(Console):
         line.highlight_regex(r"^warning\b", "yellow")
         self.print(line, soft_wrap=True)
 
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Print each as a warning."""
+        for sentence in sentences:
+            self.print(f"Warning: {sentence}", style="yellow")
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a text of what was printed; see :meth:`rich.console.Console.render_str`."""
         return super().render_str(visible(text), **options)

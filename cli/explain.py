@@ -92,8 +92,7 @@ def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
         told = ", ".join(f"{key}={value}" for key, value in settings.items())
         told = f" ({told})" if told else ""
         console.print(f"In their training sites follow the rule {rule}{told}.")
-    for other in same_as(strategy, name, infos, len(training)):
-        console.print(f"Warning: {other}", style="yellow")
+    console.warn(same_as(strategy, name, infos, len(training)))
 
 
 def _teaching(federation: Federation, unlabelled: Collection[str]) -> Table | None:
@@ -128,7 +127,7 @@ def same_as(
     if sites == 1 and strategy.model == "federated":
         sentences.append(f"with one training site {name} is local training.")
     mine = (strategy.keeps(infos), strategy.rules(), strategy.model, strategy.combines)
-    for other_name in STRATEGIES.names():
+    for other_name in STRATEGIES.usable()[0]:
         # silobn is fedavg on most networks: that is worth a warning to who asked for silobn only.
         if other_name in (name, "pooled", "flower", "silobn"):
             continue

@@ -23,12 +23,12 @@ def list_methods() -> None:
     table = Table(box=None, padding=(0, 2), show_header=True)
     for column in ("method", "what it is", "tasks", "trains at sites", "stages"):
         table.add_column(column, overflow="fold", no_wrap=column in ("method", "task"))
-    for name in METHODS.names():
-        method = METHODS.named(name)
+    (methods, broken), (tasks, others) = METHODS.usable(), TASKS.usable()
+    for name, method in methods.items():
         table.add_row(
             name,
             _headline(method),
-            ", ".join(task for task in TASKS.names() if method.serves(TASKS.named(task))),
+            ", ".join(name for name, task in tasks.items() if method.serves(task)),
             _SITES[method.participation],
             ", ".join(method.stages),
         )
@@ -38,6 +38,7 @@ def list_methods() -> None:
         "Settings: configs/method/NAME.yaml; pages: docs/methods/NAME.md; another one: "
         "docs/adding_a_method.md.",
     )
+    console.warn(broken + others)
 
 
 def list_tasks() -> None:
@@ -45,15 +46,16 @@ def list_tasks() -> None:
     table = Table(box=None, padding=(0, 2), show_header=True)
     for column in ("task", "what it is", "labels", "methods"):
         table.add_column(column, overflow="fold", no_wrap=column in ("method", "task"))
-    for name in TASKS.names():
-        task = TASKS.named(name)
-        serving = [method for method in METHODS.names() if METHODS.named(method).serves(task)]
+    (methods, broken), (tasks, others) = METHODS.usable(), TASKS.usable()
+    for name, task in tasks.items():
+        serving = [method for method, cls in methods.items() if cls.serves(task)]
         table.add_row(name, _headline(task), task.form, ", ".join(serving))
     console = PlainConsole()
     console.print(table)
     console.print(
         "Settings: configs/task/NAME.yaml; labels: docs/sites.md; another: docs/adding_a_task.md."
     )
+    console.warn(broken + others)
 
 
 def _headline(cls: type) -> str:

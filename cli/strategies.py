@@ -16,8 +16,8 @@ def list_strategies() -> None:
     table.add_column("what travels")
     table.add_column("a site keeps")
     table.add_column("cost", no_wrap=True)
-    for name in STRATEGIES.names():
-        strategy = STRATEGIES.named(name)
+    known, broken = STRATEGIES.usable()
+    for name, strategy in known.items():
         down, up = strategy.cost
         table.add_row(
             name, strategy.paper or "-", strategy.travels, strategy.stays, f"{down} + {up}"
@@ -28,3 +28,4 @@ def list_strategies() -> None:
         "Cost: what a selected site receives + sends in a round, in sizes of the model. What each "
         "does and when to use it: docs/strategies.md; its settings: configs/strategy/NAME.yaml.",
     )
+    console.warn(broken)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from traceback import extract_tb
 from typing import Any, Generic, TypeVar
 
 from fedshift import UserError
@@ -47,8 +49,8 @@ class Registry(Generic[T]):
     def named(self, name: str) -> type[T]:
         """The class called ``name``.
 
-        Raises :class:`UserError` when there is none or more than one, and when what an entry point
-        names cannot be imported.
+        Raises :class:`UserError` when there is none or more than one, and when its module or what
+        an entry point names cannot be imported.
         """
         found: dict[str, Callable[[], type[T]]] = {}
         if name in self._modules():
@@ -65,6 +67,18 @@ class Registry(Generic[T]):
                 "or remove all but one"
             )
         return next(iter(found.values()))()
+
+    def usable(self) -> tuple[dict[str, type[T]], list[str]]:
+        """All that can be used, by name, and a sentence for each that cannot: a broken one is an
+        error only to who asks for it."""
+        found: dict[str, type[T]] = {}
+        faults = []
+        for name in self.names():
+            try:
+                found[name] = self.named(name)
+            except UserError as error:
+                faults.append(str(error))
+        return found, faults
 
     def build(self, settings: Mapping[str, Any]) -> T:
         """What ``settings["name"]`` calls, of the other settings.
@@ -99,9 +113,7 @@ class Registry(Generic[T]):
                 f"'{name}' cannot be the name of a {self.kind}; use small letters, digits and "
                 "underscores"
             )
-        if inspect.isabstract(cls):
-            lacking = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise UserError(f"{cls.__name__} is no whole {self.kind}: it lacks {lacking}")
+        self._check_whole(cls)
         before = self.registered.get(name)
         again = before is not None and _place(before) == _place(cls)
         if name in self.names() and not again:
@@ -132,7 +144,9 @@ class Registry(Generic[T]):
 
     def _defined(self, name: str) -> type[T]:
         """The one class of this kind that the module or folder ``name`` defines."""
-        module = import_module(f"{self.package}.{name}")
+        place = f"{self.package}.{name}"
+        with self._importing(name, f"{place} cannot be imported", "repair or remove that module"):
+            module = import_module(place)
         found = {
             cls.__name__: cls
             for cls in vars(module).values()
@@ -148,22 +162,48 @@ class Registry(Generic[T]):
                 f"{module.__file__} must define one {self.kind}, a subclass of {self.base} without "
                 f"an abstract method, and {there}; what others share begins with an underscore"
             )
-        return next(iter(found.values()))
+        (cls,) = found.values()
+        self._check_whole(cls)
+        return cls
 
     def _loaded(self, point: EntryPoint) -> type[T]:
-        try:
+        place = f"{point.value} of {_owner(point)} cannot be imported"
+        with self._importing(point.name, place, "repair or remove that package"):
             cls = point.load()
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"{self.kind}={point.name}: {point.value} of {_owner(point)} cannot be imported "
-                f"({error}); repair or remove that package"
-            ) from error
         if not isinstance(cls, type) or not self.is_one(cls):
             raise UserError(
                 f"{self.kind}={point.name}: {point.value} of {_owner(point)} is no subclass of "
                 f"{self.base}; repair or remove that package"
             )
+        self._check_whole(cls)
         return cls
+
+    def _check_whole(self, cls: type[T]) -> None:
+        """Raise :class:`UserError` for a class without some abstract method or class variable."""
+        declared = {
+            name
+            for parent in cls.__mro__
+            for name, kind in vars(parent).get("__annotations__", {}).items()
+            if str(kind).startswith("ClassVar")
+        }
+        lacking = {name for name in declared if not hasattr(cls, name)}
+        lacking |= getattr(cls, "__abstractmethods__", frozenset())
+        if lacking:
+            raise UserError(
+                f"{cls.__name__} is no whole {self.kind}: it lacks {', '.join(sorted(lacking))}"
+            )
+
+    @contextmanager
+    def _importing(self, name: str, said: str, way_out: str) -> Iterator[None]:
+        """One sentence for whatever another's code raises, or for its way to end the program."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            last = extract_tb(error.__traceback__)[-1]
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"{self.kind}={name}: {said} ({why}, at {last.filename}:{last.lineno}); {way_out}"
+            ) from error
 
 
 @lru_cache

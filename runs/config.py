@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from fedshift import UserError
 from fedshift.protocol.settings import suggest
+from fedshift.protocol.storage import read_yaml
 from fedshift.runs import plugins
 from fedshift.sites.settings import AUTO
 
@@ -35,19 +36,23 @@ def load(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     groups = _groups(_CONFIGS)
     added = _added(config_dir, groups)
     selected = []
+    own: dict[str, Path] = {}
     for key, value in pairs:
         if key in groups:
             names = choices(key, config_dir)
             if value not in names:
                 raise UserError(f"{key}={value} is unknown{suggest(value, names)}")
-            if value not in _files(_CONFIGS / key) and value not in added.get(key, ()):
+            if config_dir is not None and value in added.get(key, ()):
+                own[key] = config_dir / key / f"{value}.yaml"
+                read_yaml(own[key])
+            elif value not in _files(_CONFIGS / key):
                 ConfigStore.instance().store(value, plugins.defaults(key, value), group=key)
             selected.append(f"{key}={value}")
     where = []
     if config_dir is not None:
         where = [f"hydra.searchpath=[{_in_quotes(f'file://{config_dir.resolve()}')}]"]
     with initialize_config_module("fedshift.configs", version_base="1.3"):
-        defaults = _composed([*where, *selected])
+        defaults = _composed([*where, *selected], own)
         known = _keys(OmegaConf.to_container(defaults))
         for key, _ in pairs:
             if key not in known | groups:
@@ -55,25 +60,28 @@ def load(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
         composed = _compose(
             where,
             [(key, _quoted(key, value)) for key, value in pairs],
+            own,
             mappings={key for key in known if OmegaConf.is_dict(OmegaConf.select(defaults, key))},
         )
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
-    _check(config, [key for key, _ in pairs])
+    _check(config, [key for key, _ in pairs], own)
     return {str(key): value for key, value in config.items()}
 
 
-def _check(config: dict[Any, Any], given: Sequence[str]) -> None:
-    """Raise :class:`UserError` for what cannot go together, the keys ``given`` being the user's."""
+def _check(config: dict[Any, Any], given: Sequence[str], own: Mapping[str, Path]) -> None:
+    """Raise :class:`UserError` for what cannot go together, the keys ``given`` and, by group, the
+    files ``own`` being the user's."""
     if config["data"]["planned"]:
         raise UserError("data.planned is written by a run, never by hand; leave it out")
     for kind in plugins.KINDS:
         if not isinstance(config[kind], dict) or not config[kind].get("name"):
-            raise UserError(f"{kind} has no name; write name: NAME of a {kind} into its config")
+            file = own.get(kind, "its config")
+            raise UserError(f"{kind} has no name; write name: NAME of a {kind} into {file}")
     method = config["method"]["name"]
-    own = [key for key in given if key.partition(".")[0] == plugins.AUGMENTATION]
-    if own and not plugins.takes_augmentation(method):
-        raise UserError(f"method={method} takes no augmentation; leave {own[0]}=... out")
+    asked = [key for key in given if key.partition(".")[0] == plugins.AUGMENTATION]
+    if asked and not plugins.takes_augmentation(method):
+        raise UserError(f"method={method} takes no augmentation; leave {asked[0]}=... out")
 
 
 def shipped(config: Config) -> Config:
@@ -152,6 +160,11 @@ def _added(folder: Path | None, groups: set[str]) -> dict[str, list[str]]:
             f"--config-dir {folder} is no folder; name one that holds configs, such as "
             "method/NAME.yaml"
         )
+    for path in sorted([*folder.glob("*.y*ml"), *folder.glob("*/*.yml")]):
+        raise UserError(
+            f"{path} would not be read: a folder of configs holds files such as method/NAME.yaml, "
+            "one for each choice; move it there, or say what it sets on the command line"
+        )
     found = {group: _files(folder / group) for group in _groups(folder)}
     for group, names in found.items():
         if group not in groups:
@@ -185,20 +198,27 @@ def _quoted(key: str, value: str) -> str:
     return f"{key}={value}"
 
 
-def _composed(overrides: list[str]) -> DictConfig:
+def _composed(overrides: list[str], own: Mapping[str, Path]) -> DictConfig:
+    """Compose; the user's files ``own`` are named in what goes wrong."""
     try:
         return compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         lines = str(error).strip().splitlines()
-        raise UserError(f"the configuration cannot be composed: {lines[0]}") from error
+        files = "".join(f" with {path}" for path in own.values())
+        raise UserError(f"the configuration cannot be composed{files}: {lines[0]}") from error
 
 
-def _compose(where: list[str], overrides: list[tuple[str, str]], mappings: set[str]) -> DictConfig:
+def _compose(
+    where: list[str],
+    overrides: list[tuple[str, str]],
+    own: Mapping[str, Path],
+    mappings: set[str],
+) -> DictConfig:
     """Compose; a mapping given as a whole, such as ``federation.sites``, replaces the default."""
     groups = _groups(_CONFIGS)
     whole = [text for key, text in overrides if key in mappings and key not in groups]
     others = [text for _, text in overrides if text not in whole]
-    composed = _composed([*where, *others])
+    composed = _composed([*where, *others], own)
     for override in OverridesParser.create().parse_overrides(whole):
         with open_dict(composed):
             OmegaConf.update(composed, override.key_or_group, override.value(), merge=False)

@@ -31,6 +31,11 @@ def register(cls: type, name: str | None = None) -> None:
     from fedshift.client.rules import RULES  # torch
 
     every = [*KINDS.values(), RULES]
+    if not isinstance(cls, type):
+        raise UserError(
+            f"{type(cls).__name__} is given to register as an object and not as a class; register "
+            "the class itself, whose settings a config gives"
+        )
     for registry in every:
         if registry.is_one(cls):
             registry.register(cls, name or in_words(cls))

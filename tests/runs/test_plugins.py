@@ -162,7 +162,10 @@ def test_two_of_one_name_are_refused(installed: Callable[..., None]) -> None:
     ("value", "words"),
     [
         ("broken_package:Other", r"strategy=calm: broken_package:Other of broken_package cannot"),
-        ("no_such_module:Calm", r"cannot be imported \(No module named 'no_such_module'\); repair"),
+        (
+            "no_such_module:Calm",
+            r"\(ModuleNotFoundError: No module named 'no_such_module', at ",
+        ),
         ("broken_package:dataclass", r"is no subclass of fedshift\.strategies\.base:Strategy;"),
     ],
 )
@@ -173,6 +176,37 @@ def test_a_broken_entry_point_is_named(
     installed("broken_package", STRATEGY.format("Calm"), point)
     with pytest.raises(UserError, match=words):
         STRATEGIES.named("calm")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise KeyError('gone')", "(KeyError: 'gone', at "),
+        ("raise SystemExit(3)", "(SystemExit: 3, at "),
+        ("1 +", "(SyntaxError: invalid syntax"),
+        (
+            "from fedshift.client.contract.method import Method as Calm",
+            "Method is no whole method: it lacks features, fit, networks, predict, sharing, tasks",
+        ),
+    ],
+)
+def test_a_broken_package_is_told_of_and_taken_from_nobody_else(
+    installed: Callable[..., None], command: Command, source: str, words: str
+) -> None:
+    groups = {"methods", "tasks", "strategies"}
+    points = {f"fedshift.{group}": "calm = quite_broken:Calm" for group in groups}
+    installed("quite_broken", source, points)
+    for listing, own in (("methods", "drai"), ("tasks", "landmarks"), ("strategies", "fedavg")):
+        found = command(listing)
+        assert found.code == 0
+        assert any(line.strip().startswith(own) for line in found.out.splitlines())
+        told = " ".join(found.out.split())
+        assert "Warning: " in told
+        if listing != "strategies":
+            assert words in told
+    assert command("explain", "method=supervised").code == 0
+    with pytest.raises(UserError):
+        METHODS.named("calm")
 
 
 # What a notebook registers
@@ -201,6 +235,8 @@ def test_what_cannot_be_registered_is_refused() -> None:
         fedshift.register(GentleAverage, "fedavg")
     with pytest.raises(UserError, match="'Gentle Average' cannot be the name of a strategy; use"):
         fedshift.register(GentleAverage, "Gentle Average")
+    with pytest.raises(UserError, match="GentleAverage is given to register as an object and not"):
+        fedshift.register(GentleAverage())  # type: ignore[arg-type,type-var]
     with pytest.raises(UserError, match=r"int is none of fedshift\.client\.contract\.method:"):
         fedshift.register(int)
     half = type("Half", (Supervised.__mro__[2],), {})
@@ -305,15 +341,35 @@ def test_a_users_configs_stand_beside_the_shipped_ones(config_dir: Path, command
     [
         ("methods/slim.yaml", "", (), r"methods is no group of configs; did you mean method\?"),
         ("method/drai.yaml", "name: drai", (), "has the name of a config of fedshift; give it"),
-        ("method/slim.yaml", "name: [", ("method=slim",), "the configuration cannot be composed"),
-        ("method/slim.yaml", "width: 3", ("method=slim",), "method has no name; write name: NAME"),
+        ("method/slim.yaml", "name: [", ("method=slim",), r"method/slim\.yaml "),
+        ("method/slim.yaml", "- 3", ("method=slim",), r"method/slim\.yaml "),
+        (
+            "method/slim.yaml",
+            "defaults: [superviced]",
+            ("method=slim",),
+            r"cannot be composed with /.*/method/slim\.yaml: In 'method/slim'",
+        ),
+        (
+            "method/slim.yaml",
+            "width: 3",
+            ("method=slim",),
+            r"method has no name; write name: NAME of a method into /.*/method/slim\.yaml$",
+        ),
+        (
+            "config.yaml",
+            "rounds: 3",
+            (),
+            r"config\.yaml would not be read: a folder of",
+        ),
+        ("slim.yml", "name: drai", (), r"slim\.yml would not be read"),
+        ("method/slim.yml", "name: drai", (), r"method/slim\.yml would not be read"),
         ("method/slim.yaml", "", ("method=slin",), r"method=slin is unknown; did you mean slim\?"),
     ],
 )
 def test_a_wrong_config_is_named(
     tmp_path: Path, file: str, text: str, overrides: tuple[str, ...], words: str
 ) -> None:
-    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=words):
         load(overrides, tmp_path)
