@@ -118,10 +118,9 @@ def _unlabelled(table: Table, data: DataSettings) -> str:
             f", or take a task that learns from {' or '.join(table.forms)}, of which it has labels "
             "(`fedshift tasks` lists them)"
         )
-    columns = " or ".join(data.columns.get(name, name) for name in form.columns)
     return (
-        f"{data.manifest}: no image has a label of the form {form.name}; fill the column "
-        f"{columns}{more}."
+        f"{data.manifest}: no image has a label of the form {form.name}; "
+        f"{form.filled(data.columns)}{more}."
     )
 
 

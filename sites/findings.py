@@ -238,9 +238,16 @@ class Group:
         if len(self.findings) == 1:
             return first.told()
         sites = sorted({finding.site for finding in self.findings})
-        files = [finding.file for finding in self.findings if finding.file]
-        alike = len({finding.problem for finding in self.findings}) == 1
-        if files:
+        each = dict.fromkeys((finding.site, finding.file) for finding in self.findings)
+        files = [file for _, file in each if file]
+        problems = len({finding.problem for finding in self.findings})
+        alike = problems == 1
+        if len({*files}) == 1:
+            # A label, or a table of labels, may be that of many images.
+            rows = len({finding.row for finding in self.findings})
+            what = f"{files[0]}{f' (for {rows} images)' if rows > 1 else ''}: "
+            what += "" if alike else f"the first of {problems} faults: it "
+        elif files:
             what = (
                 f"{len(files)} files ({listed(_names(files))}): {'each' if alike else 'the first'} "
             )

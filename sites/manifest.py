@@ -175,8 +175,8 @@ def _check_label_columns(
         for one in FORMS.values()
         if one.columns and columns[one.columns[0]] in header
     ]
+    table = ", or give their table as data.label_table" if form.tabled else ""
     if others:
-        table = ", or give their table as data.label_table" if form.tabled else ""
         raise UserError(
             f"{path} has no column {named[0]!r}, from which the task reads labels of the form "
             f"{form.name}; it has {' and '.join(others)}: take a task of that form (`fedshift "
@@ -184,7 +184,7 @@ def _check_label_columns(
         )
     raise UserError(
         f"{path} has no column {named[0]!r}; "
-        f"{nearest('rename it, or set data.columns, to', named[0], header)}."
+        f"{nearest('rename it, or set data.columns, to', named[0], header)}{table}."
     )
 
 

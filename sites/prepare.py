@@ -62,7 +62,7 @@ def prepare_file(
     if label_contents is not None and legend is not None:
         drawing = form.decode(source, label_contents, decoded, data, legend)
         if annotated is not None and not annotated:
-            raise no_structure(source, drawing.names)
+            raise no_structure(source, drawing.names, form, data)
         native = form.classify(drawing, legend, source, decoded.image)
         labelled = form.looked_at(drawing, native, negative=negative)
     elif (negative and parts) or not form.needed:

@@ -8,7 +8,7 @@ from fedshift.sites.doctor.image import Image, axis_of, half_of, looked_at
 from fedshift.sites.findings import Finding, listed
 from fedshift.sites.labels import form_of
 from fedshift.sites.labels.annotation import is_negative, no_structure
-from fedshift.sites.labels.meaning import LabelMapError, called
+from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.opening import legends
 from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
 from fedshift.sites.splits import Item, split_site
@@ -44,7 +44,7 @@ def check_site(
         if found.facts is None or found.left_out:
             continue
         if source.annotates is not None and not source.annotates:
-            fault = no_structure(source, found.facts.names)
+            fault = no_structure(source, found.facts.names, form, data)
             findings.append(
                 Finding(
                     "error",
@@ -100,7 +100,7 @@ def _check_label(
             f"is an empty {form.name}, and counts as unlabelled"
             if form.by_value
             else f"has no {form.marks} in its label, and counts as unlabelled",
-            f"draw it, empty its cell {form.columns[0]}, or say that it was looked at and nothing "
+            f"draw it, {form.emptied(data)}, or say that it was looked at and nothing "
             "is there (data.empty_masks=negative, or negative in the column empty)",
         )
         return
@@ -116,12 +116,10 @@ def _check_label(
         )
         return
     if outside:
-        told = ", ".join(called(value, facts.names) for value in outside[:3])
-        told += ", ..." if len(outside) > 3 else ""
         yield image.of_label(
             "error",
             "value-outside",
-            f"holds the value{'s' if len(outside) > 1 else ''} {told}, which "
+            f"holds {form.told(image.source, outside, facts.names)}, which "
             f"{'are' if len(outside) > 1 else 'is'} in no {form.part}",
             "give it to one, or to background, in data.labels",
         )
@@ -161,8 +159,8 @@ def check_labelled(
             "",
             "",
             "no site can train: none of their images has a label",
-            f"fill the column {' or '.join(form.columns)}, or take a task of the form of the "
-            "labels that there are (`fedshift tasks` lists them)",
+            f"{form.filled(data.columns)}, or take a task of the form of the labels that there are "
+            "(`fedshift tasks` lists them)",
         )
 
 

@@ -21,6 +21,7 @@ def check_structures(
 ) -> list[Finding]:
     """Parts that a site lacks, and structures whose sizes suggest that two were exchanged."""
     form = form_of(data)
+    says = "values" if form.by_value else "names"
     volumes: dict[str, np.ndarray] = {}
     for image in images:
         counts = image.facts.values
@@ -39,7 +40,7 @@ def check_structures(
             "",
             f"no label file holds the {form.part} {name!r}",
             f"take it out of {'data.labels' if data.labels else 'label_values, or of the files'}, "
-            "or mend its values",
+            f"or mend its {says}",
         )
         for name in structures
         if volumes and not any(name in own for own in shown.values())
@@ -51,7 +52,7 @@ def check_structures(
         for name in names:
             problem = f"no label of this site holds the {form.part} {name!r}, other sites' do"
             if said[site]:
-                way_out = "check its values in the label files"
+                way_out = f"check its {says} in the label files"
                 findings.append(Finding("warning", "structure-absent", site, "", problem, way_out))
                 continue
             findings.append(
@@ -60,7 +61,8 @@ def check_structures(
                     "structure-unsaid",
                     site,
                     "",
-                    f"{problem}: if nobody drew it, it would be learnt as background",
+                    f"{problem}: if nobody drew it, it would be learnt as "
+                    f"{'background' if form.by_value else 'absent'}",
                     f"set data.annotates={{{site}: [{', '.join(shown[site])}]}} if it was not "
                     f"drawn, or data.annotates={{{site}: [{', '.join(structures)}]}} if it was "
                     "looked for",
@@ -97,9 +99,12 @@ def _check_exchanged(volumes: Mapping[str, np.ndarray], structures: Sequence[str
 
 
 def _annotated(images: Sequence[Image]) -> dict[str, set[str] | None]:
-    """By site, what some label of it is said to tell of; None: everything."""
+    """By site, what some label of it is said to tell of; None: everything. An image without a
+    label tells of nothing."""
     found: dict[str, set[str] | None] = {}
     for image in images:
+        if not image.facts.has_labels:
+            continue
         before, own = found.get(image.site, set()), image.source.annotates
         found[image.site] = None if before is None or own is None else before | {*own}
     return found

@@ -109,16 +109,18 @@ def is_negative(source: ImageSource, data: DataSettings) -> bool:
     return (source.empty or data.empty_masks) == "negative"
 
 
-def no_structure(source: ImageSource, names: Mapping[int, str]) -> FileFault:
-    """The fault of a label file that tells of no structure of the federation; ``names`` are its
-    own, if it has any."""
+def no_structure(
+    source: ImageSource, names: Mapping[int, str], form: Form, data: DataSettings
+) -> FileFault:
+    """The fault of a label file that tells of no part of the federation; ``names`` are its own, if
+    it has any."""
     called = listed(dict.fromkeys(map(repr, names.values())))
     return FileFault(
         "no-structure",
         source.label_path,
-        f"names {called}, and no structure of the federation"
+        f"names {called}, and no {form.part} of the federation"
         if names
         else "does not name its values, and data.labels gives its structures by name alone",
-        "add what it holds to data.labels, or clear its cell label_path; if a structure was looked "
+        f"add what it holds to data.labels, or {form.emptied(data)}; if a {form.part} was looked "
         "for and is not there, say so in data.annotates or the column annotates",
     )

@@ -25,6 +25,7 @@ from fedshift.sites.facts import Surveyed
 from fedshift.sites.findings import Remark
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
+from fedshift.sites.labels.meaning import called
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import RESERVED, DataSettings
@@ -212,6 +213,24 @@ class Form(ABC):
         return slices, rows, columns
 
     # For readers.
+
+    def told(self, source: ImageSource, values: Sequence[int], names: Mapping[int, str]) -> str:
+        """Some ``values`` of the label of ``source`` in a sentence; ``names`` are the file's."""
+        some = ", ".join(called(value, names) for value in values[:3])
+        more = ", ..." if len(values) > 3 else ""
+        return f"the value{'s' if len(values) > 1 else ''} {some}{more}"
+
+    def filled(self, columns: Mapping[str, str]) -> str:
+        """What to do so that images have a label; ``columns`` are the manifest's by ours."""
+        named = " or ".join(columns.get(name, name) for name in self.columns)
+        table = ", or give their table as data.label_table" if self.tabled else ""
+        return f"fill the column {named}{table}"
+
+    def emptied(self, data: DataSettings) -> str:
+        """What to do so that an image has no label."""
+        if data.label_table is not None:
+            return "take its rows out of data.label_table"
+        return f"empty its cell {' or '.join(data.columns.get(n, n) for n in self.columns)}"
 
     def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
         """How much of each of ``parts`` a case's label holds, (parts,), in :attr:`unit`."""

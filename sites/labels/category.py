@@ -5,7 +5,7 @@ A label is (S,) uint8, the category's number on every slice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +71,8 @@ class Category(Form):
         classes = legend.classes(drawing.names)
         if 1 not in classes:
             raise LabelMapError(
-                f"the category {source.category!r} of {source.path} is none of the federation's; "
-                "give it to one, or to background, in data.labels."
+                f"{source.path} has {self.told(source, [1], drawing.names)}, which is none of the "
+                "federation's; give it to one, or to background, in data.labels."
             )
         return np.full(len(image), classes[1], np.uint8)
 
@@ -90,6 +90,9 @@ class Category(Form):
     def only(self, native: np.ndarray, told: Sequence[int]) -> np.ndarray:
         kept: np.ndarray = np.where(np.isin(native, [0, *told]), native, np.uint8(0))
         return kept
+
+    def told(self, source: ImageSource, values: Sequence[int], names: Mapping[int, str]) -> str:
+        return f"the category {source.category!r} (line {source.row} of the manifest)"
 
     def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
         return np.array([(native == k).any() for k in range(1, parts + 1)])

@@ -32,6 +32,7 @@ class Landmarks(Marks):
     columns = ("points_path",)
     part = "landmark"
     marks = "landmarks"
+    naming = NAME
     one_each = True
 
     def names_in(self, table: LabelTable) -> tuple[str, ...]:
@@ -91,7 +92,9 @@ class Landmarks(Marks):
                 raise _twice(table, rows[1], source, "its points")
             every = [(row, name, place_of(table, row, f"{name}_")) for row in rows for name in wide]
         else:
-            every = [(row, self.called(table, row, NAME), place_of(table, row)) for row in rows]
+            every = [
+                (row, self.called(table, row, self.naming), place_of(table, row)) for row in rows
+            ]
         seen: set[str] = set()
         for row, name, _ in every:
             if name in seen:

@@ -12,7 +12,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class Placed(Form):
     dtype = np.float32
     tabled = True
     coordinates: int
+    naming: ClassVar[str] = CLASS
+    """The column of a table that says what a row is."""
 
     @abstractmethod
     def names_in(self, table: LabelTable) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ class Placed(Form):
 
     def strays(self, table: Table) -> Iterator[tuple[str, str]]:
         listed = {os.path.realpath(i.path) for images in table.images.values() for i in images}
-        for one in self.tables(table):
+        for one in self.tables(table, strict=False):
             lost = [row for image, rows in one.rows.items() if image not in listed for row in rows]
             if one.shared and lost:
                 yield (
@@ -121,10 +123,10 @@ class Placed(Form):
             f"count; give them to {BACKGROUND} in data.labels, or take their rows out."
         )
 
-    def tables(self, table: Table) -> Iterator[LabelTable]:
+    def tables(self, table: Table, *, strict: bool = True) -> Iterator[LabelTable]:
         """Every table of labels of a manifest that can be read, once.
 
-        Raises the first one's fault where none can."""
+        Where ``strict``, raises the first one's fault where none can."""
         fault: FileFault | None = None
         usable = 0
         paths = {image.label_path for images in table.images.values() for image in images}
@@ -136,7 +138,7 @@ class Placed(Form):
                 continue
             usable += 1
             yield one
-        if not usable and fault is not None:
+        if strict and not usable and fault is not None:
             raise fault
 
     def shared(self, source: ImageSource) -> bool:
@@ -155,9 +157,8 @@ class Placed(Form):
         for number in np.unique(drawing.values[:, -1]).astype(int).tolist():
             if number not in classes:
                 raise LabelMapError(
-                    f"{source.label_path} holds the {self.part} {drawing.names[number]!r}, which "
-                    "is in none of the federation's; give it to one, or to background, in "
-                    "data.labels."
+                    f"{source.path} has {self.told(source, [number], drawing.names)}, which is in "
+                    "none of the federation's; give it to one, or to background, in data.labels."
                 )
         values = drawing.values.copy()
         values[:, -1] = [classes[int(number)] for number in values[:, -1]]
@@ -217,6 +218,15 @@ class Placed(Form):
     def places(self, drawing: Drawing) -> Places:
         values = drawing.values
         return values[:, 0], values[:, 2], values[:, 1]
+
+    def told(self, source: ImageSource, values: Sequence[int], names: Mapping[int, str]) -> str:
+        """The first by name, with its line."""
+        table = self.table(source.label_path)
+        rows, name = table.of(source.path), names[values[0]]
+        # Columns that carry the names are of one row.
+        own = [row for row in rows if tidy(row.cells.get(self.naming, "")) == name] or rows
+        more = f" and {len(values) - 1} more" if len(values) > 1 else ""
+        return f"the {self.part} {name!r} (line {own[0].line} of {table.file}){more}"
 
     def amounts(self, native: np.ndarray, parts: int, spacing_mm: Sequence[float]) -> np.ndarray:
         numbers = native[np.isfinite(native[..., 0])][:, -1].astype(int)

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,20 @@ def test_many_files_are_one_sentence_with_a_count_and_three_names() -> None:
     assert group.abroad() == f"{CODES['constant']} (constant: row 1, row 2 and row 3)"
     (single,) = grouped([finding("A", 1)])
     assert single.told() == "A: /home/Meier/x1.png: is odd; mend it"
+
+
+def test_a_file_of_many_images_is_told_once() -> None:
+    table = [
+        Finding("error", "missing-file", "A", "/d/T.tsv", "is not", "mend", k) for k in (1, 2, 3)
+    ]
+    (group,) = grouped(table)
+    assert group.told() == "A: /d/T.tsv (for 3 images): is not; mend"
+    (group,) = grouped([*table, replace(table[0], problem="is odd")])
+    assert group.told() == "A: /d/T.tsv (for 3 images): the first of 2 faults: it is not; mend"
+    (group,) = grouped([finding("A", 1, "is odd"), finding("A", 1, "is even")])
+    assert group.told() == "A: /home/Meier/x1.png: the first of 2 faults: it is odd; mend it"
+    (group,) = grouped([finding("A", 1), finding("A", 1), finding("A", 2)])
+    assert group.told() == "A: 2 files (x1.png and x2.png): each is odd; mend it"
 
 
 def test_files_of_one_name_are_told_by_their_paths() -> None:

@@ -12,11 +12,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from kit.points import Tables, bright, three
+from kit.points import KIND, Tables, bright, three
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from fedshift import UserError
+from fedshift.sites import check, load_federation
+from fedshift.sites.findings import grouped
 from fedshift.sites.geometry import Grid
 
 
@@ -90,9 +92,10 @@ def test_classes_are_named_by_the_settings(tables: Tables) -> None:
     assert tables.federation("points", labels=labels).parts == ("receptor",)
     cases = tables.cases("points", labels=labels)
     np.testing.assert_array_equal(cases["q"].labels["points"].native[0], [[2, 2, 1]])
-    with pytest.raises(UserError, match="class 'dust', which is in none of the federation's"):
+    outside = r"[qr].png.* the class 'dust' \(line 4 of .*P.tsv\), which is in n"
+    with pytest.raises(UserError, match=outside):
         tables.cases("points", labels={"receptor": ["rod", "cone"]})
-    assert "value-outside" in tables.codes("points", labels={"receptor": ["rod", "cone"]})
+    assert re.search(outside, tables.faults("points", labels={"receptor": ["rod", "cone"]}))
 
 
 @pytest.mark.parametrize(
@@ -462,6 +465,36 @@ def test_rows_for_images_that_are_not_listed_are_told(tables: Tables) -> None:
     three(tables)
     tables.write("P.tsv", "path x y", *(f"{n}.png 1 1" for n in ("p", "q", "r", "z", "z")))
     assert tables.codes("points", label_table="P.tsv") == ["label-without-image"]
+
+
+def test_sentences_speak_of_tables_where_labels_stand_in_one(tables: Tables) -> None:
+    three(tables, points_path="")
+    assert "fill the column points_path, or give their table as data.label_table" in tables.faults(
+        "landmarks"
+    )
+    header = "path tip_x tip_y base_x base_y"
+    tables.write("T.tsv", header, "p.png 1 2 3 4", "q.png n/a n/a n/a n/a", "r.png 1 2 n/a n/a")
+    data = {"label_table": "T.tsv", "annotates": {"A": ["tip", "base"]}}
+    settings = tables.settings("landmarks", **data)
+    told = [f.told() for f in check(load_federation(KIND, settings, 0), settings, 0)]
+    assert any("draw it, take its rows out of data.label_table, or say" in one for one in told)
+    # An image without landmarks does not say that its site looked for all.
+    tables.rows[2]["site"] = tables.rows[1]["site"] = "B"
+    assert "structure-unsaid" not in tables.codes("landmarks", label_table="T.tsv")
+    settings = tables.settings("landmarks", label_table="T.tsv", annotates={"B": ["tip", "base"]})
+    told = [f.told() for f in check(load_federation(KIND, settings, 0), settings, 0)]
+    assert any("'base', other sites' do; check its names in the label" in one for one in told)
+
+
+def test_a_fault_of_one_table_is_told_once(tables: Tables) -> None:
+    three(tables, points_path="P.tsv")
+    settings = tables.settings("points", labels={"a": "a"})
+    found = check(load_federation(KIND, settings, 0), settings, 0)
+    told = [group.told() for group in grouped(found) if group.first.code == "missing-file"]
+    assert told == [
+        f"A: {tables.folder}/P.tsv (for 3 images): does not exist; mend the path in the table or "
+        "put it there"
+    ]
 
 
 def test_another_forms_table_says_which_task_it_serves(tables: Tables) -> None:
