@@ -38,6 +38,8 @@ def draw_site(site: SiteData) -> bytes:
             for axes in row:
                 axes.set_axis_off()
                 axes.imshow(picture, cmap="gray", vmin=low, vmax=high, aspect=row_mm / column_mm)
+                # What the grid cuts off is not shown: the picture would shrink to make room.
+                axes.autoscale(False)
             row[0].set_title(f"{case.id}, slice {index + 1}")
             for form, label in case.labels.items():
                 FORMS[form].draw(row[1], np.asarray(label.grid[index]), site.parts)

@@ -281,7 +281,7 @@ class Marks(Placed):
         """A mark a point, in a colour a part."""
         for k in range(1, len(parts) + 1):
             x, y = label[(label[:, 2] == k) & np.isfinite(label[:, 0]), :2].T
-            axes.scatter(x, y, s=30, marker="+", linewidths=1, color=f"C{k - 1}")
+            axes.scatter(x, y, s=16, marker="+", linewidths=0.8, color=f"C{k - 1}")
 
 
 def is_flat(table: LabelTable) -> bool:

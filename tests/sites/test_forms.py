@@ -321,6 +321,20 @@ def test_images_of_a_site_are_drawn_with_their_labels(tables: Tables) -> None:
     assert len({*pictures}) == 3
 
 
+def test_what_the_grid_cuts_off_takes_no_room_in_a_picture(tables: Tables) -> None:
+    """A point outside would shrink the image to make room for itself."""
+    for name in ("p", "q", "r"):
+        tables.png(name, points_path="P.tsv")
+    pictures = []
+    for place in ("5 15", "0 0"):
+        lines = [f"{name}.png {at}" for name in "pqr" for at in ("20 15", place)]
+        tables.write("P.tsv", "path x y", *lines)
+        opened = tables.open("points", size=16)
+        assert any("cuts off points" in note for note in opened.notes)
+        pictures.append(draw_site(opened))
+    assert pictures[0] == pictures[1]
+
+
 def test_inspect_draws_into_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
