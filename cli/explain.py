@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from rich.text import Text
 from fedshift import UserError, strategies
 from fedshift.cli.console import PlainConsole
 from fedshift.client.model import Model
-from fedshift.protocol.messages import TensorInfo
-from fedshift.protocol.needs import check_offered
+from fedshift.protocol.messages import POOLED, TensorInfo
 from fedshift.protocol.words import count, some
 from fedshift.runs.config import load
-from fedshift.runs.federation import open_federation, task_settings
-from fedshift.runs.plugins import method_settings, rules_of
+from fedshift.runs.federation import open_federation
+from fedshift.runs.stored import build_plan
+from fedshift.server.training import Roster, begin
 from fedshift.sites.types import Federation
 from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Strategy
@@ -37,24 +38,21 @@ _SHARED = {
 
 
 def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
-    """Print what is averaged and what is kept, what travels, and which strategies are the same."""
+    """Print what is averaged and what is kept, what travels, and which strategies are the same.
+
+    Raises :class:`UserError` for what a run would refuse before its first round.
+    """
     config = load(overrides, config_dir)
     federation, data = open_federation(config)
-    strategy = strategies.build(config["strategy"])
-    rules_of([strategy])
+    plan = build_plan(Path(), config, federation.parts, identity="")
+    strategy = plan.strategies[0]
     training = [site.name for site in federation.sites if site.role == "train"]
-    unlabelled = [name for name in training if name in data.unlabelled_sites]
-    task = {**task_settings(config, federation.parts), "unlabelled": unlabelled}
-    model = Model(method_settings(config), task, torch.device("cpu"), seed=0)
-    check_offered(
-        strategy.name,
-        strategy.needs(),
-        config["method"]["name"],
-        config["task"]["name"],
-        model.offers(),
-    )
+    roster = _roster(federation, data.unlabelled_sites)
+    task = {**plan.task, "unlabelled": roster.unlabelled}
+    model = Model(plan.method, task, torch.device("cpu"), seed=0)
+    begin(plan, model.card(config["task"]["name"]), roster, plan.instruction.but(task=task))
     infos = model.infos()
-    kept = strategy.keeps(infos)
+    kept = strategy.kept
     name = config["strategy"]["name"]
 
     table = Table(title=f"{name} with {config['method']['name']}", title_justify="left")
@@ -93,6 +91,31 @@ def explain(overrides: Sequence[str], config_dir: Path | None = None) -> None:
         told = f" ({told})" if told else ""
         console.print(f"In their training sites follow the rule {rule}{told}.")
     console.warn(same_as(strategy, name, infos, len(training)))
+
+
+def _roster(federation: Federation, hidden: Collection[str]) -> Roster:
+    """The sites as a run would find them, as far as the table of the images tells; the labels of
+    the sites ``hidden`` are left out."""
+    training = sorted(
+        (site for site in federation.sites if site.role == "train"), key=attrgetter("name")
+    )
+    teaching = [
+        site
+        for site in training
+        if site.name not in hidden and any(image.labelled or image.phantom for image in site.images)
+    ]
+    names = [site.name for site in federation.sites]
+    return Roster(
+        nodes={name: number for number, name in enumerate([*names, POOLED])},
+        labelled=[site.name for site in teaching],
+        unlabelled=[site.name for site in training if site not in teaching],
+        partial=[
+            site.name
+            for site in teaching
+            if any(image.annotates is not None for image in site.images)
+        ],
+        scored=names,
+    )
 
 
 def _teaching(federation: Federation, unlabelled: Collection[str]) -> Table | None:

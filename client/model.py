@@ -21,6 +21,7 @@ from fedshift.client.contract.step import Decoder, Encoder
 from fedshift.client.methods import METHODS
 from fedshift.client.tasks import TASKS
 from fedshift.protocol import needs
+from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.messages import Arrays, TensorInfo
 from fedshift.protocol.settings import suggest
 
@@ -64,6 +65,17 @@ class Model:
                     f"method={METHODS.name_of(type(self.method))}: {where} names {name}, which is "
                     f"none of its networks{suggest(name, self.nets)}"
                 )
+
+    def card(self, task: str) -> MethodCard:
+        """What the coordinator knows of it and of the task, which is registered as ``task``."""
+        return MethodCard(
+            tensors=self.infos(),
+            participation=self.method.participation.value,
+            stages=self.method.stages,
+            task=self.task.card(task),
+            offers=tuple(sorted(self.offers())),
+            complete_labels=self.method.complete_labels,
+        )
 
     def infos(self) -> dict[str, TensorInfo]:
         """What a strategy must know of each tensor."""

@@ -29,7 +29,7 @@ from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.rules.base.following import following
 from fedshift.client.state import SiteState
 from fedshift.client.tasks import TASKS
-from fedshift.protocol.cards import MethodCard, SiteCard
+from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from fedshift.protocol.messages import (
     BANK,
@@ -161,14 +161,7 @@ class SiteWorker:
 
     def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
         model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
-        card = MethodCard(
-            tensors=model.infos(),
-            participation=model.method.participation.value,
-            stages=model.method.stages,
-            task=model.task.card(instruction.task["name"]),
-            offers=tuple(sorted(model.offers())),
-            complete_labels=model.method.complete_labels,
-        )
+        card = model.card(instruction.task["name"])
         return Purpose.INITIAL, answer(
             self.name, arrays=pack_arrays(model.read()), details=card.to_json()
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,26 +85,15 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     }
     instruction = plan.instruction.but(task=task)
     method, initial = _method(sites, plan, instruction)
-    _check_roles(method, unlabelled, plan)
-    _check_labels(method, sites, plan)
-    if plan.clock is not None:
-        plan.clock.check(sites.scored)
-    arms = []
-    for strategy in plan.strategies:
-        names = sites.labelled if method.participation == "labelled" else sites.trainable
-        steps = plan.local_steps
-        if strategy.pools:
-            names, steps = [POOLED], steps * len(names)
-        elif not strategy.exchanges:
-            names = sites.labelled
-        strategy.begin(
-            {name: sites.nodes[name] for name in names},
-            method.tensors,
-            instruction.but(steps=steps),
-        )
-        strategy.validated = f"val_{method.task.headline.name}"
-        strategy.clock = plan.clock
-        arms.append(Arm(strategy, pack_arrays(strategy.shared(initial))))
+    roster = Roster(
+        sites.nodes,
+        tuple(sites.labelled),
+        tuple(unlabelled),
+        tuple(name for name in sites.labelled if not sites.cards[name].complete),
+        sites.scored,
+    )
+    begin(plan, method, roster, instruction)
+    arms = [Arm(strategy, pack_arrays(strategy.shared(initial))) for strategy in plan.strategies]
     done = checkpoint.last_round(plan.checkpoints)
     if done:
         held = checkpoint.load(plan.checkpoints, done, plan.identity)
@@ -126,7 +115,50 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     return training
 
 
-def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> None:
+@dataclass(frozen=True)
+class Roster:
+    """The sites of a run: the node of each, the names of those that train with labels and without,
+    sorted, those of the former whose labels tell of some parts only, and all that are scored."""
+
+    nodes: Mapping[str, int]
+    labelled: Sequence[str]
+    unlabelled: Sequence[str]
+    partial: Sequence[str]
+    scored: Collection[str]
+
+
+def begin(plan: RunPlan, method: MethodCard, roster: Roster, instruction: Instruction) -> None:
+    """Bind the plan's strategies to the run that they are to make of ``method`` at these sites.
+
+    Raises :class:`UserError` when method, strategies and sites cannot be combined.
+    """
+    _check_roles(method, roster.unlabelled, plan)
+    if method.complete_labels and roster.partial:
+        raise UserError(
+            f"method={plan.method['name']} needs labels that tell of everything, and those of "
+            f"{roster.partial[0]} tell of some parts only; choose another method, or leave such "
+            "sites' labels out with data.unlabelled_sites"
+        )
+    if plan.clock is not None:
+        plan.clock.check(roster.scored)
+    for strategy in plan.strategies:
+        names, steps = list(roster.labelled), plan.local_steps
+        if method.participation != "labelled":
+            names = sorted([*names, *roster.unlabelled])
+        if strategy.pools:
+            names, steps = [POOLED], steps * len(names)
+        elif not strategy.exchanges:
+            names = list(roster.labelled)
+        strategy.begin(
+            {name: roster.nodes[name] for name in names},
+            method.tensors,
+            instruction.but(steps=steps),
+        )
+        strategy.validated = f"val_{method.task.headline.name}"
+        strategy.clock = plan.clock
+
+
+def _check_roles(method: MethodCard, unlabelled: Sequence[str], plan: RunPlan) -> None:
     """Raise :class:`UserError` when a method and a strategy cannot be combined, or a method that
     adapts from labelled to unlabelled sites lacks the latter, or is to be trained where sites do
     not meet."""
@@ -155,17 +187,6 @@ def _check_roles(method: MethodCard, unlabelled: list[str], plan: RunPlan) -> No
                     else f"leave {strategy.model} out of baselines"
                 )
             )
-
-
-def _check_labels(method: MethodCard, sites: Sites, plan: RunPlan) -> None:
-    """Raise :class:`UserError` when a method needs more of the labels than some site's tell."""
-    partial = [name for name in sites.labelled if not sites.cards[name].complete]
-    if method.complete_labels and partial:
-        raise UserError(
-            f"method={plan.method['name']} needs labels that tell of everything, and those of "
-            f"{partial[0]} tell of some parts only; choose another method, or leave such sites' "
-            "labels out with data.unlabelled_sites"
-        )
 
 
 def _method(sites: Sites, plan: RunPlan, instruction: Instruction) -> tuple[MethodCard, Arrays]:

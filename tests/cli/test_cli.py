@@ -18,6 +18,8 @@ import pytest
 import yaml
 from kit.repository import ROOT
 
+from fedshift import UserError
+
 Command = Callable[..., Any]
 
 
@@ -147,6 +149,28 @@ def test_explain_warns_of_strategies_that_are_the_same(
     else:
         assert "Warning: " in outcome.out
         assert warning in " ".join(outcome.out.split())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ("strategy=fedbuff",),
+            "fedbuff decides by the simulated clock, and there is none",
+        ),
+        (("strategy=bulyan", "strategy.byzantine=3"), "add sites"),
+        (("strategy=fedrep", "local_steps=1"), "set local_steps to at least 2"),
+        (("strategy.min_sites=9",), "strategy.min_sites is 9 and the federation has"),
+        (("method=unet_gan",), "adapts to sites without labels and every training site has some"),
+        (("method=supervised", "clock=lan", "clock.sites={a: {}}"), "clock.sites.a is no site of"),
+    ],
+)
+def test_explain_refuses_what_a_run_would(
+    command: Command, overrides: tuple[str, ...], words: str
+) -> None:
+    outcome = command("explain", *overrides)
+    assert outcome.code == 2
+    assert words in outcome.err
 
 
 # sites
@@ -340,9 +364,9 @@ def test_a_deadline_nobody_meets_leaves_the_model_and_names_every_site(
 
     from fedshift.client.model import initial_arrays
 
-    out = simulate(
-        tmp_path / "run", "rounds=1", "baselines=[]", "local_steps=60", "deadline_s=0.15"
-    )
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="no site trained in any round: site vendor_a: no reply"):
+        simulate(out, "rounds=1", "baselines=[]", "local_steps=60", "deadline_s=0.15")
     line = yaml.safe_load((out / "rounds.jsonl").read_text())
     assert set(line["failed"]) == {"vendor_a", "vendor_b", "vendor_c"}
     assert "deadline_s" in line["failed"]["vendor_a"]

@@ -135,7 +135,7 @@ def test_a_method_without_averaged_networks_is_refused(kind: type[Strategy]) -> 
 
 
 def test_a_refusal_of_one_strategy_does_not_keep_explain_from_another(command: Call) -> None:
-    adapting = ("method=unet_gan", "data.unlabelled_sites=[vendor_c]")
+    adapting = ("method=unet_gan", "data.unlabelled_sites=[vendor_c]", "baselines=[]")
     ended = command("explain", "strategy=ditto", *adapting)
     assert ended.code == 2
     assert "this method has none" in " ".join(ended.err.split())
