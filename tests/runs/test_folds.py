@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from kit.measured import SEGMENTATION
 
 from fedshift import UserError
 from fedshift.runs.config import load
+from fedshift.runs.evaluate import evaluate
 from fedshift.runs.federation import open_federation
 from fedshift.runs.simulate import folds, run
 from fedshift.server import report
@@ -124,3 +126,11 @@ def test_a_vendors_name_may_be_no_folders(tmp_path: Path) -> None:
     assert len({fold.name for fold in found}) == 3
     assert not any(mark in fold.name for fold in found for mark in "/:")
     assert found[2].name == "Philips"
+
+
+def test_a_fold_is_evaluated_and_the_folder_of_all_is_not(in_turn: Path) -> None:
+    with pytest.raises(UserError, match=r"no models of its own; name one of .*folds/vendor_a$"):
+        evaluate(in_turn, [], None, None)
+    out = evaluate(in_turn / "folds" / "vendor_a", [], None, "again")
+    assert {row["site"] for row in read_cases(out / "cases.csv", SEGMENTATION)} >= {"a1", "b"}
+    shutil.rmtree(out.parent)
