@@ -22,6 +22,7 @@ from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.step import Step
 from fedshift.client.contract.task import Task
 from fedshift.protocol.messages import Adam
+from fedshift.protocol.settings import suggest
 from fedshift.sites.types import SiteData
 
 Networks = dict[str, nn.Module]
@@ -70,6 +71,17 @@ class Sharing:
     kind: Literal["averaged", "broadcast", "balanced", "summed", "kept"]
     domains: tuple[str, ...] = ()
     adam: Adam | None = None
+
+    def __post_init__(self) -> None:
+        """Raises :class:`fedshift.UserError` for an unknown kind, and for one with more or less
+        than it takes."""
+        taken: dict[str, tuple[str, ...]] = dict.fromkeys(("averaged", "broadcast", "kept"), ())
+        taken |= {"balanced": ("domains",), "summed": ("domains", "adam")}
+        if self.kind not in taken:
+            raise UserError(f"Sharing({self.kind!r}) is not known{suggest(self.kind, taken)}")
+        if tuple(key for key in ("domains", "adam") if getattr(self, key)) != taken[self.kind]:
+            takes = " and ".join(taken[self.kind]) or "neither domains nor adam"
+            raise UserError(f"Sharing({self.kind!r}) takes {takes}; give it that and no more")
 
 
 AVERAGED = Sharing("averaged")

@@ -229,3 +229,18 @@ def test_a_federation_without_both_kinds_of_sites_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         run_toy(tmp_path / "run", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("avraged",), "Sharing('avraged') is not known; did you mean averaged"),
+        (("averaged", ("source",)), "Sharing('averaged') takes neither domains nor adam; give"),
+        (("balanced",), "Sharing('balanced') takes domains; give it that and no more"),
+        (("summed", ("source",)), "Sharing('summed') takes domains and adam; give"),
+    ],
+)
+def test_half_of_a_sharing_is_refused(given: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Sharing(*given)
+    assert str(refused.value).startswith(words)
