@@ -136,23 +136,6 @@ def test_the_documents_list_the_codes_with_their_meanings() -> None:
     assert {code: rows.get(code) for code in CODES} == CODES
 
 
-def test_links_into_the_pages_lead_to_headings() -> None:
-    pages = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
-    headings = {
-        name: {
-            re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-")
-            for title in re.findall(r"^#+ (.*)$", text, re.M)
-        }
-        for name, text in pages.items()
-    }
-    links = {
-        (name, page or name, anchor)
-        for name, text in pages.items()
-        for page, anchor in re.findall(r"\]\((\w*(?:\.md)?)#([\w-]+)\)", text)
-    }
-    assert links and not [link for link in links if link[2] not in headings[link[1]]]
-
-
 # Sentences.
 
 
