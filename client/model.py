@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedshift import UserError, derive_seed
-from fedshift.client.contract.method import Method, Networks
+from fedshift.client.contract.method import Budget, FitReport, Method, Networks, StatisticsBank
 from fedshift.client.contract.step import Decoder, Encoder
 from fedshift.client.methods import METHODS
 from fedshift.client.tasks import TASKS
@@ -24,6 +24,7 @@ from fedshift.protocol import needs
 from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.messages import Arrays, TensorInfo
 from fedshift.protocol.settings import suggest
+from fedshift.sites.types import SiteData
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -65,6 +66,18 @@ class Model:
                     f"method={METHODS.name_of(type(self.method))}: {where} names {name}, which is "
                     f"none of its networks{suggest(name, self.nets)}"
                 )
+
+    def fit(self, site: SiteData, bank: StatisticsBank, budget: Budget) -> FitReport:
+        """Train the networks as the method does; raises :class:`fedshift.UserError` when its report
+        is none, or names what is none of its networks."""
+        report = self.method.fit(site, self.nets, bank, budget)
+        if not isinstance(report, FitReport):
+            raise UserError(
+                f"method={METHODS.name_of(type(self.method))}: fit returns "
+                f"{type(report).__name__}; return a FitReport of what it trained"
+            )
+        self.check_names("FitReport.trained", report.trained)
+        return report
 
     def card(self, task: str) -> MethodCard:
         """What the coordinator knows of it and of the task, which is registered as ``task``."""

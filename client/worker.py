@@ -196,11 +196,10 @@ class SiteWorker:
             memory=state.notes("rules", earlier),
             personal={name: own[name] for name in own if name not in kept},
         )
-        fit = partial(model.method.fit, self.data, model.nets, of_method(bank))
+        fit = partial(model.fit, self.data, of_method(bank))
         model.forget_gradients()
         asked = rules.build(visit)
         report = run_rules(asked, following(asked, model, fit), budget)
-        model.check_names("FitReport.trained", report.trained)
         tensors = {**model.read(kept), **visit.personal}
         for name, array in tensors.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():

@@ -483,13 +483,14 @@ class Misspelt(Supervised):
     def fit(self, *given: Any) -> Any:
         report = super().fit(*given)
         report.trained = self.told.get("trained", report.trained)
-        return report
+        return self.told.get("report", report)
 
 
 @pytest.mark.parametrize(
     ("told", "words"),
     [
         ({"trained": {"segmentor": 8}}, "FitReport.trained names segmentor, which is none of its"),
+        ({"report": {"segmenter": 8}}, "method=misspelt: fit returns dict; return a FitReport of"),
         ({"sharing": {"net": "x"}}, "method=misspelt: sharing names net, which is none of its"),
         ({"sharing": {}}, "sharing does not say how the sub-network segmenter travels; add it"),
         ({"stepped": ("body",)}, "stepped names body, which is none of its networks; choose from"),
