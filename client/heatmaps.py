@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import find_objects, label, maximum_filter
 from torch.nn import functional as F
 
 REFINED = 2.0
@@ -70,35 +70,59 @@ def warp_points(points: torch.Tensor, theta: torch.Tensor, size: torch.Size) -> 
 def highest(heat: np.ndarray, sigma: float) -> tuple[np.ndarray, float]:
     """The place (slice, x, y) of the maximum of ``heat`` (S, H, W), refined in its slice, and the
     maximum."""
-    place = np.unravel_index(int(heat.argmax()), heat.shape)
-    x, y = _refined(heat[place[0]], int(place[1]), int(place[2]), sigma)
-    return np.array([float(place[0]), x, y]), float(heat[place])
+    index = int(np.unravel_index(int(heat.argmax()), heat.shape)[0])
+    height = heat[index].max()
+    # Not `==`, which is true of no pixel where the map is not finite.
+    _, boxes = _plateaus(~(heat[index] < height))
+    return np.array([float(index), *_refined(heat[index], boxes[0], sigma)]), float(height)
 
 
 def peaks(heat: np.ndarray, sigma: float, threshold: float) -> np.ndarray:
     """The local maxima (n, 2), x and y, of one map (H, W) that reach ``threshold``; of neighbours
-    within two standard deviations the highest alone."""
-    radius = max(1, round(REFINED * sigma))
+    within two standard deviations the highest alone. Pixels side by side that are equally high are
+    one maximum, and of equal neighbours apart the first counts."""
+    radius = _reach(sigma)
     local = (heat == maximum_filter(heat, 2 * radius + 1, mode="constant", cval=-np.inf)) & (
         heat >= threshold
     )
-    rows, columns = np.nonzero(local)
-    found = [_refined(heat, int(r), int(c), sigma) for r, c in zip(rows, columns, strict=True)]
+    numbers, boxes = _plateaus(local)
+    near = np.zeros(heat.shape, bool)
+    found = []
+    for number, box in enumerate(boxes, start=1):
+        if near[box][numbers[box] == number].any():
+            continue
+        near[tuple(slice(max(0, one.start - radius), one.stop + radius) for one in box)] = True
+        found.append(_refined(heat, box, sigma))
     return np.array(found, float).reshape(-1, 2)
 
 
-def _refined(heat: np.ndarray, row: int, column: int, sigma: float) -> tuple[float, float]:
-    """x and y of the centre of mass of what is positive around a maximum of ``heat`` (H, W)."""
-    radius = max(1, round(REFINED * sigma))
+def _reach(sigma: float) -> int:
+    return max(1, round(REFINED * sigma))
+
+
+def _plateaus(chosen: np.ndarray) -> tuple[np.ndarray, list[tuple[slice, slice]]]:
+    """The connected parts of a mask (H, W), row by row: each pixel's part, from 1, and the rows and
+    columns of each."""
+    numbers, _ = label(chosen, np.ones((3, 3)))
+    return numbers, find_objects(numbers)
+
+
+def _refined(heat: np.ndarray, box: tuple[slice, slice], sigma: float) -> tuple[float, float]:
+    """x and y of the centre of mass of what is positive around a maximum of ``heat`` (H, W), which
+    the rows and columns of ``box`` hold."""
+    radius = _reach(sigma)
+    rows, columns = box
     # No further one way than the other, or the border would pull the centre inwards.
-    up = min(radius, row, heat.shape[0] - 1 - row)
-    left = min(radius, column, heat.shape[1] - 1 - column)
-    window = heat[row - up : row + up + 1, column - left : column + left + 1].clip(min=0)
+    up = min(radius, rows.start, heat.shape[0] - rows.stop)
+    left = min(radius, columns.start, heat.shape[1] - columns.stop)
+    window = heat[rows.start - up : rows.stop + up, columns.start - left : columns.stop + left]
+    window = window.clip(min=0)
+    middle = (columns.start + columns.stop - 1) / 2, (rows.start + rows.stop - 1) / 2
     total = float(window.sum())
     if total <= 0:
-        return float(column), float(row)
-    down, along = np.mgrid[-up : up + 1, -left : left + 1]
+        return middle
+    down, along = np.indices(window.shape) - (np.array(window.shape).reshape(2, 1, 1) - 1) / 2
     return (
-        column + float((window * along).sum()) / total,
-        row + float((window * down).sum()) / total,
+        middle[0] + float((window * along).sum()) / total,
+        middle[1] + float((window * down).sum()) / total,
     )

@@ -83,7 +83,7 @@ class LabelledSlices:
                 label_rows.fill(np.nan)
             for row, index in enumerate(chosen):
                 image_rows[row], label = self._slices[index]
-                label_rows[row][tuple(map(slice, label.shape))] = label
+                label_rows[(row, *map(slice, label.shape))] = label
             annotated = None if self._annotated is None else self._annotated[chosen].to(device)
             yield Batch(
                 images.to(device, non_blocking=True),

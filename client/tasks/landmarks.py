@@ -53,8 +53,12 @@ class Landmarks(HeatmapTask):
         """Raise :class:`fedshift.UserError` for radii or pairs that mean nothing."""
         if not all(0 < radius < np.inf for radius in self.radii_mm):
             raise UserError(f"task.radii_mm must be positive, not {list(self.radii_mm)}")
-        if len(set(self.radii_mm)) < len(self.radii_mm):
-            raise UserError(f"task.radii_mm names a radius twice: {list(self.radii_mm)}")
+        if len({_named(radius) for radius in self.radii_mm}) < len(self.radii_mm):
+            raise UserError(
+                f"task.radii_mm names a radius twice: {list(self.radii_mm)}; a column's name tells "
+                "them by six digits"
+            )
+        paired: set[str] = set()
         for pair in self.mirror_pairs or ():
             names = pair.split(":")
             if len(names) != 2 or not set(names) <= set(self.parts):
@@ -62,13 +66,21 @@ class Landmarks(HeatmapTask):
                     f"task.mirror_pairs holds {pair!r}; write LEFT:RIGHT, two of the landmarks "
                     f"{', '.join(self.parts)}"
                 )
+            for name in names:
+                if name in paired:
+                    raise UserError(
+                        f"task.mirror_pairs={list(self.mirror_pairs or ())} names {name!r} twice; "
+                        "a landmark changes names with one other, and one that keeps its name is "
+                        "in no pair"
+                    )
+                paired.add(name)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         rates = [
             Measure(
-                f"success_{radius:g}mm".replace(".", "_"),
-                f"success rate within {radius:g} mm",
+                f"success_{_named(radius)}mm".replace(".", "_"),
+                f"success rate within {_named(radius)} mm",
                 "higher",
                 low=0,
                 high=1,
@@ -198,6 +210,11 @@ class _Places:
             return 0.0 if place is found else float(np.linalg.norm(extent * spacing))
         at = self.case.grid.points_to_native(found[1:]) if self.native else found[1:]
         return float(np.linalg.norm(([found[0], *at] - place) * spacing[[0, 2, 1]]))
+
+
+def _named(radius: float) -> str:
+    """``radius`` as a column's name may hold it: six digits, without an exponent."""
+    return np.format_float_positional(radius, precision=6, fractional=False, trim="-")
 
 
 def _where(label: np.ndarray, number: int) -> list[np.ndarray]:

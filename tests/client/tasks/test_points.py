@@ -112,6 +112,61 @@ def test_peaks_are_the_local_maxima_from_the_threshold_on() -> None:
     assert peaks(heat, 1.5, 1.0 + 1e-6).shape == (0, 2)
 
 
+@pytest.mark.parametrize("place", [(10.5, 12.0), (10.0, 12.5), (10.5, 12.5), (16.5, 16.5)])
+def test_a_point_halfway_between_pixels_is_one_point(place: tuple[float, float]) -> None:
+    case = point_case([[(*place, 1)]])
+    exact = drawn(np.array([[(*place, 1)]], np.float32), 1, 2.0)
+    assert np.count_nonzero(exact == exact.max()) > 1
+
+    np.testing.assert_allclose(peaks(exact[0, 0], 2.0, 0.4), [place], atol=1e-6)
+    np.testing.assert_allclose(highest(exact[0], 2.0)[0], (0, *place), atol=1e-6)
+    (row,) = Points(("cell",)).score([case], lambda images: exact, ("cell",))
+    assert row.values["f1"] == 1 and row.values["radial_error_mm"] == pytest.approx(0, abs=1e-6)
+
+
+def flooded(heat: np.ndarray, radius: int) -> list[list[tuple[int, int]]]:
+    """The pixels of each maximum of a map, by walking: pixels that no other within ``radius`` rows
+    and columns exceeds, those side by side together, and none within ``radius`` of an earlier one's
+    rows and columns."""
+    inside = set(np.ndindex(heat.shape))
+
+    def near(pixel: tuple[int, int], reach: int) -> set[tuple[int, int]]:
+        steps = range(-reach, reach + 1)
+        return {(pixel[0] + i, pixel[1] + j) for i in steps for j in steps} & inside
+
+    left = sorted(p for p in inside if all(heat[q] <= heat[p] for q in near(p, radius)))
+    left = [p for p in left if heat[p] > 0]
+    found: list[list[tuple[int, int]]] = []
+    closed: set[tuple[int, int]] = set()
+    while left:
+        part, edge = {left[0]}, [left[0]]
+        while edge:
+            new = (near(edge.pop(), 1) & {*left}) - part
+            part |= new
+            edge += new
+        left = [p for p in left if p not in part]
+        if not part & closed:
+            rows, columns = (range(min(of), max(of) + 1) for of in zip(*part, strict=True))
+            box = [(row, column) for row in rows for column in columns]
+            closed |= set().union(*(near(pixel, radius) for pixel in box))
+            found.append(sorted(part))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_neighbours_are_one_maximum(seed: int) -> None:
+    """Maps of few levels have many ties."""
+    heat = np.random.default_rng(seed).integers(0, 4, (14, 17)).astype(np.float32)
+
+    found = peaks(heat, 0.5, 0.5)
+
+    expected = flooded(heat, 1)
+    assert len(found) == len(expected)
+    for (x, y), part in zip(found.tolist(), expected, strict=True):
+        (top, bottom), (left, right) = ((min(of), max(of)) for of in zip(*part, strict=True))
+        assert top - 1 <= y <= bottom + 1 and left - 1 <= x <= right + 1
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_points_go_where_the_image_goes(flip: bool) -> None:
     """Each point is a blob in the image: after augmentation the blob lies at the point."""
@@ -232,6 +287,21 @@ class TestLandmarks:
             Landmarks(("a",), radii_mm=(2.0, 2.0))
         with pytest.raises(UserError, match=r"task\.mirror_pairs holds 'a-b'"):
             Landmarks(("a", "b"), mirror_pairs=("a-b",))
+
+    @pytest.mark.parametrize("pairs", [("a:b", "b:c"), ("a:b", "b:a"), ("b:b",)])
+    def test_a_landmark_in_two_pairs_is_refused(self, pairs: tuple[str, ...]) -> None:
+        with pytest.raises(UserError, match=r"task\.mirror_pairs=\[.*\] names '\w' twice; "):
+            Landmarks(("a", "b", "c"), mirror_pairs=pairs)
+
+    def test_radii_that_one_name_would_stand_for_are_refused(self) -> None:
+        with pytest.raises(UserError, match=r"task\.radii_mm names a radius twice: .* six digits"):
+            Landmarks(("a",), radii_mm=(2.0000001, 2.0))
+        tiny = Landmarks(("a",), radii_mm=(0.00001, 2.5, 3000000.0)).card("landmarks")
+        assert [measure.name for measure in tiny.measures[1:]] == [
+            "success_0_00001mm",
+            "success_2_5mm",
+            "success_3000000mm",
+        ]
 
 
 class TestPoints:
