@@ -329,7 +329,9 @@ def _bank(content: RecordDict) -> StatisticsBank:
 
 
 def describe(data: SiteData, task: Task) -> SiteCard:
-    """The card of a site, whose labels are for ``task``: counts and names."""
+    """The card of a site, whose labels are for ``task``: counts and names.
+
+    Raises :class:`fedshift.UserError` where a setting of the task can mean nothing there."""
     cases = [case for split in data.splits.values() for case in split]
     shown: set[int] = set()
     teaches = dict.fromkeys(data.parts, 0)
@@ -351,6 +353,6 @@ def describe(data: SiteData, task: Task) -> SiteCard:
         splits={split: data.counts(split) for split in data.splits},
         spacing_mm=tuple(sorted({case.native_spacing_mm for case in cases})),
         size=data.size,
-        notes=data.notes,
+        notes=(*data.notes, *task.remarks([case for case in cases if case.labelled.any()])),
         channels=data.channels,
     )

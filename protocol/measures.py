@@ -79,10 +79,14 @@ class Measure:
 
     def cell(self, value: float) -> str:
         """``value`` as a table shows it: two decimals of what has a unit, three of a plain number,
-        a dash for nan."""
+        and of what is no ratio as many more as it takes to see two digits; a dash for nan."""
         if math.isnan(value):
             return "–"
-        return f"{value:.2f}" if self.unit else f"{value:.3f}"
+        decimals = 2 if self.unit else 3
+        # Far below any unit's use lies what rounding leaves of a difference of 0.
+        if not self.ratio and 1e-9 <= abs(value) < 1:
+            decimals = max(decimals, 1 - math.floor(math.log10(abs(value))))
+        return f"{value:.{decimals}f}"
 
     def said(self, value: float) -> str:
         """``value`` with its unit, as in a sentence."""

@@ -110,6 +110,13 @@ class Task(ABC):
 
         Raises :class:`fedshift.UserError` when site and model have no part in common."""
 
+    def remarks(self, cases: Sequence[Case]) -> list[str]:
+        """Sentences for the card of a site: what a reader must know of what the settings mean for
+        its labelled ``cases``.
+
+        Raises :class:`fedshift.UserError` where they can mean nothing."""
+        return []
+
     @abstractmethod
     def shown(self, case: Case) -> set[int]:
         """The parts, by number, that the label of a labelled ``case`` holds."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
 
 
 def matched(truth: np.ndarray, found: np.ndarray, radius: float) -> np.ndarray:
@@ -24,3 +25,11 @@ def matched(truth: np.ndarray, found: np.ndarray, radius: float) -> np.ndarray:
     rows, columns = linear_sum_assignment(np.where(distances <= radius, distances, most))
     pairs = distances[rows, columns]
     return np.asarray(pairs[pairs <= radius])
+
+
+def nearest(points: np.ndarray) -> np.ndarray:
+    """How far each of ``points`` (N, D) is from the nearest other one, (N,); none of a single
+    one."""
+    if len(points) < 2:
+        return np.zeros(0)
+    return np.asarray(KDTree(points).query(points, k=2)[0][:, 1])

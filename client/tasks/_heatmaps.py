@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedshift import UserError
 from fedshift.client.contract.task import DenseTask
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case
@@ -71,3 +72,23 @@ class HeatmapTask(DenseTask):
             cells = np.where(inside, rows * CELLS + columns, CELLS * CELLS)
             np.add.at(counts, (part.astype(int) - 1, cells), 1.0)
         return counts.ravel()
+
+
+def check_radius(name: str, radius_mm: float, sizes_mm: Sequence[np.ndarray]) -> None:
+    """Raise :class:`fedshift.UserError` where the radius, the task's setting ``name``, reaches from
+    the centre of one of the images of these sizes to its corners: then a guess at the centre would
+    be right wherever the point is."""
+    least = min((float(np.linalg.norm(size)) / 2 for size in sizes_mm), default=np.inf)
+    if radius_mm >= least:
+        raise UserError(
+            f"task.{name}={radius_mm:g} is in mm and reaches from the centre of an image to its "
+            f"corners ({least:.3g} mm), so that any point would match; set a smaller one, or "
+            "correct the pixel spacing"
+        )
+
+
+def size_mm(case: Case) -> np.ndarray:
+    """How large the image of ``case`` is in mm: in depth, which is 0 of a single slice, by rows and
+    by columns."""
+    depth = len(case.image) if len(case.image) > 1 else 0
+    return np.array([depth, *case.grid.shape]) * case.native_spacing_mm

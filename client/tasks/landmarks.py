@@ -16,7 +16,7 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.client.contract.task import Predict, told_parts
-from fedshift.client.tasks._heatmaps import HeatmapTask
+from fedshift.client.tasks._heatmaps import HeatmapTask, check_radius, size_mm
 from fedshift.protocol.measures import Measure, Row
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case, Label
@@ -115,6 +115,21 @@ class Landmarks(HeatmapTask):
             order[left], order[right] = right, left
         return order
 
+    def remarks(self, cases: Sequence[Case]) -> list[str]:
+        """Radii of more than half the shorter side of an image, which most places would satisfy.
+
+        Raises :class:`fedshift.UserError` for one that any place would."""
+        sizes = [size_mm(case) for case in cases]
+        for radius in self.radii_mm:
+            check_radius("radii_mm", radius, sizes)
+        side = min((float(size[1:].min()) for size in sizes), default=np.inf)
+        return [
+            f"task.radii_mm={radius:g} is more than half the shorter side of an image ({side:.3g} "
+            "mm): a guess at its centre would be a success for most places"
+            for radius in self.radii_mm
+            if radius > side / 2
+        ]
+
     def validate(self, case: Case, predict: Predict) -> float:
         """The mean radial error in mm over the landmarks that ``case`` tells of."""
         heat = predict(case.image[case.labelled])
@@ -180,7 +195,16 @@ class Landmarks(HeatmapTask):
                         rows.append([start + place[0], *place[1:], number])
             found[name] = np.array(rows, float).reshape(-1, 4)
         native = np.asarray(case.labels[self.form].native)
-        return draw_points(case, native, found, self.parts, path, site=site, note=_mean_error)
+        return draw_points(case, native, found, self.parts, path, site=site, note=self._mean_error)
+
+    def _mean_error(self, true: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> str:
+        """The mean distance of the landmarks that a slice has in label and prediction."""
+        both = [
+            float(np.linalg.norm(a[0] - b[0]))
+            for a, b in zip(true, found, strict=True)
+            if len(a) and len(b)
+        ]
+        return self.measures[0].said(np.mean(both)) if both else "no common landmark"
 
     def noise(self, slices: int, rng: np.random.Generator) -> Mapping[str, Label]:
         places = rng.uniform(0, min(self.size), (slices, self.outputs, 2))
@@ -221,11 +245,3 @@ def _where(label: np.ndarray, number: int) -> list[np.ndarray]:
     """The places (slice, x, y) that a label (S, N, 3) gives the part of that number."""
     there = (label[..., 2] == number) & np.isfinite(label[..., :2]).all(axis=-1)
     return [np.array([s, *label[s, n, :2]], float) for s, n in zip(*np.nonzero(there), strict=True)]
-
-
-def _mean_error(true: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> str:
-    """The mean distance in mm of the landmarks that a slice has in label and prediction."""
-    both = [
-        np.linalg.norm(a[0] - b[0]) for a, b in zip(true, found, strict=True) if len(a) and len(b)
-    ]
-    return f"{np.mean(both):.1f} mm" if both else "no common landmark"

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.client.contract.task import Predict, told_parts
-from fedshift.client.tasks._heatmaps import HeatmapTask
+from fedshift.client.tasks._heatmaps import HeatmapTask, check_radius, size_mm
 from fedshift.protocol.measures import Measure, Row
 from fedshift.protocol.settings import setting
 from fedshift.sites.types import Case, Label
@@ -55,6 +55,29 @@ class Points(HeatmapTask):
             Measure("count_error", "found points less true ones"),
             Measure("reference_count", "points", low=0, summarised=False),
         )
+
+    def remarks(self, cases: Sequence[Case]) -> list[str]:
+        """A radius of more than half the distance between neighbours, within which a found point
+        may lie of two true ones.
+
+        Raises :class:`fedshift.UserError` for one within which any point would match."""
+        from fedshift.client.metrics.points import nearest
+
+        check_radius("radius_mm", self.radius_mm, [size_mm(case)[1:] for case in cases])
+        between = [
+            nearest(_of_class(points, number) * np.array(case.native_spacing_mm[:0:-1]))
+            for case in cases
+            for points in np.asarray(case.labels[self.form].native)[case.labelled]
+            for number in range(1, self.outputs + 1)
+        ]
+        distances = np.concatenate(between) if between else np.zeros(0)
+        if not len(distances) or self.radius_mm <= (median := float(np.median(distances))) / 2:
+            return []
+        return [
+            f"task.radius_mm={self.radius_mm:g} is more than half the median distance between "
+            f"neighbouring points ({median:.3g} mm): a found point may count for the neighbour of "
+            "the true one, and F1 comes out too high"
+        ]
 
     def validate(self, case: Case, predict: Predict) -> float:
         """The mean F1 over the classes that ``case`` tells of."""

@@ -90,6 +90,15 @@ def test_a_task_has_a_measure_by_which_models_are_ranked() -> None:
 def test_a_value_is_printed_by_its_unit_and_a_change_by_its_direction() -> None:
     assert (ERROR.cell(1.234), ERROR.said(1.234), ERROR.cell(math.nan)) == ("1.23", "1.23 mm", "–")
     assert (RATE.cell(0.5), RATE.said(0.5)) == ("0.500", "0.500")
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [(0.0, "0.00"), (0.25, "0.25"), (0.05, "0.050"), (0.00213, "0.0021"), (-3e-6, "-0.0000030")],
+)
+def test_a_small_number_with_a_unit_keeps_two_digits(value: float, cell: str) -> None:
+    assert ERROR.cell(value) == cell
+    assert ERROR.cell(1e-17) == "0.00" and RATE.cell(0.0004) == "0.000"
     assert (ERROR.label, RATE.label) == ("Mean radial error (mm)", "Success rate")
     assert ERROR.worsening == "rise in mean radial error"
     assert RATE.worsening == "drop in success rate"

@@ -95,3 +95,24 @@ def test_a_run_stops_at_a_bad_table_before_anything_is_written(
     assert told.code == 2
     assert re.search("L.tsv: has a point at 90, 3 on line 2, outside", told.err)
     assert not any(run.iterdir())
+
+
+def test_a_radius_that_any_point_is_within_stops_the_run(
+    dots: Tables, command: Callable[..., Any]
+) -> None:
+    """The images are 24 mm wide."""
+    given = overrides(dots, "points", "P.tsv")
+    told = command("simulate", *given, "task.radius_mm=17", f"out={dots.folder / 'run'}")
+    assert told.code == 2
+    assert "site A: task.radius_mm=17 is in mm and reaches from the centre" in told.err
+
+
+def test_a_radius_wider_than_neighbours_is_told_on_terminal_and_page(
+    dots: Tables, command: Callable[..., Any]
+) -> None:
+    run = dots.folder / "run"
+    given = (*overrides(dots, "points", "P.tsv"), "task.radius_mm=14", "rounds=1", "local_steps=1")
+    told = command("simulate", *given, f"out={run}")
+    said = "task.radius_mm=14 is more than half the median distance between neighbouring points"
+    assert told.code == 0 and said in " ".join((told.out + told.err).split())
+    assert said in (run / "report.html").read_text()

@@ -149,7 +149,8 @@ def single_site_models(headline: Measure, matrices: Sequence[SingleSiteModels]) 
         axes.set_title(line_name(item.label))
         sites, homes = site_names(item.sites, ()), site_names(item.trained_on, ())
         colors = shade(item.values, headline)
-        heat_map(axes, item.values, colors, sites, homes, "{:.2f}".format)
+        cell = "{:.2f}".format if headline.ratio else headline.cell
+        heat_map(axes, item.values, colors, sites, homes, cell)
     for axes in grid[len(matrices) :]:
         axes.set_visible(False)
     return figure

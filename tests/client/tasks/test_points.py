@@ -19,8 +19,9 @@ from fedshift.client.heatmaps import heatmap_loss, heatmaps, highest, peaks, war
 from fedshift.client.metrics.points import matched
 from fedshift.client.tasks.landmarks import Landmarks
 from fedshift.client.tasks.points import Points
+from fedshift.client.worker import describe
 from fedshift.sites.geometry import Grid
-from fedshift.sites.types import Case, Domain, Label
+from fedshift.sites.types import Case, Domain, Label, SiteData
 
 NAN = math.nan
 SIZE = (24, 32)
@@ -350,6 +351,54 @@ class TestPoints:
     def test_a_radius_of_0_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"task\.radius_mm"):
             Points(("cell",), radius_mm=0)
+
+
+MICROSCOPE = (1.0, 0.0005, 0.001)
+"""32 x 32 pixels of this many mm are 0.016 x 0.032 mm, from the centre to a corner 0.0179 mm."""
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (Points(("a",)), "radius_mm=3"),
+        (Landmarks(("a",), radii_mm=(0.001, 0.018)), "radii_mm=0.018"),
+    ],
+)
+def test_a_radius_that_reaches_from_the_centre_to_the_corners_is_refused(
+    task: Landmarks | Points, name: str
+) -> None:
+    case = point_case([[(10, 8, 1)]], spacing_mm=MICROSCOPE)
+    with pytest.raises(
+        UserError, match=rf"task\.{name} .* \(0\.0179 mm\), so that any point"
+    ) as told:
+        task.remarks([case])
+    assert "\n" not in str(told.value)
+    assert task.remarks([]) == task.remarks([point_case([[(10, 8, 1)]])]) == []
+
+
+def test_a_radius_beyond_half_the_distance_of_neighbours_is_remarked() -> None:
+    """Neighbours of a class lie 4, 4 and 6 mm apart; points of the other do not count."""
+    case = point_case(
+        [
+            [(5, 5, 1), (7, 5, 1), (10, 5, 1), (6, 5, 2)],
+            [(6, 6, 1), (NAN,) * 3, (NAN,) * 3, (1, 1, 2)],
+        ],
+        spacing_mm=(9.0, 1.0, 2.0),
+    )
+    assert Points(("a", "b"), radius_mm=2.0).remarks([case]) == []
+    (said,) = Points(("a", "b"), radius_mm=2.1).remarks([case])
+    assert said.startswith("task.radius_mm=2.1 is more than half the median distance")
+    assert "(4 mm)" in said
+    card = describe(SiteData("s", "train", ("a", "b"), {"train": (case,)}), Points(("a", "b")))
+    assert any("task.radius_mm=3 is more than half" in note for note in card.notes)
+
+
+def test_radii_beyond_half_the_shorter_side_are_remarked() -> None:
+    case = point_case([[(10, 8, 1)]], spacing_mm=(1.0, 0.5, 1.0))
+    (said,) = Landmarks(("a",), radii_mm=(8.0, 8.5)).remarks([case])
+    assert said.startswith(
+        "task.radii_mm=8.5 is more than half the shorter side of an image (16 mm)"
+    )
 
 
 @pytest.mark.parametrize("task", [Landmarks(("a", "b")), Points(("a", "b"))])
