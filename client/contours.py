@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from fedshift.client.metrics import dice
 from fedshift.client.panels import MAX_SLICES, color_of, draw_panels, edge
 from fedshift.sites.types import IGNORED, Case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Note = Callable[[np.ndarray, np.ndarray, Iterable[int]], str]
+"""What is said of a slice: its true and its found label (H0, W0), and the structures that the label
+tells of, by number, in words."""
 
 
 def draw_masks(
@@ -25,13 +28,14 @@ def draw_masks(
     path: Path,
     *,
     site: str,
+    note: Note,
 ) -> Path:
     """Draw one PNG of ``case``: a row a slice; the image, the truth, and each model's contours.
 
     ``predictions`` maps a model's name to labels (S, H0, W0) uint8 on the image's own grid, like
-    the case's own label; each of its panels states the slice's Dice, structures in the legend's
-    order. Up to three labelled slices are shown: those with the largest structures of which no
-    two are neighbours. The view is cropped to the true structures with a margin.
+    the case's own label; ``note`` says in each model's panel how good they are. Up to three
+    labelled slices are shown: those with the largest structures of which no two are neighbours. The
+    view is cropped to the true structures with a margin.
     Raises ``ValueError`` when no slice carries a label.
     """
     if not case.labelled.any():
@@ -50,7 +54,7 @@ def draw_masks(
                 masks[number], levels=[0.5], colors=color_of(number + 1), linewidths=1.4
             )
             lines.set_path_effects(edge())
-        return f"{name}\n{_dice_words(reference[index], found, told)}" if name else "truth"
+        return f"{name}\n{note(reference[index], found, told)}" if name else "truth"
 
     shown = {"": reference, **predictions}
     panels = [partial(contours, name=name, labels=labels) for name, labels in shown.items()]
@@ -92,10 +96,3 @@ def _outer_first(masks: Sequence[np.ndarray]) -> list[int]:
 def _shown(reference: np.ndarray) -> np.ndarray:
     """Where a structure is, as a mask."""
     return (reference != 0) & (reference != IGNORED)
-
-
-def _dice_words(truth: np.ndarray, label: np.ndarray, classes: Iterable[int]) -> str:
-    """``Dice 0.91, 0.80``: that of each annotated structure in one slice; one that is absent from
-    both scores 1."""
-    values = [dice(truth == number, label == number) for number in classes]
-    return "Dice " + ", ".join(f"{value:.2f}" for value in values)

@@ -4,6 +4,9 @@ site, and what the method itself shows of its work."""
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from fedshift.runs.stored import stored_run
 from fedshift.server.cross_site import ModelRef, NoModel
 from fedshift.sites.types import SiteData
 
+log = logging.getLogger(__name__)
+
 MOST_SITES = 12
 """Pictures of more sites than this tell nobody anything."""
 
@@ -31,10 +36,21 @@ def draw(out: Path, sites: LocalSites) -> None:
     finished run.
 
     The latter are ``figures/method_<site>-<name>.png``, listed in ``figures/method.json`` with
-    their titles and captions; there is no list when the method shows nothing.
+    their titles and captions; there is no list when the method shows nothing. What cannot be drawn
+    is told in ``figures/undrawn.json``: a run that is trained and scored does not end there.
     """
     figures = out / "figures"
-    shown = []
+    shown: list[dict[str, str]] = []
+    undrawn: list[str] = []
+
+    @contextmanager
+    def noted(what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            log.exception("%s cannot be drawn", what)
+            undrawn.append(f"{what}: {type(error).__name__}: {error}")
+
     with stored_run(out) as run:
         refs = {(ref.model, ref.trained_on): ref for ref in run.models}
         common = refs.get(("global", "all")) or refs.get(("pooled", "all"))
@@ -48,19 +64,24 @@ def draw(out: Path, sites: LocalSites) -> None:
                 if ref and (arrays := _load(ref)) is not None:
                     scene = Scene(task, site.name, torch.device("cpu"), seed, ref.bank)
                     models[ref.model] = Finished(arrays, scene, ref.rules)
-            draw_site(
-                data,
-                models,
-                run.instruction.method,
-                run.instruction.task,
-                figures / f"examples_{site.name}.png",
-            )
+            with noted(f"examples at {site.name}"):
+                draw_site(
+                    data,
+                    models,
+                    run.instruction.method,
+                    run.instruction.task,
+                    figures / f"examples_{site.name}.png",
+                )
             for ref in (personal, common, local):
                 if ref and ref.model in models:
-                    shown += _draw_method(data, models[ref.model], run.instruction, figures)
+                    with noted(f"the method at {site.name}"):
+                        shown += _draw_method(data, models[ref.model], run.instruction, figures)
                     break
     if shown:
         write_atomic(figures / "method.json", json.dumps(shown, indent=1) + "\n")
+    (figures / "undrawn.json").unlink(missing_ok=True)
+    if undrawn:
+        write_atomic(figures / "undrawn.json", json.dumps(undrawn, indent=1) + "\n")
 
 
 def _draw_method(

@@ -195,9 +195,11 @@ def _method(run: Run) -> str:
 
 def _examples(run: Run) -> str:
     paths = sorted((run.folder / "figures").glob("examples_*.png"))
-    if not paths:
+    if not paths and not run.undrawn:
         return ""
-    shown = "".join(
+    undrawn = "".join(f"<li>{escape(note)}</li>" for note in run.undrawn)
+    shown = f"<p>Could not be drawn:</p><ul>{undrawn}</ul>" if undrawn else ""
+    shown += "".join(
         figure(path.read_bytes(), f"examples at {path.stem.removeprefix('examples_')}")
         for path in paths[:MAX_EXAMPLES]
     )

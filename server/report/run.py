@@ -139,6 +139,11 @@ class Run:
         return found
 
     @cached_property
+    def undrawn(self) -> tuple[str, ...]:
+        """A sentence for every picture that could not be drawn."""
+        return tuple(read_json(self.folder / "figures" / "undrawn.json", _sentences) or ())
+
+    @cached_property
     def egress(self) -> dict[str, dict[str, Sent]]:
         """The sums of the ledger by site and purpose; of the real sites, not the pooled one."""
         found: dict[str, dict[str, Sent]] = {}
@@ -561,6 +566,10 @@ def _evaluation(node: Any) -> dict[str, Any]:
 
 def _pictures(node: Any) -> list[dict[str, str]]:
     return [{key: str(item[key]) for key in ("site", "file", "title", "caption")} for item in node]
+
+
+def _sentences(node: Any) -> list[str]:
+    return [str(item) for item in node]
 
 
 def _sent(entry: Any) -> dict[str, Any]:

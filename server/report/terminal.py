@@ -46,6 +46,7 @@ def summary(run: Path) -> RenderableType:
         for problem in contents.problems
     ]
     problems += [f"not evaluated: {note}" for note in contents.missing]
+    problems += [f"not drawn: {note}" for note in contents.undrawn]
     lines += [Text(problem, style="yellow") for problem in problems[:MAX_PROBLEMS]]
     left_out = len(problems) - MAX_PROBLEMS
     if left_out > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedshift.client.contract.method import Scene
 from fedshift.client.examples import Finished, draw_site
 from fedshift.client.model import shared_model
 from fedshift.client.panels import native_images
+from fedshift.client.tasks.segmentation import dice_words
 from fedshift.sites.geometry import Grid
 from fedshift.sites.types import Case, Domain, SiteData
 
@@ -67,14 +69,19 @@ def test_the_largest_labelled_slices_without_neighbours_are_drawn(case: Case) ->
 def test_dice_is_of_the_slice_and_each_structure(case: Case) -> None:
     truth = np.array([[1, 1, 2, 0]])
     found = np.array([[1, 0, 2, 2]])
-    assert contours._dice_words(truth, found, range(1, 4)) == "Dice 0.67, 0.67, 1.00"
+    assert dice_words(truth, found, range(1, 4)) == "Dice 0.67, 0.67, 1.00"
 
 
 def test_one_deterministic_picture_is_written(case: Case, tmp_path: Path) -> None:
     predictions = {"local": np.roll(native_mask(case), 3, 2), "federated": native_mask(case)}
     pictures = [
         draw_masks(
-            case, predictions, ["core", "wall"], tmp_path / name / "x.png", site="$a_b$"
+            case,
+            predictions,
+            ["core", "wall"],
+            tmp_path / name / "x.png",
+            site="$a_b$",
+            note=dice_words,
         ).read_bytes()
         for name in ("one", "two")
     ]
@@ -82,10 +89,25 @@ def test_one_deterministic_picture_is_written(case: Case, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["x.png"]
 
 
+def test_a_panel_says_what_the_task_says_of_its_slice(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda _, text, **__: titles.append(text))
+
+    def note(truth: np.ndarray, found: np.ndarray, told: Iterable[int]) -> str:
+        return f"area {int((found > 0).sum())} of {int((truth > 0).sum())}, of {[*told]}"
+
+    path, mask = tmp_path / "x.png", native_mask(case)
+    draw_masks(case, {"local": 0 * mask}, ["core", "wall"], path, site="a", note=note)
+    assert f"local\narea 0 of {int((mask[2] > 0).sum())}, of [1, 2]" in titles
+    assert not any("Dice" in title for title in titles)
+
+
 def test_contours_have_a_dark_edge_on_bright_tissue(case: Case, tmp_path: Path) -> None:
     white = dataclasses.replace(case, image=np.ones_like(case.image))
     white.image[..., :8, :8] = 0  # Outside the view, where the percentiles find their black.
-    path = draw_masks(white, {}, ["core", "wall"], tmp_path / "x.png", site="a")
+    path = draw_masks(white, {}, ["core", "wall"], tmp_path / "x.png", site="a", note=dice_words)
     grey = np.asarray(Image.open(path).convert("L"))
     body = grey[grey.shape[0] // 8 : -grey.shape[0] // 8]  # Between title and legend.
     plain, truth = (half < 100 for half in np.array_split(body, 2, axis=1))
@@ -121,4 +143,4 @@ def test_the_global_model_is_called_federated(
 def test_a_case_without_labels_is_refused(case: Case, tmp_path: Path) -> None:
     bare = dataclasses.replace(case, labelled=np.zeros(7, bool))
     with pytest.raises(ValueError, match="carries no label"):
-        draw_masks(bare, {}, ["core"], tmp_path / "x.png", site="a")
+        draw_masks(bare, {}, ["core"], tmp_path / "x.png", site="a", note=dice_words)
