@@ -21,7 +21,6 @@ COLORS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
 
 MAX_SLICES = 3
 """Slices of a case that a picture shows."""
-GREY_LEVELS = 64
 
 Panel = Callable[["Axes", int], str]
 """Paints one slice's label over its image on axes, and says the panel's title."""
@@ -96,16 +95,9 @@ def edge() -> list[Any]:
 
 
 def native_images(case: Case, slices: Sequence[int]) -> np.ndarray:
-    """The chosen slices of ``case.image`` on the image's own grid, (n, H0, W0) in 0..1.
-
-    A case carries its pixels on the network's grid only, and its grid's ``to_native``, which brings
-    class scores back, is the one map it has. The score ``2 t v - t ** 2`` of grey level ``t`` is
-    linear in the pixel value ``v``, so it survives linear interpolation, and it is largest for the
-    level nearest to ``v``: the "class" that comes back is the grey level.
-    """
+    """The chosen slices of ``case.image`` on the image's own grid, (n, H0, W0) in 0..1; black where
+    the network's grid, on which a case carries its pixels, does not reach."""
     chosen = case.image[list(slices)]
     low, high = np.percentile(chosen, (0.5, 99.5))
     values = np.clip((chosen - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
-    values = values.mean(axis=1, keepdims=True)
-    levels = np.linspace(0, 1, GREY_LEVELS, dtype=np.float32)[:, None, None]
-    return case.grid.to_native(2 * levels * values - levels**2) / (GREY_LEVELS - 1)
+    return case.grid.values_to_native(values.mean(axis=1, keepdims=True), outside=0)[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,13 +192,14 @@ def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool
 
     The tables of ``out`` hold, for every site, the models that never saw it, or never its labels.
     Of a site with several vendors that are left out in turn, each image has the models that never
-    saw its vendor; its summary lacks the measures that ``cases.csv`` lacks.
+    saw its vendor; its summary lacks the measures that ``cases.csv`` lacks, which the report tells.
     """
     federation, _ = open_federation(config)
     turns = folds(config, federation)
     open_folder(out, config, tell)
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
+    measured: set[tuple[str, str]] = set()
     for number, turn in enumerate(turns, start=1):
         tell(f"fold {number} of {len(turns)}: without {turn.without}")
         fold = out / "folds" / turn.name
@@ -206,15 +207,33 @@ def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool
         run_folder(fold, changed, tell, watch, drawn=drawn)
         task = _measured(fold)
         cases += filter(turn.holds, read_cases(fold / "cases.csv", task))
-        summary += filter(turn.holds, read_cross_site(fold / "cross_site.csv", task))
+        rows = read_cross_site(fold / "cross_site.csv", task)
+        measured |= {(row["site"], row["metric"]) for row in rows if row["site"] in turn.sites}
+        summary += filter(turn.holds, rows)
     task = _measured(out)
     whole = {row["site"] for row in summary}
     mixed = [row for row in cases if row["site"] not in whole]
     write_cases(out / "cases.csv", cases, task)
     summary += summarise(mixed, task, config["seed"])
+    lacking = measured - {(row["site"], row["metric"]) for row in summary}
+    problems = {"problems": _unmeasured(lacking, task)}
+    write_atomic(out / "checkpoints" / "evaluation.json", json.dumps(problems, indent=1) + "\n")
     write_cross_site(out / "cross_site.csv", summary, task)
     if drawn:
         report.build(out)
+
+
+def _unmeasured(lacking: Iterable[tuple[str, str]], task: TaskCard) -> list[str]:
+    """A sentence for each site of several vendors: what of (site, measure) is measured of all its
+    cases by one model, in the folds alone."""
+    titles: dict[str, list[str]] = {}
+    for site, name in sorted(lacking):
+        titles.setdefault(site, []).append(task.measure(name).title)
+    return [
+        f"{site} has images of several vendors, each scored by other models, so that it lacks "
+        f"{', '.join(names)}; they are in the folds"
+        for site, names in titles.items()
+    ]
 
 
 def _measured(run: Path) -> TaskCard:

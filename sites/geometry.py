@@ -101,6 +101,32 @@ class Grid:
         x, y = columns.to_own(points[..., 0]), rows.to_own(points[..., 1])
         return np.stack([x, y], axis=-1)
 
+    def values_to_native(self, values: np.ndarray, outside: float = np.nan) -> np.ndarray:
+        """Bring real values of pixels (S, C, size, size) to (S, C, *shape) float32.
+
+        Linear, as :meth:`to_native` brings probabilities, and no class is chosen; what lies outside
+        the network's grid is ``outside``. Values are of a place, such as a depth or a probability:
+        what a pixel holds in all, such as a count, changes with the pixel's size.
+        Raises ``ValueError`` for values of another shape.
+        """
+        slices, channels = values.shape[:2]
+        if values.shape[2:] != (self.size, self.size):
+            raise ValueError(
+                f"expected values (S, C, {self.size}, {self.size}), got {values.shape}"
+            )
+        values = values.astype(np.float32, copy=False)
+        if self.identity:
+            return values
+        rows, columns = self.axes
+        out = np.full((slices, channels, *self.shape), outside, np.float32)
+        inside = out[:, :, rows.native, columns.native]
+        covered = values[:, :, rows.network, columns.network]
+        if rows.step == columns.step == 1:
+            inside[:] = covered
+        else:
+            inside[:] = rows.up @ covered @ columns.up.T
+        return out
+
     def to_native(self, probabilities: np.ndarray) -> np.ndarray:
         """Bring class probabilities (S, C, size, size) to labels (S, *shape) uint8.
 

@@ -15,6 +15,7 @@ from fedshift.runs.evaluate import evaluate
 from fedshift.runs.federation import open_federation
 from fedshift.runs.simulate import folds, run
 from fedshift.server import report
+from fedshift.server.report.run import read_run
 from fedshift.server.tables.files import read_cases, read_cross_site
 
 SITES = "federation.sites={a1: [vendor_a], a2: [vendor_a], b: [vendor_b], m: [vendor_a, vendor_c]}"
@@ -91,6 +92,12 @@ def test_the_summary_has_every_site_once(in_turn: Path) -> None:
         == ("global", "m", "myocardium", "dice")
     )
     assert found == pytest.approx(sum(dice) / len(dice))
+
+
+def test_what_a_site_of_several_vendors_lacks_is_told(in_turn: Path) -> None:
+    (said,) = read_run(in_turn).notes
+    assert said.startswith("m has images of several vendors") and "Jaccard index" in said
+    assert said in (in_turn / "report.html").read_text()
 
 
 def test_the_page_says_so(in_turn: Path) -> None:

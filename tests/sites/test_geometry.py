@@ -82,6 +82,39 @@ def test_shrinking_averages_noise_instead_of_aliasing_it() -> None:
     assert out[:, 4:-4, 4:-4].std() == pytest.approx(1 / 12, rel=0.15)
 
 
+@pytest.mark.parametrize("step", [(1.0, 1.0), (1.25, 0.8)])
+def test_real_values_come_back_where_they_lie(step: tuple[float, float]) -> None:
+    """A ramp in mm over rows and columns, against places worked out by hand."""
+    grid = Grid((40, 30), (1.0, 1.0), step, 16)
+    rows, columns = ((np.arange(16) - 7.5) * mm for mm in step)
+    values = np.stack([rows[:, None] + 0 * columns, 2 * columns + 0 * rows[:, None]])[None]
+
+    back = grid.values_to_native(values)
+
+    assert back.shape == (1, 2, 40, 30) and back.dtype == np.float32
+    down, along = np.arange(40) - 19.5, np.arange(30) - 14.5
+    covered = np.abs(down)[:, None] < 8 * step[0], np.abs(along) < 8 * step[1]
+    inside = covered[0] & covered[1]
+    assert np.array_equal(np.isfinite(back[0, 0]), inside)
+    # Beyond the centres of the outermost pixels their values go on.
+    true = down.clip(rows[0], rows[-1])[:, None] + 0 * along
+    np.testing.assert_allclose(back[0, 0][inside], true[inside], atol=0.15 * step[0])
+    true = 2 * along.clip(columns[0], columns[-1]) + 0 * down[:, None]
+    np.testing.assert_allclose(back[0, 1][inside], true[inside], atol=0.3 * step[1])
+    assert (grid.values_to_native(values, outside=0)[0, 0][~inside] == 0).all()
+
+
+def test_the_most_probable_class_is_that_of_the_values_brought_back() -> None:
+    grid = Grid((31, 40), (1.0, 1.0), (1.7, 0.9), 24)
+    scores = np.random.default_rng(0).random((2, 3, 24, 24)).astype(np.float32)
+    values = grid.values_to_native(scores, outside=0)
+    assert np.array_equal(grid.to_native(scores), values.argmax(axis=1))
+    same = Grid((8, 8), (1.0, 1.0), (1.0, 1.0), 8)
+    assert np.array_equal(same.values_to_native(scores[:, :, :8, :8]), scores[:, :, :8, :8])
+    with pytest.raises(ValueError, match="expected values"):
+        grid.values_to_native(scores[:, :, :8])
+
+
 def test_outside_the_network_grid_is_background() -> None:
     grid = Grid((100, 100), (1.0, 1.0), (1.25, 1.25), 16)
     back = grid.to_native(one_hot(np.ones((1, 16, 16), np.uint8), 2))
