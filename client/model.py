@@ -88,6 +88,7 @@ class Model:
             task=self.task.card(task),
             offers=tuple(sorted(self.offers())),
             complete_labels=self.method.complete_labels,
+            adapts=self.method.adapts,
         )
 
     def infos(self) -> dict[str, TensorInfo]:

@@ -78,7 +78,8 @@ class MethodCard:
     ``tensors`` are its networks', ``participation`` says at which sites it trains (``labelled``,
     ``all`` or ``both``), and ``stages`` are scored beside the finished model. ``task`` is what it
     is trained for, ``offers`` what strategies that reach into training may ask for, and
-    ``complete_labels`` whether it needs labels that tell of everything.
+    ``complete_labels`` whether it needs labels that tell of everything. ``adapts`` says whether the
+    method does something about sites whose images differ.
     """
 
     tensors: dict[str, TensorInfo]
@@ -87,6 +88,7 @@ class MethodCard:
     task: TaskCard
     offers: tuple[str, ...]
     complete_labels: bool
+    adapts: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -97,6 +99,7 @@ class MethodCard:
             "task": self.task.to_json(),
             "offers": self.offers,
             "complete_labels": self.complete_labels,
+            "adapts": self.adapts,
         }
 
     @classmethod
@@ -109,4 +112,8 @@ class MethodCard:
             task=TaskCard.from_json(fields["task"]),
             offers=tuple(fields["offers"]),
             complete_labels=fields.get("complete_labels", False),  # An older run had complete ones.
+            # Of an older run's methods those adapt that do not just train where labels are.
+            adapts=fields.get(
+                "adapts", fields["participation"] != "labelled" or bool(fields["stages"])
+            ),
         )

@@ -166,6 +166,10 @@ class Method(ABC):
     """Whether it needs training labels that tell of every structure and pixel. Others take what
     :class:`fedshift.client.training.LabelledSlices` says of each slice to the loss."""
 
+    adapts: ClassVar[bool] = False
+    """Whether it does something about sites whose images differ, such as adapting to the images of
+    other sites or taking on their styles: advice then counts it as harmonising."""
+
     @classmethod
     def serves(cls, task: type[Task]) -> bool:
         """Whether it trains for tasks of that kind."""

@@ -12,22 +12,19 @@ from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Family, Strategy
 from fedshift.strategies.base.robust import Tolerant
 
-PLAIN_METHOD = "supervised"
-"""The one method that does nothing about a shift; every other adapts between sites."""
-
 AUGMENTATIONS = ("intensity", "noise", "fbp", "gamma", "windowing")
 """The settings of ``augmentation`` that change an image's appearance when above 0."""
 
 
-def families_of(config: Mapping[str, Any]) -> frozenset[Family]:
-    """What a run's configuration does about a shift or a fault; ``nothing`` is plain FedAvg, and
-    empty what these rules do not know."""
+def families_of(config: Mapping[str, Any], adapts: bool) -> frozenset[Family]:
+    """What a run's configuration, whose method ``adapts`` or not, does about a shift or a fault;
+    ``nothing`` is plain FedAvg, and empty what these rules do not know."""
     name, method = config["strategy"]["name"], config["method"]
     augmentation = config.get("augmentation") or method.get("augmentation") or {}
     known, _ = STRATEGIES.usable()
     own = known[name].family if name in known else None
     found: set[Family] = {own} if own else set()
-    if method["name"] != PLAIN_METHOD or any(augmentation.get(key) for key in AUGMENTATIONS):
+    if adapts or any(augmentation.get(key) for key in AUGMENTATIONS):
         found = {*found, "harmonise"} - {"nothing"}
     return frozenset(found)
 

@@ -39,6 +39,9 @@ FAULTY_LOSS = 2.0
 """A site is faulty when the best score of any model there is below the first part of the other
 sites' median, and its own training loss above the second part of theirs. A score is a ratio, of
 which 1 is the best."""
+LEARNING = 1 / 3
+"""But not where its training loss has fallen below this part of the first round's: a site that goes
+on fitting its own labels has labels that fit its images, however high its loss."""
 LEARNT = 0.5
 """Where the other sites' median best score is below this, the models tell nothing of a site yet."""
 FEWEST_SITES = 3
@@ -64,8 +67,9 @@ STAKE = 0.01
 @dataclass(frozen=True)
 class Evidence:
     """What a run measured: the rows of ``shift.csv`` and ``cross_site.csv``, its task, the site
-    cards by name, which sites train nothing, the last training loss of those that told one,
-    whether only the ``nearest`` pairs were compared, and the card of its method, None for any."""
+    cards by name, which sites train nothing, the last and the first round's training loss of those
+    that told one, whether only the ``nearest`` pairs were compared, and the card of its method,
+    None for any."""
 
     shift: Sequence[Mapping[str, Any]]
     cross_site: Sequence[Mapping[str, Any]]
@@ -73,6 +77,7 @@ class Evidence:
     cards: Mapping[str, Mapping[str, Any]]
     unseen: AbstractSet[str] = frozenset()
     loss: Mapping[str, float] = field(default_factory=dict)
+    first_loss: Mapping[str, float] = field(default_factory=dict)
     nearest: bool = False
     method: MethodCard | None = None
 
@@ -246,7 +251,11 @@ def _fault(evidence: Evidence) -> tuple[list[str], Finding]:
         site
         for site in best
         if best[site] < FAULTY_SCORE * usual[site]
-        and (site not in usual_loss or evidence.loss[site] > FAULTY_LOSS * usual_loss[site])
+        and (
+            site not in usual_loss
+            or evidence.loss[site]
+            > max(FAULTY_LOSS * usual_loss[site], LEARNING * evidence.first_loss.get(site, 0.0))
+        )
     ]
     if suspects:
         told = [

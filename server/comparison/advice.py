@@ -120,7 +120,7 @@ def check(cells: Sequence[Cell]) -> Checked:
     if plain is None:
         raise UserError(
             "the comparison has no finished run of FedAvg alone, on which advice rests; add "
-            "strategy=fedavg with method=supervised to the grid"
+            "strategy=fedavg with a method that does not adapt (method=supervised) to the grid"
         )
     alone = {**plain.settings, "strategy": "local"}
     local = next((item for item in finished if dict(item.settings) == alone), None)
@@ -136,7 +136,8 @@ def check(cells: Sequence[Cell]) -> Checked:
 
 
 def _families(entrant: Entrant) -> frozenset[Family]:
-    return families_of(next(iter(entrant.runs.values())).config)
+    run = next(iter(entrant.runs.values()))
+    return families_of(run.config, run.method is not None and run.method.adapts)
 
 
 def _evidence(run: Run, local: Run | None) -> Evidence:

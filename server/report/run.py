@@ -183,19 +183,20 @@ class Run:
     def evidence(self) -> Evidence:
         """What advice rests on. Ask only where something is :attr:`scored`."""
         assert self.task is not None
-        loss = {
-            site: metrics["loss"]
+        told = [
+            (site, metrics["loss"])
             for line in self.rounds
             for site, metrics in line["sites"].items()
             if metrics.get("loss") is not None
-        }
+        ]
         return Evidence(
             self.shift,
             self.cross_site,
             self.task,
             self.cards,
             self.unseen,
-            loss,
+            loss=dict(told),
+            first_loss=dict(reversed(told)),
             nearest=self.shift_pairs == "nearest",
             method=self.method,
         )

@@ -119,6 +119,7 @@ class DRAI(Segmenting):
 
     tasks = frozenset({Segmentation})
     participation = Participation.ALL
+    adapts = True
 
     use: Literal["hybrids", "content"] = "hybrids"
     hybrids: float = setting(0.5, at_least=0, at_most=1)

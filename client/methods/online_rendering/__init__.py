@@ -124,6 +124,7 @@ class OnlineRendering(Method):
     stages = ("source", "iteration_0")
     # The discriminators judge whole label maps: one without a structure is another's, not a gap.
     complete_labels = True
+    adapts = True
 
     renderer_width: int = setting(8, at_least=1)
     segmenter_width: int = setting(8, at_least=1)

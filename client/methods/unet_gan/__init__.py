@@ -122,6 +122,7 @@ class UnetGAN(Segmenting):
 
     tasks = frozenset({Segmentation})
     participation = Participation.BOTH
+    adapts = True
     stages = (SOURCE,)
 
     segmenter_rounds: int = setting(5, at_least=1)

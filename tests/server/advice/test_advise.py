@@ -15,6 +15,7 @@ import yaml
 from kit.measured import SEGMENTATION, measured, write_method
 
 from fedshift import UserError
+from fedshift.client.methods import METHODS
 from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.protocol.messages import TensorInfo
@@ -176,6 +177,11 @@ def test_a_hard_site_is_not_a_faulty_one() -> None:
     assert not advise(evidence(shared={"b": 0.5}, home={"b": 0.85}, loss=loss)).suspects
     # It fits its own labels, although no model that was scored does well there.
     assert not advise(evidence(shared={"b": 0.5})).suspects
+    # It is learning what it has labelled: most of its loss in the first round is gone.
+    learning = {**dict.fromkeys(SITES, 1.0), "b": 1.51}
+    assert not advise(evidence(shared={"b": 0.5}, loss=loss, first_loss=learning)).suspects
+    stuck = {**dict.fromkeys(SITES, 1.0), "b": 1.49}
+    assert advise(evidence(shared={"b": 0.5}, loss=loss, first_loss=stuck)).suspects == ("b",)
     # It has no labels to learn.
     cards = {name: card(name, labelled=0 if name == "b" else 48) for name in SITES}
     assert not advise(evidence(shared={"b": 0.5}, cards=cards, loss={})).suspects
@@ -323,17 +329,29 @@ def test_every_strategy_that_is_offered_exists_and_suits_the_federation() -> Non
 
 
 def test_a_run_belongs_to_the_families_of_its_strategy_method_and_augmentation() -> None:
-    def found(strategy: str, method: str = "supervised", **augmentation: float) -> set[str]:
-        node = {"name": method, "augmentation": {"affine": True, "flip": False, **augmentation}}
-        return set(families_of({"strategy": {"name": strategy}, "method": node}))
+    def found(strategy: str, adapts: bool = False, **augmentation: float) -> set[str]:
+        node = {"name": "x", "augmentation": {"affine": True, "flip": False, **augmentation}}
+        return set(families_of({"strategy": {"name": strategy}, "method": node}, adapts))
 
     assert found("fedavg") == {"nothing"}
     assert found("fedavg", intensity=1.0) == {"harmonise"}
-    assert found("fedavg", method="unet_gan") == {"harmonise"}
+    assert found("fedavg", adapts=True) == {"harmonise"}
     assert found("fedper") == {"personalise"}
     assert found("fedper", noise=0.5) == {"personalise", "harmonise"}
     assert found("median") == {"robust"}
     assert found("fedprox") == found("local") == set()
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_method_says_itself_whether_it_adapts(name: str) -> None:
+    method = METHODS.named(name)
+    assert method.adapts == (name != "supervised")
+    told = MethodCard(
+        {}, method.participation.value, method.stages, SEGMENTATION, (), False, method.adapts
+    ).to_json()
+    assert MethodCard.from_json(told).adapts == method.adapts
+    del told["adapts"]  # as of a run of before
+    assert MethodCard.from_json(told).adapts == method.adapts
 
 
 # Against a comparison.
