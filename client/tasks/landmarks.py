@@ -204,7 +204,7 @@ class Landmarks(HeatmapTask):
             for a, b in zip(true, found, strict=True)
             if len(a) and len(b)
         ]
-        return self.measures[0].said(np.mean(both)) if both else "no common landmark"
+        return self.measures[0].said(float(np.mean(both))) if both else "no common landmark"
 
     def noise(self, slices: int, rng: np.random.Generator) -> Mapping[str, Label]:
         places = rng.uniform(0, min(self.size), (slices, self.outputs, 2))
