@@ -83,7 +83,8 @@ class LabelledSlices:
                 label_rows.fill(np.nan)
             for row, index in enumerate(chosen):
                 image_rows[row], label = self._slices[index]
-                label_rows[(row, *map(slice, label.shape))] = label
+                own: tuple[int | slice, ...] = (row, *map(slice, label.shape))
+                label_rows[own] = label
             annotated = None if self._annotated is None else self._annotated[chosen].to(device)
             yield Batch(
                 images.to(device, non_blocking=True),
