@@ -9,13 +9,13 @@ from typing import Any
 
 from fedshift import UserError, strategies
 from fedshift.client.methods import METHODS
-from fedshift.protocol.storage import write_yaml
+from fedshift.protocol.storage import keep_lines, write_yaml
 from fedshift.runs import provenance
 from fedshift.runs.config import Config, completed
 from fedshift.runs.plugins import method_settings
 from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, tracking
-from fedshift.server.record import untrained
+from fedshift.server.record import read_rounds, untrained
 
 _BEGUN = {
     "config.yaml",
@@ -55,7 +55,10 @@ def open_folder(out: Path, config: Config, say: Callable[[str], None]) -> int:
         raise UserError(
             f"{out} already holds a run; add resume=true to go on with it or choose another out=DIR"
         )
-    if done and (why := untrained(out)):
+    if not (out / "cross_site.csv").exists():
+        # A kill may have left a line half written, or one of a round that is repeated.
+        keep_lines(out / "rounds.jsonl", lambda line: line["round"] <= done)
+    if done and len(read_rounds(out)) == done and (why := untrained(out)):
         say(f"{out} is begun again: {why}")
         _unfinish(out)
         _begin(out, config)
