@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -36,6 +37,14 @@ EXTRAS = "extras"
 STATISTICS = "statistics"
 EXAMPLES = "num-examples"
 """The metric that weights a site, under the name Flower's strategies use."""
+
+
+DTYPES = frozenset(
+    f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)
+) - {"float8"} | {"bool"}
+"""The types of the arrays that travel, in the byte order of the machines that the network runs
+on."""
+_MOST_SIDES = 8
 
 
 class Action(StrEnum):
@@ -223,19 +232,27 @@ def _packed(array: np.ndarray) -> Array:
 def unpack_arrays(record: ArrayRecord) -> Arrays:
     """Unpack named arrays; each is a fresh, writable copy.
 
-    Raises ``ValueError`` or ``TypeError`` when one is not what it says it is."""
+    Raises ``ValueError`` when one is not what it says it is."""
     return {name: np.array(view_array(array)) for name, array in record.items()}
 
 
 def view_array(array: Array) -> np.ndarray:
-    """One array of a message as it lies there, read-only and without a copy where it can be.
+    """One array of a message as it lies there, read-only and without a copy.
 
-    Raises ``ValueError`` or ``TypeError`` when it is not what it says it is."""
-    header = _npy_header(array.dtype, tuple(array.shape))
-    if not array.data.startswith(header):
-        return array.numpy()
-    values = np.frombuffer(array.data, np.dtype(array.dtype), offset=len(header))
-    return values.reshape(array.shape)
+    Raises ``ValueError`` when it is not what it says it is, or of a type, such as one of another
+    byte order, that no peer sends."""
+    shape = tuple(array.shape)
+    if array.stype != "numpy.ndarray" or array.dtype not in DTYPES:
+        raise ValueError(f"an array of the type {str(array.dtype)[:40]!r}")
+    if len(shape) > _MOST_SIDES or not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError("an array of no possible shape")
+    header = _npy_header(array.dtype, shape)
+    dtype = np.dtype(array.dtype)
+    if len(array.data) != len(header) + math.prod(shape) * dtype.itemsize or not (
+        array.data.startswith(header)
+    ):
+        raise ValueError(f"an array whose bytes are not those of {array.dtype} of shape {shape}")
+    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape)
 
 
 def read_arrays(content: RecordDict, key: str = ARRAYS) -> Arrays:

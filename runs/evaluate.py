@@ -63,7 +63,7 @@ def evaluate(
                 inline_grid(sites, engine, stored.instruction, rules) as grid,
                 watch(f"evaluating {run}") as watcher,
             ):
-                reached = Sites(grid, find(grid, stored.instruction), {})
+                reached = Sites(grid, find(grid, stored.instruction)[0], {})
                 watcher.expect(len(stored.models) * len(reached.scored))
                 scores = score(
                     reached, stored.instruction, stored.task, stored.models, ["test"], watcher

@@ -110,7 +110,7 @@ def run_folder(
             findings = json.dumps(for_report(config), indent=1, ensure_ascii=False)
             write_atomic(plan.checkpoints / "findings.json", findings + "\n")
         egress = Egress(sites, out / "egress.jsonl", done)
-        plan = replace(plan, after_round=egress.collect)
+        plan = replace(plan, after_round=egress.collect, own_sites=True)
         title = f"{federation.name}, {config['method']['name']}, {config['strategy']['name']}"
         with watch(title) as progress:
             run_engine(plan, sites, engine, progress)

@@ -44,6 +44,8 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
     """
     sites = meet(grid, plan)
     training = prepare(sites, plan)
+    for problem in sites.problems:
+        progress.say(problem)
     if not training.done:
         _tell_notes(sites, progress)
     models = finished_models(training, plan)
@@ -69,7 +71,7 @@ def coordinate(grid: Grid, plan: RunPlan, progress: Progress) -> None:
     write_cases(plan.out / "cases.csv", scores.cases, task)
     write_shift(plan.out / "shift.csv", shift.rows)
     notes = {
-        "problems": scores.problems + shift.missing,
+        "problems": sites.problems + scores.problems + shift.missing,
         "encoder": shift.encoder,
         "shift_pairs": {"how": shift.chosen.how, "told": shift.chosen.sentence},
     }

@@ -12,23 +12,29 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from fedshift.protocol.flower import Message
+from fedshift.protocol.answers import (
+    BLOCKWISE,
+    Measured,
+    Unfit,
+    odd_ones,
+    read_model,
+    read_scores,
+    read_shift_answer,
+    read_summary,
+)
+from fedshift.protocol.flower import RecordDict
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import (
-    METRICS,
     POOLED,
-    STATISTICS,
     Action,
     Arrays,
     Instruction,
-    details,
     pack_arrays,
     pack_bank,
-    read_arrays,
     unpack_arrays,
 )
 from fedshift.server import shift
-from fedshift.server.federation import Sites
+from fedshift.server.federation import Sites, answered
 from fedshift.server.pairs import Choice, Chosen, choose
 from fedshift.server.plan import RunPlan
 from fedshift.server.progress import Progress
@@ -40,10 +46,6 @@ Row = dict[str, Any]
 
 class NoModel(Exception):
     """A model cannot be had; the message says why."""
-
-
-class NoScores(Exception):
-    """A site has no scores of a model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,11 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         """What site ``name`` keeps of this arm, with what the arm shares."""
         ask = training.instruction.but(action=Action.MODEL, round=training.done, arm=strategy.model)
         (_, reply), *_ = sites.ask([name], ask)
-        if reply.has_error():
-            raise NoModel(f"{strategy.model} model of {name}: {reply.error.reason}")
-        return {**unpack_arrays(arm.model), **read_arrays(reply.content)}
+        try:
+            held = read_model(answered(reply), strategy.tensors)
+        except Unfit as fault:
+            raise NoModel(f"{strategy.model} model of {name}: {fault}") from fault
+        return {**unpack_arrays(arm.model), **held}
 
     def mean_own() -> Arrays:
         """The shared tensors, and the mean over the sites of those they keep: what an unseen
@@ -160,47 +164,30 @@ def score(
         for name, reply in sites.ask(sites.scored, ask, packed, bank):
             progress.advance(f"scoring {ref.model} model of {ref.trained_on} at {name}")
             try:
-                cases, wholes = _rows(ref, name, task, reply)
-            except NoScores as reason:
+                measured = read_scores(answered(reply), task, splits, sites.cards.get(name))
+            except Unfit as reason:
                 problem = f"{ref.model} model of {ref.trained_on} at {name}: {reason}"
                 scores.problems.append(problem)
                 progress.say(f"not scored: {problem}")
                 continue
+            cases, wholes = _rows(ref, name, measured)
             scores.cases += cases
             scores.wholes += wholes
     return scores
 
 
-def _rows(ref: ModelRef, site: str, task: TaskCard, reply: Message) -> tuple[list[Row], list[Row]]:
-    """The rows of cases, and those of whole splits, that a site answers; raises :class:`NoScores`
-    when there are none to be read."""
-    if reply.has_error():
-        raise NoScores(reply.error.reason)
+def _rows(ref: ModelRef, site: str, measured: Measured) -> tuple[list[Row], list[Row]]:
+    """The rows of cases, and those of whole splits, of what the model was taught."""
     model = {"model": ref.model, "trained_on": ref.trained_on, "site": site}
-    whole = {measure.name for measure in task.measures if measure.whole}
 
-    def taught(part: str) -> bool:
-        return ref.parts is None or not part or part in ref.parts
+    def taught(rows: list[Row]) -> list[Row]:
+        return [
+            {**model, **row}
+            for row in rows
+            if ref.parts is None or not row["part"] or row["part"] in ref.parts
+        ]
 
-    cases: list[Row] = []
-    wholes: list[Row] = []
-    try:
-        told, record = details(reply.content), reply.content[METRICS]
-        columns = {name: record[name] for name in ("failed", *(m.name for m in task.per_case))}
-        for keys, values in zip(told["rows"], zip(*columns.values(), strict=True), strict=True):
-            key = dict(zip(("split", "vendor", "subject", "case", "part"), keys, strict=True))
-            if taught(key["part"]):
-                cases.append({**model, **key, **dict(zip(columns, values, strict=True))})
-        for line in told["wholes"]:
-            names = ("split", "vendor", "part", "metric", "n", "value", "low", "high")
-            row = dict(zip(names, line, strict=True))
-            if row["metric"] not in whole:
-                raise ValueError(f"{row['metric']} is no measure of a whole split")
-            if taught(row["part"]):
-                wholes.append({**model, **row})
-    except (KeyError, TypeError, ValueError) as error:
-        raise NoScores(f"sent scores that cannot be read: {error}") from error
-    return cases, wholes
+    return taught(measured.cases), taught(measured.wholes)
 
 
 @dataclass(frozen=True)
@@ -237,24 +224,35 @@ def measure_shift(
         return Shift([], missing, "", Chosen("all", (), 0))
 
     def gather(
-        action: Action, names: list[str], questions: dict[str, Any] | None = None
+        action: Action,
+        names: list[str],
+        read: Callable[[str, RecordDict], Arrays],
+        questions: dict[str, Any] | None = None,
     ) -> dict[str, Arrays]:
         found = {}
         replies = sites.ask(names, instruction.but(action=action), packed, questions=questions)
         for name, reply in replies:
             progress.advance(f"comparing images: {name}")
-            if reply.has_error():
-                problems.append(f"image statistics of {name}: {reply.error.reason}")
-            else:
-                found[name] = read_arrays(reply.content, STATISTICS)
+            try:
+                found[name] = read(name, answered(reply))
+            except Unfit as fault:
+                problems.append(f"image statistics of {name}: {fault}")
         return found
 
-    statistics = gather(Action.STATISTICS, sites.scored)
+    statistics = gather(Action.STATISTICS, sites.scored, lambda _, content: read_summary(content))
+    for name, how in odd_ones(statistics, BLOCKWISE).items():
+        problems.append(f"image statistics of {name}: {how}")
+        del statistics[name]
     chosen = choose(statistics, choice, instruction.seed)
     if chosen.sentence:
         progress.say(chosen.sentence)
     questions = shift.questions(statistics, instruction.seed, chosen.pairs)
-    answers = gather(Action.SHIFT_ANSWER, sorted(questions), questions) if questions else {}
+    answers = gather(
+        Action.SHIFT_ANSWER,
+        sorted(questions),
+        lambda name, content: read_shift_answer(content, statistics[name], questions[name]),
+        questions,
+    )
     rows, missing = shift.pairwise(statistics, answers, instruction.seed, chosen.pairs)
     encoder = {"global": "the federated model", "pooled": "the pooled model"}.get(
         ref.model, f"the {ref.model} model of {ref.trained_on}"

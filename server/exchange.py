@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from fedshift.protocol.flower import Error, Grid, Message, correct_source
+from fedshift.protocol.answers import clean
+from fedshift.protocol.flower import Error, Grid, Message, correct_source, with_error
 
 ERROR_LATE = 103
 NO_EXPIRY_S = 100 * 365.25 * 24 * 3600.0
@@ -42,6 +43,9 @@ def exchange(
             reason = f"no reply within {deadline_s:g} s (deadline_s)"
             reply = Message(Error(ERROR_LATE, reason), reply_to=message)
         correct_source(reply, message.metadata.dst_node_id)
+        if reply.has_error():
+            error = Error(reply.error.code, clean(reply.error.reason or "no reason given"))
+            reply = with_error(reply, error)
         yield reply
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedshift import UserError
+from fedshift.protocol.answers import Unfit, read_card, read_details, read_name
 from fedshift.protocol.cards import SiteCard
-from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Grid, Message
+from fedshift.protocol.flower import ArrayRecord, Grid, Message, RecordDict
 from fedshift.protocol.messages import (
-    ANSWER,
     POOLED,
     Action,
     Instruction,
-    details,
     request,
 )
 from fedshift.protocol.storage import write_atomic
@@ -26,12 +26,14 @@ from fedshift.server.record import read_cards
 
 @dataclass
 class Sites:
-    """The federation as the coordinator knows it: each site's node and card."""
+    """The federation as the coordinator knows it: each site's node and card, and a sentence for
+    everything that is wrong with a site, or with one that was left out."""
 
     grid: Grid
     nodes: dict[str, int]
     cards: dict[str, SiteCard]
     deadline_s: float | None = None
+    problems: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> dict[int, str]:
@@ -82,51 +84,69 @@ class Sites:
             yield by_node[reply.metadata.src_node_id], reply
 
 
-def find(grid: Grid, instruction: Instruction) -> dict[str, int]:
-    """The node of every site that the grid reaches, by the site's name, sorted.
+def find(
+    grid: Grid, instruction: Instruction, *, pooled: bool = False
+) -> tuple[dict[str, int], list[str]]:
+    """The node of every site that the grid reaches, by the site's name, sorted; and a sentence for
+    each that cannot be used.
 
-    Raises :class:`UserError` when a site does not answer.
+    A name belongs to the one node that gives it; of several that give it none is believed. With
+    ``pooled`` one of the sites stands for all of them together.
     """
     hello = request(instruction.but(action=Action.NAME))
     messages = [
         Message(content=hello, dst_node_id=node, message_type=Action.NAME.message_type)
         for node in grid.get_node_ids()
     ]
-    nodes = {}
+    given: dict[str, list[int]] = {}
+    problems = []
     for reply in exchange(grid, messages, None):
-        if reply.has_error():
-            raise UserError(f"a site does not answer: {reply.error.reason}")
-        record = reply.content[ANSWER]
-        assert isinstance(record, ConfigRecord)
-        nodes[str(record["site"])] = reply.metadata.src_node_id
-    return dict(sorted(nodes.items()))
+        node = reply.metadata.src_node_id
+        try:
+            name = read_name(answered(reply))
+            if name == POOLED and not pooled:
+                raise Unfit(f"calls itself {name!r}, which stands for all sites together")
+            given.setdefault(name, []).append(node)
+        except Unfit as fault:
+            problems.append(f"node {node}, left out: {fault}")
+    problems += [
+        f"{name}, left out: {len(nodes)} nodes give themselves this name; give each site its own"
+        for name, nodes in given.items()
+        if len(nodes) > 1
+    ]
+    return {name: nodes[0] for name, nodes in sorted(given.items()) if len(nodes) == 1}, problems
+
+
+def answered(reply: Message) -> RecordDict:
+    """What a reply holds; raises :class:`Unfit` with the site's reason when it holds an error."""
+    if reply.has_error():
+        raise Unfit(reply.error.reason)
+    return reply.content
 
 
 def meet(grid: Grid, plan: RunPlan) -> Sites:
     """Find out which sites there are, and what each says of itself.
 
-    Cards are asked for once a run and kept in ``checkpoints/sites.json``. Raises
-    :class:`UserError` when a site cannot open its data, none can train, or a part is labelled
-    nowhere.
+    Cards are asked for once a run and kept in ``checkpoints/sites.json``: a site that has none
+    there is left out. Raises :class:`UserError` when none can train, a part is labelled nowhere, or
+    one of the user's own sites cannot open its data.
     """
-    sites = Sites(grid, find(grid, plan.instruction), {}, plan.deadline_s)
+    pooled = any(strategy.pools for strategy in plan.strategies)
+    nodes, problems = find(grid, plan.instruction, pooled=pooled)
+    sites = Sites(grid, nodes, {}, plan.deadline_s, problems)
     path = plan.checkpoints / "sites.json"
     cards = read_cards(path)
     if cards is None:
         _ask_again(sites, plan)
-        cards = []
-        problems = []
-        ask = plan.instruction.but(action=Action.CARD)
-        for name, reply in sites.ask(list(sites.nodes), ask):
-            if reply.has_error():
-                problems.append(f"site {name}: {reply.error.reason}")
-            else:
-                cards.append(SiteCard.from_json(details(reply.content)))
-        if problems:
-            more = f" (and {len(problems) - 1} more sites)" if len(problems) > 1 else ""
-            raise UserError(problems[0] + more)
+        cards = _introduced(sites, plan)
         write_atomic(path, json.dumps([card.to_json() for card in cards], indent=1) + "\n")
-    sites.cards = {card.name: card for card in cards}
+    sites.cards = {card.name: card for card in cards if card.name in nodes}
+    sites.problems += [
+        f"{card.name}, left out: it is away" for card in cards if card.name not in nodes
+    ]
+    sites.nodes = {name: node for name, node in nodes.items() if name in sites.cards}
+    if not sites.cards:
+        raise UserError(f"no site can take part: {problems[0] if problems else 'none is there'}")
     unread = [note for card in cards for note in card.notes if note.startswith("left out: ")]
     # Labels that could not be read are no labels that nobody drew.
     because = f" ({unread[0]})" if unread else ""
@@ -152,11 +172,53 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     return sites
 
 
+def _introduced(sites: Sites, plan: RunPlan) -> list[SiteCard]:
+    """The cards of the sites that can take part together."""
+    cards: dict[str, SiteCard] = {}
+    faults: list[str] = []
+    ask = plan.instruction.but(action=Action.CARD)
+    for name, reply in sites.ask(list(sites.nodes), ask):
+        if plan.own_sites and reply.has_error():
+            faults.append(f"site {name}: {reply.error.reason}")
+            continue
+        try:
+            cards[name] = read_card(answered(reply), name)
+        except Unfit as fault:
+            sites.problems.append(f"{name}, left out: {fault}")
+    if faults:
+        more = f" (and {len(faults) - 1} more sites)" if len(faults) > 1 else ""
+        raise UserError(faults[0] + more)
+    for what in ("parts", "size", "channels"):
+        kinds = Counter(getattr(card, what) for card in cards.values())
+        if len(kinds) < 2:
+            continue
+        (usual, _), *_ = kinds.most_common(1)
+        for name, card in list(cards.items()):
+            if (own := getattr(card, what)) != usual:
+                problem = (
+                    f"its card says {what} {own}, and most sites say {usual}: a network takes one; "
+                    f"bring them to the same, or leave {name} out with data.sites"
+                )
+                if plan.own_sites:
+                    raise UserError(f"site {name}: {problem}")
+                sites.problems.append(f"{name}, left out: {problem}")
+                del cards[name]
+    return list(cards.values())
+
+
+def _noted(reply: Message) -> dict[str, Any] | None:
+    """What a site tells of its files; None where it cannot be read."""
+    try:
+        return read_details(reply.content)
+    except Unfit:
+        return None
+
+
 def _ask_again(sites: Sites, plan: RunPlan) -> None:
     """Have the sites note what the settings were chosen from; kept in ``checkpoints``."""
     for action in plan.told:
         answers = {
-            name: None if reply.has_error() else details(reply.content)
+            name: None if reply.has_error() else _noted(reply)
             for name, reply in sites.ask(sites.scored, plan.instruction.but(action=action))
         }
         if action is Action.SUMMARY:

@@ -63,7 +63,9 @@ class RunPlan:
     ``tracking`` names the sinks that are fed each round. ``told`` is what the run's settings were
     chosen from: a simulation reads it off its sites' files beforehand, and asks for it once more,
     so that it stands in their ledgers. ``after_round`` is called when a round's
-    line is about to be written (a simulation collects the sites' ledgers then).
+    line is about to be written (a simulation collects the sites' ledgers then). Where the sites
+    are the user's ``own_sites``, as in a simulation, one that cannot open its data is a mistake to
+    be mended before the run begins; others are left out and named.
     """
 
     out: Path
@@ -83,6 +85,7 @@ class RunPlan:
     clock: Clock | None = None
     tracking: tuple[str, ...] = ()
     told: tuple[Action, ...] = ()
+    own_sites: bool = False
     after_round: Callable[[], None] = lambda: None
 
     def validates(self, number: int) -> bool:

@@ -161,6 +161,7 @@ def _line(arm: Arm) -> dict[str, Any]:
                 },
                 "bytes_down": outcome.bytes_down[name],
                 "bytes_up": outcome.bytes_up[name],
+                **({"weight_share": outcome.shares[name]} if name in outcome.shares else {}),
                 **(_simulated(outcome.timings[name]) if name in outcome.timings else {}),
             }
             for name, metrics in outcome.sites.items()

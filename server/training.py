@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fedshift import UserError
+from fedshift.protocol.answers import Unfit, read_method
 from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.flower import ArrayRecord
 from fedshift.protocol.messages import (
@@ -14,17 +19,18 @@ from fedshift.protocol.messages import (
     Action,
     Arrays,
     Instruction,
-    details,
     pack_arrays,
-    read_arrays,
 )
 from fedshift.protocol.needs import check_offered
 from fedshift.protocol.storage import keep_lines, read_json
 from fedshift.server import checkpoint
-from fedshift.server.federation import Sites
+from fedshift.server.federation import Sites, answered
 from fedshift.server.plan import RunPlan
 from fedshift.server.record import read_rounds
 from fedshift.strategies.base import Strategy
+
+_WITNESSES = 3
+"""How many sites are asked for the method's card and the first weights."""
 
 
 @dataclass
@@ -70,13 +76,6 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
     """
     unlabelled = [name for name in sites.trainable if not sites.cards[name].has_labels]
     one = sites.cards[sites.labelled[0]]
-    for other in sites.cards.values():
-        if other.channels != one.channels:
-            raise UserError(
-                f"the images of {one.name} have {one.channels} channels and those of {other.name} "
-                f"{other.channels}: a network takes one number; bring them to the same, or leave "
-                "one of the sites out with data.sites"
-            )
     task = {
         **plan.task,
         "size": list(one.size),
@@ -93,6 +92,9 @@ def prepare(sites: Sites, plan: RunPlan) -> Training:
         sites.scored,
     )
     begin(plan, method, roster, instruction)
+    for strategy in plan.strategies:
+        cards = {name: sites.cards[name] for name in strategy.sites}
+        strategy.examples = {name: card.splits["train"]["slices"] for name, card in cards.items()}
     arms = [Arm(strategy, pack_arrays(strategy.shared(initial))) for strategy in plan.strategies]
     done = checkpoint.last_round(plan.checkpoints)
     if done:
@@ -154,7 +156,7 @@ def begin(plan: RunPlan, method: MethodCard, roster: Roster, instruction: Instru
             method.tensors,
             instruction.but(steps=steps),
         )
-        strategy.validated = f"val_{method.task.headline.name}"
+        strategy.headline = method.task.headline
         strategy.clock = plan.clock
 
 
@@ -195,8 +197,44 @@ def _method(sites: Sites, plan: RunPlan, instruction: Instruction) -> tuple[Meth
     path = plan.checkpoints / "method.json"
     if (described := read_json(path, MethodCard.from_json)) is not None:
         return described, {}
-    first = sites.labelled[0]
-    (_, reply), *_ = sites.ask([first], instruction.but(action=Action.INITIAL))
-    if reply.has_error():
-        raise UserError(f"site {first}: {reply.error.reason}")
-    return MethodCard.from_json(details(reply.content)), read_arrays(reply.content)
+    if plan.own_sites:
+        (_, reply), *_ = sites.ask(sites.labelled[:1], instruction.but(action=Action.INITIAL))
+        try:
+            return read_method(answered(reply), plan.task["name"], plan.task["parts"])
+        except Unfit as fault:
+            raise UserError(f"site {sites.labelled[0]}: {fault}") from fault
+    return _witnessed(sites, plan, instruction.but(action=Action.INITIAL))
+
+
+def _witnessed(sites: Sites, plan: RunPlan, ask: Instruction) -> tuple[MethodCard, Arrays]:
+    """The card and the weights that most of the first few sites agree on: they follow from the
+    run's seed, and a coordinator that knows no network cannot tell a false answer by itself."""
+    for start in range(0, len(sites.labelled), _WITNESSES):
+        agreeing: dict[bytes, list[str]] = {}
+        held: dict[bytes, tuple[MethodCard, Arrays]] = {}
+        for name, reply in sites.ask(sites.labelled[start : start + _WITNESSES], ask):
+            try:
+                found = read_method(answered(reply), plan.task["name"], plan.task["parts"])
+            except Unfit as fault:
+                sites.problems.append(f"method of the run, asked of {name}: {fault}")
+                continue
+            digest = _digest(*found)
+            agreeing.setdefault(digest, []).append(name)
+            held.setdefault(digest, found)
+        if held:
+            most = max(agreeing, key=lambda digest: len(agreeing[digest]))
+            sites.problems += [
+                f"method of the run, asked of {name}: sent other networks than {agreeing[most][0]}"
+                for digest, names in agreeing.items()
+                for name in names
+                if digest != most
+            ]
+            return held[most]
+    raise UserError(f"no site can train: {sites.problems[-1]}")
+
+
+def _digest(card: MethodCard, arrays: Arrays) -> bytes:
+    found = hashlib.blake2b(json.dumps(card.to_json(), sort_keys=True).encode())
+    for name in sorted(arrays):
+        found.update(np.ascontiguousarray(arrays[name]).data)
+    return found.digest()

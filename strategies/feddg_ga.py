@@ -46,6 +46,7 @@ class FedDGGA(Shares):
     family: ClassVar[Family | None] = "harmonise"
     combines: ClassVar[str] = "averaged by shares that rise with a site's generalisation gap"
     told: ClassVar[tuple[str, ...]] = ("risk_received", "risk_trained")
+    gaps: ClassVar[tuple[str, ...]] = (_OWN,)
 
     step_size: float = setting(0.2, at_least=0, at_most=1)
     """d: how far the most deviant site's share moves in the first step, as a part of 1 / p."""

@@ -32,6 +32,7 @@ from typing import Any, ClassVar, get_type_hints
 import numpy as np
 
 from fedshift import UserError, derive_seed
+from fedshift.protocol.answers import Unfit
 from fedshift.protocol.flower import (
     ArrayRecord,
     ConfigRecord,
@@ -52,9 +53,8 @@ from fedshift.protocol.messages import (
     unpack_arrays,
 )
 from fedshift.protocol.settings import from_mapping, setting, suggest
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Strategy, guards
 from fedshift.strategies.base.aggregate import DomainMeans, Update
-from fedshift.strategies.base.guards import incomplete
 
 _WRAPPED = ("FedAvg", "FedProx")
 """What the wrappers may wrap: the noise is measured for a mean, and added after the strategy."""
@@ -263,25 +263,16 @@ class Flower(Strategy):
         """The round's accepted updates."""
         return FlowerUpdates(self)
 
-    def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
-        """Also refuse a part of a sub-network, which Flower cannot combine with whole ones."""
-        return incomplete(arrays, trained, self.travelling) or super().fault(arrays, trained)
-
-    def _accepted(self, reply: Message) -> Update | None:
-        """Also reject what Flower would trip over."""
-        update = super()._accepted(reply)
-        if update is None:
-            return None
-        reason = None
+    def check(self, update: Update) -> None:
+        """Also refuse what Flower would trip over, and a part of a sub-network, which it cannot
+        combine with whole ones."""
+        guards.check_complete(update.arrays, update.weights, self.travelling)
         if self.loss_key is not None and not update.metrics.get(self.loss_key, np.nan) >= 0:
-            reason = f"reports no {self.loss_key} of at least 0, by which q-FedAvg weights a site"
-        elif self.name in _WRAPPERS and (unmoved := self._unmoved(update)):
-            reason = f"sent {unmoved} as it was; Flower cannot clip a change of length 0"
-        if reason is None:
-            return update
-        self.outcome.rejected[update.site] = reason
-        self.outcome.statistics.pop(update.site, None)
-        return None
+            raise Unfit(
+                f"reports no {self.loss_key} of at least 0, by which q-FedAvg weights a site"
+            )
+        if self.name in _WRAPPERS and (unmoved := self._unmoved(update)):
+            raise Unfit(f"sent {unmoved} as it was; Flower cannot clip a change of length 0")
 
     def _unmoved(self, update: Update) -> str | None:
         """A sub-network that the site says it trained and sent back unchanged, if any."""

@@ -14,7 +14,7 @@ combine to (``step``), and what it does at the end of a round (``finish``).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,16 @@ import numpy as np
 
 from fedshift import UserError, derive_seed
 from fedshift.protocol import messages as protocol
+from fedshift.protocol.answers import (
+    MOST_COUNT,
+    Unfit,
+    read_metrics,
+    read_published,
+    read_trained,
+    read_validation,
+    reads,
+    validated,
+)
 from fedshift.protocol.flower import (
     ArrayRecord,
     ConfigRecord,
@@ -31,6 +41,7 @@ from fedshift.protocol.flower import (
     MetricRecord,
     RecordDict,
 )
+from fedshift.protocol.measures import Measure
 from fedshift.protocol.messages import (
     Action,
     Arrays,
@@ -38,15 +49,17 @@ from fedshift.protocol.messages import (
     TensorInfo,
     content_bytes,
     pack_arrays,
-    read_arrays,
 )
 from fedshift.protocol.settings import setting
 from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import guards
 from fedshift.strategies.base.adam import adam_step
 from fedshift.strategies.base.aggregate import DomainMeans, Unpacked, Update
-from fedshift.strategies.base.replies import RoundOutcome, arrays_of, mean_metrics, metrics_of
+from fedshift.strategies.base.replies import RoundOutcome, arrays_of, mean_metrics, shares_of
 from fedshift.strategies.base.timeline import Timeline
+
+_LEAST_PUBLISHED = 2**20
+"""Bytes that a site may publish whatever the model's size; beside them four times the model's."""
 
 Family = Literal["nothing", "harmonise", "personalise", "robust"]
 """What to do about a federation: nothing (plain FedAvg), make up for images that differ, let
@@ -76,6 +89,9 @@ class Strategy(Timeline, FlowerStrategy):
     """Whether what makes up for a shift stays at the sites, so that it is of no use to a site that
     never trains."""
 
+    gaps: ClassVar[tuple[str, ...]] = ()
+    """How the names of :attr:`state` begin whose numbers may be nan."""
+
     # What ``fedshift strategies`` and ``fedshift explain`` say of it.
     paper: ClassVar[str] = ""
     combines: ClassVar[str] = "averaged"
@@ -92,6 +108,9 @@ class Strategy(Timeline, FlowerStrategy):
     """The quorum: with fewer usable updates a round leaves the model as it was."""
     weighting: Literal["examples", "uniform"] = "examples"
     """Whether a site counts by its labelled training slices, or all alike."""
+    max_share: float | None = setting(None, at_least=0, at_most=1)
+    """The largest share of the examples of a round's sites with which one counts, whatever its card
+    says it has; null: no bound."""
 
     @property
     def name(self) -> str:
@@ -152,12 +171,18 @@ class Strategy(Timeline, FlowerStrategy):
     ) -> None:
         """Bind to a run: its training sites (name -> Flower node), tensors and instruction.
 
-        Raises :class:`UserError` when there are fewer sites than ``min_sites``.
+        Raises :class:`UserError` when there are fewer sites than ``min_sites``, and for a
+        ``max_share`` of sites that count alike.
         """
         if len(sites) < self.min_sites:
             raise UserError(
                 f"strategy.min_sites is {self.min_sites} and the federation has {len(sites)} "
                 "sites that train; lower it or add sites"
+            )
+        if self.max_share is not None and self.weighting == "uniform":
+            raise UserError(
+                "strategy.max_share bounds the examples that sites count with, and here all count "
+                "alike; take it out, or set strategy.weighting=examples"
             )
         self.sites = dict(sorted(sites.items()))
         self.names = {node: name for name, node in self.sites.items()}
@@ -179,8 +204,11 @@ class Strategy(Timeline, FlowerStrategy):
         self.state: Arrays = {}
         """What the coordinator keeps between rounds beside the model and the bank."""
         self._sent = ArrayRecord()
-        self.validated = ""
-        """The metric that sites answer when they validate: that of the task's headline."""
+        self._most = math.inf
+        self.headline: Measure | None = None
+        """What sites measure when they validate; None before a run has told."""
+        self.examples: Mapping[str, int] = {}
+        """How many training slices each site has, as its card says: it counts for no more."""
         self.clock, self.now = None, 0.0
 
     @property
@@ -228,6 +256,7 @@ class Strategy(Timeline, FlowerStrategy):
         self._sent = arrays
         self.instruction = self.instruction.but(rules=self.rules())
         names = self.select(server_round)
+        self._most = self._cap(names)
         messages = self._messages(Action.FIT, server_round, arrays, names, self.extras())
         return self.in_time(server_round, messages)
 
@@ -274,18 +303,22 @@ class Strategy(Timeline, FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies as they come; None for the arrays when the model stays as it was."""
+        state = dict(self.state)
+        weights: dict[str, Mapping[str, float]] = {}
+        domains: dict[str, str] = {}
         gathered = self.gathering()
-        accepted = 0
         for reply in replies:
             update = self._accepted(reply)
             if update is not None:
+                weights[update.site], domains[update.site] = update.weights, update.domain
                 gathered.add(self.prepared(update))
-                accepted += bool(update.weights)
             del reply, update  # So that the last one is gone before the new model is made.
-        self.bank.update(self.outcome.statistics)
-        if accepted < self.min_sites:
+        self._publish(domains)
+        self.outcome.shares = shares_of(weights)
+        if len(self.outcome.shares) < self.min_sites:
             self.outcome.skipped = (
-                f"{accepted} usable updates, {self.min_sites} needed (strategy.min_sites)"
+                f"{len(self.outcome.shares)} usable updates, {self.min_sites} needed "
+                "(strategy.min_sites)"
             )
             return None, None
         if missing := gathered.missing():
@@ -293,9 +326,19 @@ class Strategy(Timeline, FlowerStrategy):
                 f"{network} stays as it was: {why}" for network, why in missing.items()
             )
         model = self._sent.copy()
-        for name, combined in gathered.result():
-            model.update(pack_arrays({name: self._moved(name, combined, server_round)}))
-        self.finish()
+        try:
+            for name, combined in gathered.result():
+                moved = self._moved(name, combined, server_round)
+                guards.check_result(name, moved)
+                model.update(pack_arrays({name: moved}))
+            self.finish()
+            for name, held in self.state.items():
+                if held is not state.get(name) and not name.startswith(self.gaps):
+                    guards.check_result(name, held)
+        except Unfit as fault:
+            self.state = state
+            self.outcome.skipped = str(fault)
+            return None, None
         self._sent = ArrayRecord()
         return model, mean_metrics(self.outcome.sites)
 
@@ -307,28 +350,30 @@ class Strategy(Timeline, FlowerStrategy):
             return None
         content = reply.content
         self.outcome.bytes_up[name] += content_bytes(content)
-        metrics = self.outcome.sites[name] = metrics_of(content)
-        arrays = arrays_of(content, protocol.ARRAYS)
-        extras = arrays_of(content, protocol.EXTRAS)
         try:
-            published = read_arrays(content, protocol.STATISTICS)
-            told = protocol.details(content)
-            trained = {str(net): float(count) for net, count in told["trained"].items()}
-            fault = (
-                self.fault(arrays, trained)
-                or guards.misfit_extras(extras, trained, self.travelling if self.answered else None)
-                or guards.not_finite(published)
-            )
-        except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
-            fault = f"sent an update that cannot be read: {error}"
-        if fault:
-            self.outcome.rejected[name] = fault
+            update, published = self._read(name, content)
+            self.check(update)
+        except Unfit as fault:
+            self.outcome.rejected[name] = str(fault)
             return None
         if published and self.exchanges:
             self.outcome.statistics[name] = published
-        if self.weighting == "uniform":
-            trained = dict.fromkeys(trained, 1.0)
-        return Update(name, arrays, trained, str(told.get("domain", "")), metrics, extras)
+        return update
+
+    @reads("an update")
+    def _read(self, name: str, content: RecordDict) -> tuple[Update, Arrays]:
+        """The update that site ``name`` sent, and what it publishes to the others."""
+        self.outcome.sites[name] = metrics = read_metrics(content)
+        told = read_trained(content, self.tensors, self.examples.get(name, MOST_COUNT))
+        arrays, extras = arrays_of(content, protocol.ARRAYS), arrays_of(content, protocol.EXTRAS)
+        guards.check_update(arrays, told.examples, self.travelling)
+        if extras and not self.answered:
+            raise Unfit("sent extras, which nobody asked for")
+        guards.check_update(extras, told.examples, self.travelling)
+        most = 4 * sum(len(array.data) for array in self._sent.values()) + _LEAST_PUBLISHED
+        published = read_published(content, most)
+        weights = self.weights_of(name, told.examples)
+        return Update(name, arrays, weights, told.domain, metrics, extras), published
 
     def _moved(self, name: str, combined: np.ndarray, server_round: int) -> np.ndarray:
         """The new value of a tensor whose updates were ``combined``."""
@@ -337,28 +382,62 @@ class Strategy(Timeline, FlowerStrategy):
             return adam_step(self.state, name, self.current[name], combined, adam, server_round)
         return self.step(name, combined) if name in self.steered else combined
 
-    def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
-        """Why an update cannot be used, or None. A site that had nothing to train in this round
-        sends nothing, which is no fault."""
-        return guards.misfit(arrays, trained, self.travelling)
+    def _publish(self, domains: Mapping[str, str]) -> None:
+        """Keep what the sites published in this round, but for what the others could not read."""
+        published = self.outcome.statistics
+        for site, how in guards.odd_publications(published, domains, self.bank).items():
+            del published[site]
+            self.outcome.rejected[site] = f"{how} (its update counts)"
+        self.bank.update(published)
+
+    def weights_of(self, site: str, examples: Mapping[str, float]) -> dict[str, float]:
+        """How much a site counts in each sub-network that it trained on so many ``examples``."""
+        if self.weighting == "uniform":
+            return dict.fromkeys(examples, 1.0)
+        return {network: min(count, self._most) for network, count in examples.items()}
+
+    def _cap(self, names: Collection[str]) -> float:
+        """The most examples that a site counts with, so that none of the sites drawn, were all to
+        answer, has more than ``max_share`` of them together."""
+        counts = np.sort([float(self.examples.get(name, 0)) for name in names])[::-1]
+        if self.max_share is None or not counts.any():
+            return math.inf
+        # With the k largest at the cap c, c = share (k c + the rest).
+        for largest in range(len(counts)):
+            left = 1 - self.max_share * largest
+            if left <= 0:
+                break
+            cap = self.max_share * float(counts[largest:].sum()) / left
+            if counts[largest] <= cap:
+                return cap
+        return float(counts[-1])  # So few sites that each must have more: all alike.
+
+    def check(self, update: Update) -> None:
+        """Raise :class:`Unfit` where an update, whose tensors are as the method's, cannot be used
+        by this strategy; by default every one can."""
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Add each site's validation metrics to its line of the round."""
-        validated: dict[str, dict[str, float]] = {}
+        found: dict[str, dict[str, float]] = {}
         for reply in replies:
             name = self.names[reply.metadata.src_node_id]
             if reply.has_error():
                 self.outcome.failed.setdefault(name, reply.error.reason or "no reason given")
                 continue
             self.outcome.bytes_up[name] += content_bytes(reply.content)
-            metrics = metrics_of(reply.content)
-            if self.validated in metrics:
-                validated[name] = metrics
-                reached = {self.validated: metrics[self.validated]}
+            assert self.headline is not None
+            try:
+                metrics = read_validation(reply.content, self.headline)
+            except Unfit as fault:
+                self.outcome.rejected[name] = str(fault)
+                continue
+            if (measured := validated(self.headline)) in metrics:
+                found[name] = metrics
+                reached = {measured: metrics[measured]}
                 self.outcome.sites.setdefault(name, {}).update(reached)
-        return mean_metrics(validated)
+        return mean_metrics(found)
 
     def summary(self) -> None:
         """Nothing to log: ``fedshift explain`` says what a strategy does."""

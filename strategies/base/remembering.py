@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Remembering(Strategy):
 
     The coordinator keeps the sum, one model, and the sites' weights in each sub-network.
     """
+
+    gaps: ClassVar[tuple[str, ...]] = ("weights/",)
 
     @abstractmethod
     def changes(self, update: Update) -> Iterator[tuple[str, np.ndarray]]:
@@ -57,11 +60,15 @@ class Remembering(Strategy):
         self._heard.append(place)
         for network, weight in update.weights.items():
             unknown = np.full(len(self.sites), np.nan)
-            known = self.state.setdefault(f"weights/{network}", unknown)
+            # A copy: should the round come to nothing, the state is what it was.
+            known = self.state.get(f"weights/{network}", unknown).copy()
             known[place] = weight
-        for name, known in self.state.items():
+            self.state[f"weights/{network}"] = known
+        for name, known in list(self.state.items()):
             if name.startswith("weights/"):
-                known[self._heard] = np.nan_to_num(known[self._heard])
+                heard = known.copy()
+                heard[self._heard] = np.nan_to_num(known[self._heard])
+                self.state[name] = heard
 
     def mean(self, name: str) -> np.ndarray | None:
         """The mean over all sites of what they remember of a tensor; None before any does."""

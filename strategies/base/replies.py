@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedshift.protocol.flower import ArrayRecord, MetricRecord, RecordDict
-from fedshift.protocol.messages import METRICS, Arrays
+from fedshift.protocol.messages import Arrays
 from fedshift.strategies.base.aggregate import Unpacked
 from fedshift.strategies.base.clock import Timing
 
@@ -18,6 +18,7 @@ from fedshift.strategies.base.clock import Timing
 class RoundOutcome:
     """What happened in one round: metrics and bytes by site, who failed or was rejected and why.
 
+    ``shares`` are the largest parts that sites have, by their weights, in a sub-network.
     ``skipped`` says why the model was left unchanged, or is None. On a simulated clock ``timings``
     are those of the sites that were asked, ``stragglers`` the seconds of those that would have
     answered too late and were not waited for, and ``dropouts`` the sites that could not be asked.
@@ -30,6 +31,7 @@ class RoundOutcome:
     bytes_down: Counter[str] = field(default_factory=Counter)
     bytes_up: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, Arrays] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
     stragglers: dict[str, float] = field(default_factory=dict)
     dropouts: list[str] = field(default_factory=list)
@@ -41,12 +43,17 @@ def arrays_of(content: RecordDict, key: str) -> Unpacked:
     return Unpacked(record if isinstance(record, ArrayRecord) else ArrayRecord())
 
 
-def metrics_of(content: RecordDict) -> dict[str, float]:
-    """The single numbers among a reply's metrics."""
-    record = content.get(METRICS)
-    if not isinstance(record, MetricRecord):
-        return {}
-    return {name: float(value) for name, value in record.items() if not isinstance(value, list)}
+def shares_of(weights: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The largest part that each site has in a sub-network, from its weights in those that it
+    trained; without the sites that trained none."""
+    totals: Counter[str] = Counter()
+    for own in weights.values():
+        totals.update(own)
+    return {
+        site: max(weight / totals[network] for network, weight in own.items())
+        for site, own in weights.items()
+        if own
+    }
 
 
 def mean_metrics(sites: Mapping[str, Mapping[str, float]]) -> MetricRecord | None:

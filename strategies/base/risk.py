@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedshift import UserError
-from fedshift.protocol.flower import Message
+from fedshift.protocol.answers import Unfit
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
 from fedshift.strategies.base import Strategy
@@ -50,20 +50,12 @@ class ByRisk(Strategy):
             )
         super().begin(sites, tensors, instruction)
 
-    def _accepted(self, reply: Message) -> Update | None:
-        """Reject what comes without the risks it needs."""
-        update = super()._accepted(reply)
-        if update is None or not update.weights:
-            return update
-        for name in self.told:
-            risk = update.metrics.get(name, math.nan)
-            if not 0 <= risk <= _MOST:
-                self.outcome.rejected[update.site] = (
-                    f"sent no {name} between 0 and {_MOST:g}, by which it would count"
-                )
-                self.outcome.statistics.pop(update.site, None)
-                return None
-        return update
+    def check(self, update: Update) -> None:
+        """Refuse what comes without the risks it needs."""
+        super().check(update)
+        for name in self.told if update.weights else ():
+            if not 0 <= update.metrics.get(name, math.nan) <= _MOST:
+                raise Unfit(f"sent no {name} between 0 and {_MOST:g}, by which it would count")
 
     def weighed(self, update: Update, factor: float) -> Update:
         """``update`` with the weight of its averaged and broadcast sub-networks times ``factor``;

@@ -27,9 +27,8 @@ from fedshift import UserError
 from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord
 from fedshift.protocol.messages import Instruction, TensorInfo
 from fedshift.protocol.settings import setting
-from fedshift.strategies.base import Strategy
+from fedshift.strategies.base import Strategy, guards
 from fedshift.strategies.base.aggregate import DomainMeans, Update, as_type
-from fedshift.strategies.base.guards import incomplete
 
 _BLOCK_BYTES = 1 << 22
 _FAR = 1e150
@@ -74,9 +73,9 @@ class Robust(Strategy):
         with tempfile.TemporaryFile(prefix="fedshift-") as self._file:
             return super().aggregate_train(server_round, replies)
 
-    def fault(self, arrays: Mapping[str, np.ndarray], trained: Mapping[str, float]) -> str | None:
+    def check(self, update: Update) -> None:
         """Also refuse a part of a sub-network: vectors of unlike length cannot be compared."""
-        return incomplete(arrays, trained, self.travelling) or super().fault(arrays, trained)
+        guards.check_complete(update.arrays, update.weights, self.travelling)
 
 
 @dataclass(eq=False)

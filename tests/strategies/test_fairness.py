@@ -53,15 +53,6 @@ def risks(**values: float) -> dict[str, dict[str, float]]:
     return {site: {"risk_received": value} for site, value in values.items()}
 
 
-@pytest.fixture
-def convex_risk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The convex sites' risk is their objective."""
-    monkeypatch.setattr(
-        "fedshift.client.rules.risk.training_loss",
-        lambda visit, slices: visit.model.loss().item(),
-    )
-
-
 def loss(site: str, weight: np.ndarray) -> float:
     return 0.5 * CURVATURE[site] * float(np.sum((weight - CENTRE[site]) ** 2))
 
