@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -27,6 +26,7 @@ from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.protocol.messages import (
     ANSWER,
     DTYPES,
+    EXAMPLES,
     METRICS,
     STATISTICS,
     Arrays,
@@ -53,8 +53,8 @@ precision."""
 
 _METRIC = re.compile(r"[a-z][a-z0-9_\-]{0,99}")
 _STAGE = re.compile(r"[a-z][a-z0-9_]{0,59}")
-_STEERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""What turns the direction of a text, so that it reads as something else."""
+_JOINING = "\u00a0\u200c\u200d"
+"""What is not printed and yet part of words: a space that breaks no line, joiners of letters."""
 _SPLITS = ("train", "val", "test")
 
 
@@ -64,15 +64,12 @@ class Unfit(Exception):
 
 
 def clean(text: str, longest: int = LONGEST_SENTENCE) -> str:
-    """``text`` without control and direction marks and without what UTF-8 cannot spell, at most
-    ``longest`` characters long."""
+    """``text`` without what is not printed, such as control and direction marks, and what UTF-8
+    cannot spell; at most ``longest`` characters long."""
     kept = text[:longest]
-    if kept.isascii() and kept.isprintable():
+    if kept.isprintable():
         return kept
-    return "".join(
-        "\ufffd" if unicodedata.category(mark) in ("Cc", "Cs") or mark in _STEERING else mark
-        for mark in kept
-    )
+    return "".join(mark if mark.isprintable() or mark in _JOINING else "\ufffd" for mark in kept)
 
 
 def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -322,9 +319,8 @@ def read_validation(content: RecordDict, headline: Measure) -> dict[str, float]:
     """The metrics of a validation, among which that of the task's ``headline``, in its range,
     unless the site has nothing to validate on."""
     metrics = read_metrics(content)
-    name = validated(headline)
-    if name in metrics:
-        _number(metrics[name], headline.low, headline.high)
+    if metrics[EXAMPLES]:
+        _number(metrics[validated(headline)], headline.low, headline.high, headline.name)
     return metrics
 
 

@@ -74,7 +74,11 @@ def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -
             for arm in training.arms
         ]
         for arm, replies in _replies(asked, plan, grid, progress, f"{label}: validated"):
+            told = set(arm.strategy.outcome.rejected)
             arm.strategy.aggregate_evaluate(number, replies)
+            for name in sorted(arm.strategy.outcome.rejected.keys() - told):
+                reason = arm.strategy.outcome.rejected[name]
+                progress.say(f"{label}: the validation of site {name} was rejected: {reason}")
 
     plan.after_round()
     return _write_round(number, training, plan, time.perf_counter() - start)

@@ -205,7 +205,8 @@ class Attacked(Convex):
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "flower": {"name": "FedAvg"},
-    "multi_krum": {},
+    "fedper": {"personal_layers": ["net/head"]},
+    "fedrep": {"personal_layers": ["net/head"]},
 }
 KINDS = sorted(set(STRATEGIES.names()) - {"pooled", "local"})
 
@@ -214,8 +215,8 @@ def _federation(kind: str) -> Attacked:
     built = strategies.build({"name": kind, **SETTINGS.get(kind, {})})
     names = ("body", "head")
     centres = {site: np.array([float(place), -1.0]) for place, site in enumerate(SITES)}
-    found = Attacked(built, names=names, centres=centres, planned=2, steps=1)
-    built.examples = {site: 100 for site in SITES}
+    found = Attacked(built, names=names, centres=centres, planned=2, steps=2)
+    built.examples = dict.fromkeys(SITES, 100)
     if built.clocked:
         built.clock = Clock.from_config(load(["clock=lan"])["clock"], 0)
     if built.needs():  # Its rules want images; what it does with updates does not.

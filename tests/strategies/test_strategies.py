@@ -345,8 +345,14 @@ def with_array(name: str, array: np.ndarray) -> Arrays:
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        (with_array(WEIGHT, np.array([np.nan, 0], np.float32)), f"{WEIGHT} with numbers that are not finite"),
-        (with_array(MEAN, np.array([0, -np.inf], np.float32)), f"{MEAN} with numbers that are not finite"),
+        (
+            with_array(WEIGHT, np.array([np.nan, 0], np.float32)),
+            f"{WEIGHT} with numbers that are not finite",
+        ),
+        (
+            with_array(MEAN, np.array([0, -np.inf], np.float32)),
+            f"{MEAN} with numbers that are not finite",
+        ),
         (with_array(WEIGHT, np.zeros(3, np.float32)), r"shape \(3,\) instead of \(2,\)"),
         (with_array(WEIGHT, np.full(2, 1e300)), "type float64 instead of float32"),
         (with_array("net/extra", np.zeros(2, np.float32)), "net/extra, which does not travel"),
