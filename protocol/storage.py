@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,6 +169,19 @@ def write_yaml(path: Path, node: Mapping[str, Any]) -> None:
     """Write a mapping so that :func:`read_yaml` reads it back, atomically."""
     text = yaml.dump(dict(node), Dumper=_Whole, sort_keys=False, allow_unicode=True)
     write_atomic(path, text)
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append ``lines`` to a file, on disk before it returns; never onto a line that a crash left
+    half written. Raises ``OSError`` where that cannot be."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(line + "\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

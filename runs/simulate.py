@@ -20,6 +20,7 @@ from fedshift.runs.config import Config, as_made
 from fedshift.runs.engine import run_engine
 from fedshift.runs.federation import open_federation
 from fedshift.runs.folder import open_folder
+from fedshift.runs.plugins import own_settings
 from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
 from fedshift.runs.stored import build_plan, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
@@ -97,6 +98,7 @@ def run_folder(
         policy=policy,
         folder=plan.checkpoints / "sites",
         seed=settings.seed,
+        own=own_settings(config),
         pooled=any(strategy.pools for strategy in plan.strategies),
         amp=engine.amp,
     )

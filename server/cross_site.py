@@ -7,6 +7,7 @@ a time. Then the sites' images are compared, from summaries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -99,17 +100,18 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         """The shared tensors, and the mean over the sites of those they keep: what an unseen
         site can be given when no single model exists."""
         mean = WeightedMean()
-        missing = NoModel("no site trained")
+        missing, heard = NoModel("no site trained"), False
         for name in names:
             try:
                 held = own(name)
             except NoModel as reason:
                 missing = reason
                 continue
+            heard = True  # Of what never leaves the sites nothing is in it.
             mean.add({key: array for key, array in held.items() if key in absent}, 1.0)
-        kept = mean.result()
-        if not kept:
+        if not heard:
             raise missing
+        kept = mean.result()
         return {**unpack_arrays(arm.model), **kept}
 
     if not strategy.exchanges:
@@ -148,8 +150,9 @@ def score(
     """Score every model at every site."""
     scores = Scores()
     for ref in models:
-        options = {"splits": list(splits), "stage": ref.stage}
-        ask = instruction.but(action=Action.SCORE, rules=ref.rules, options=options)
+        ask = instruction.but(
+            action=Action.SCORE, rules=ref.rules, splits=tuple(splits), stage=ref.stage
+        )
         bank = pack_bank(ref.bank) if ref.bank else None
         try:
             packed = pack_arrays(ref.load())
@@ -185,7 +188,18 @@ def _rows(ref: ModelRef, site: str, task: TaskCard, reply: Message) -> tuple[lis
     cases: list[Row] = []
     wholes: list[Row] = []
     try:
-        told, record = details(reply.content), reply.content[METRICS]
+        told = details(reply.content)
+        if "means" in told:  # All that the site's policy lets be told.
+            keys = ("split", "vendor", "part", "metric", "n", "n_failed", "value")
+            summarised = {measure.name for measure in task.measures if measure.summarised}
+            for line in told["means"]:
+                row = dict(zip(keys, line, strict=True))
+                if row["metric"] not in summarised:
+                    raise ValueError(f"{row['metric']} is no measure that is summarised")
+                if taught(row["part"]):
+                    wholes.append({**model, **row, "low": math.nan, "high": math.nan})
+            return cases, wholes
+        record = reply.content[METRICS]
         columns = {name: record[name] for name in ("failed", *(m.name for m in task.per_case))}
         for keys, values in zip(told["rows"], zip(*columns.values(), strict=True), strict=True):
             key = dict(zip(("split", "vendor", "subject", "case", "part"), keys, strict=True))
@@ -197,7 +211,7 @@ def _rows(ref: ModelRef, site: str, task: TaskCard, reply: Message) -> tuple[lis
             if row["metric"] not in whole:
                 raise ValueError(f"{row['metric']} is no measure of a whole split")
             if taught(row["part"]):
-                wholes.append({**model, **row})
+                wholes.append({**model, **row, "n_failed": 0})
     except (KeyError, TypeError, ValueError) as error:
         raise NoScores(f"sent scores that cannot be read: {error}") from error
     return cases, wholes

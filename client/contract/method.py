@@ -63,7 +63,9 @@ class Sharing:
       of the mean over a domain's sites.
     * ``summed``: sites send gradients. The means over each of ``domains``' sites are added, with
       weight 1, and the coordinator takes one step of ``adam``.
-    * ``kept``: it never leaves its site.
+    * ``kept``: it never leaves its site, not for the comparison of finished models either;
+      elsewhere its initial weights stand in its place, so neither predictions nor features may
+      use it.
 
     A balanced or summed sub-network stays as it was in a round that lacks one of ``domains``.
     """
@@ -169,6 +171,9 @@ class Method(ABC):
     adapts: ClassVar[bool] = False
     """Whether it does something about sites whose images differ, such as adapting to the images of
     other sites or taking on their styles: advice then counts it as harmonising."""
+
+    own: ClassVar[frozenset[str]] = frozenset()
+    """Settings that are each site's own, such as a file of weights: no message brings them."""
 
     @classmethod
     def serves(cls, task: type[Task]) -> bool:

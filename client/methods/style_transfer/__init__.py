@@ -128,6 +128,7 @@ class StyleTransfer(Segmenting):
     tasks = frozenset({Segmentation})
     participation = Participation.ALL
     adapts = True
+    own = frozenset({"extractor_file"})
 
     translator_width: int = setting(8, at_least=1)
     scales: int = setting(3, at_least=1, at_most=8)
