@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -169,6 +170,20 @@ def write_yaml(path: Path, node: Mapping[str, Any]) -> None:
     """Write a mapping so that :func:`read_yaml` reads it back, atomically."""
     text = yaml.dump(dict(node), Dumper=_Whole, sort_keys=False, allow_unicode=True)
     write_atomic(path, text)
+
+
+def check_links(folder: Path) -> None:
+    """Raise :class:`UserError` where ``folder`` holds a link that leads out of it, or what is no
+    file at all: a folder that was received must reach nothing else on this machine."""
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            mode = path.lstat().st_mode
+            inside = Path(os.path.realpath(path)).is_relative_to(root)
+            if not inside or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                what = "is no file" if inside else "is a link that leads out of the folder"
+                raise UserError(f"{path} {what}; put the file itself in its place, or remove it")
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.measures import TaskCard
-from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
+from fedshift.protocol.storage import check_links, folder_name, keep_lines, write_atomic
 from fedshift.runs import earlier, examples, provenance
 from fedshift.runs.checking import for_report, settle
 from fedshift.runs.config import Config, as_made
@@ -63,6 +63,7 @@ def run(
     page. Unless it is ``checked``, the config's images are looked at first
     (:func:`fedshift.runs.checking.settle`).
     """
+    check_links(out)
     if not checked:
         stored = out / "config.yaml"
         before = read_config(stored) if config["resume"] and stored.exists() else None

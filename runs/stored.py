@@ -15,7 +15,7 @@ from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
-from fedshift.protocol.storage import read_yaml
+from fedshift.protocol.storage import check_links, read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
@@ -148,6 +148,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     Raises :class:`UserError` when ``run`` is no run folder, its training is not finished or trained
     nothing, and when it holds the runs of a protocol that leaves something out in turn.
     """
+    check_links(run)
     config = read_config(run / "config.yaml")
     if folds := sorted(run.glob("folds/*")):
         raise UserError(
