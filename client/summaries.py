@@ -213,7 +213,7 @@ def _encode(site: str, features: Features, images: np.ndarray, device: torch.dev
         batch = torch.from_numpy(images).to(device)
         encoded: np.ndarray = features(batch).double().cpu().numpy()
     if encoded.ndim != 2 or len(encoded) != len(images):
-        raise UserError(
+        raise Tellable(
             f"the method's features of {len(images)} images have the shape {encoded.shape}, so the "
             f"shift of site {site} cannot be measured: return (B, D), such as means over the pixels"
         )

@@ -120,7 +120,7 @@ class SiteWorker:
         """Answer ``message``; an error answer carries one sentence of what went wrong."""
         asked: Instruction | None = None
         try:
-            asked = Instruction.from_record(message.content.get(CONFIG))
+            asked = _instruction(message)
             purpose, answered = self._actions[asked.action]
             self.policy.check(asked, purpose)
             self._check_asked(asked, message.content)
@@ -399,6 +399,14 @@ class SiteWorker:
             arrays.update({name: initial[name] for name in missing})
         model.load(arrays)
         return model
+
+
+def _instruction(message: Message) -> Instruction:
+    """What is asked; raises :class:`Refused` for what is no request."""
+    try:
+        return Instruction.from_record(message.content.get(CONFIG))
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def _bank(content: RecordDict) -> StatisticsBank:

@@ -19,7 +19,7 @@ from fedshift.protocol.storage import check_links, read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
-from fedshift.runs.plugins import method_settings, own_settings, rules_of, told_settings
+from fedshift.runs.plugins import own_settings, rules_of, told_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
