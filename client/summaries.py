@@ -2,13 +2,13 @@
 
 The images are the slices of the site's training split, or of the test split of an unseen site.
 Labels count only where a slice is labelled. Two rules protect the images: a site with fewer than
-``min_count`` images sends nothing, and whatever is an average is one over at least ``min_count``
-images (a histogram bin: pixels; how labels are distributed: labelled slices). These are limits,
-not a formal guarantee such as differential privacy.
+``min_count`` images, or ``min_subjects`` subjects, sends nothing, and whatever is an average is one
+over at least as many of both (a histogram bin: pixels; how labels are distributed: labelled
+slices). These are limits, not a formal guarantee such as differential privacy.
 
 Averages a null distribution is drawn from are kept by block. A block is whole subjects where that
-gives at least four blocks, because slices of one subject are not independent; otherwise it is a
-run of neighbouring slices.
+gives at least four blocks, because slices of one subject are not independent; otherwise, and where
+a single subject may be told of, it is a run of neighbouring slices.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def summarise(
     every site. Normalisation layers that ``features`` does not run, or that are not batch,
     instance or group normalisation, are left out.
 
-    Returns float64 arrays by name; none when the site has fewer than ``min_count`` images, no
-    distribution of labels when fewer than ``min_count`` slices are labelled. Raises
-    :class:`fedshift.UserError` when the features are not finite or not (B, D).
+    Returns float64 arrays by name; none when the site has fewer than ``min_count`` images or
+    ``min_subjects`` subjects, no distribution of labels when fewer are labelled. Raises
+    :class:`fedshift.Tellable` when the features are not finite or not (B, D).
     """
     slices = _slices(site)
     if not _enough(slices, min_count, min_subjects):
@@ -112,8 +112,10 @@ def answer(
     bandwidths (Rahimi and Recht, "Random Features for Large-Scale Kernel Machines", NIPS 2007:
     the inner product of two images' features approximates the average of the Gaussian kernels),
     and, where domain classifiers were sent, how many images of each held-out block lie above each
-    threshold. Nothing when the site has fewer than ``min_count`` images. Raises
-    :class:`fedshift.UserError` when the features are not finite or not (B, D).
+    threshold. Nothing when the site has fewer than ``min_count`` images or ``min_subjects``
+    subjects. Raises :class:`fedshift.Tellable` when the features are not finite or not (B, D), or
+    the question has more than ``most_projections`` directions (None: any number), and
+    ``ValueError`` for what is no question.
     """
     _check_question(question, most_projections)
     slices = _slices(site)

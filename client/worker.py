@@ -197,8 +197,8 @@ class SiteWorker:
         found = planning.summary(self._look(), self.policy)
         if found is None:
             raise Refused(
-                "the site has fewer images than its policy lets be summarised (policy.min_count), "
-                "or its policy does not release a 'data summary' (policy.release)"
+                "the site has fewer images or subjects than its policy lets be summarised "
+                "(policy.min_count, policy.min_subjects)"
             )
         return answer(self.name, details=found.to_json())
 

@@ -206,7 +206,7 @@ class Method(ABC):
         """Train ``nets`` in place on the site's training split. Of a summed sub-network the
         gradients are left in its parameters' ``grad`` and the weights as they were.
 
-        Raises :class:`fedshift.UserError` when training diverged or collapsed: the site's update
+        Raises :class:`fedshift.Tellable` when training diverged or collapsed: the site's update
         is then kept out of the round, and the sentence is shown."""
 
     @abstractmethod
