@@ -53,12 +53,12 @@ class Questions:
 
 
 def _digest(content: RecordDict) -> str:
-    """A hash of all that ``content`` holds."""
+    """A hash of all that ``content`` holds, in whatever order its arrays come."""
     state = blake2b(digest_size=16)
     for key in sorted(content):
         record = content[key]
         if isinstance(record, ArrayRecord):
-            for name, array in record.items():
+            for name, array in sorted(record.items()):
                 state.update(repr((key, name, array.dtype, array.shape)).encode())
                 state.update(array.data)
         else:

@@ -37,7 +37,6 @@ from fedshift.client.model import Model
 from fedshift.client.policy import Policy
 from fedshift.client.pseudonyms import Pseudonyms, resolve
 from fedshift.client.simulation import LocalSites
-from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol import statistics as names
 from fedshift.protocol.flower import ConfigRecord, Message, RecordDict
 from fedshift.protocol.messages import (
@@ -645,6 +644,17 @@ def test_every_reply_of_every_method_is_in_the_ledger_as_it_left(
     assert found == expected
 
 
+def test_other_accounts_see_no_prepared_image(
+    local_sites: Callable[..., LocalSites], tmp_path: Path
+) -> None:
+    sites = local_sites(cache=tmp_path / "cache")
+    sites.open("vendor_a")
+    files = [path for path in (tmp_path / "cache").rglob("*.npy") if path.is_file()]
+    assert files
+    for path in [*files, tmp_path / "cache" / "any"]:
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_policies_that_are_shipped_are_policies(tiny: tuple[str, ...]) -> None:
     simulation = Policy.from_config(load([*tiny, "policy=simulation"])["policy"])
     assert simulation == Policy()
@@ -652,4 +662,30 @@ def test_the_policies_that_are_shipped_are_policies(tiny: tuple[str, ...]) -> No
     assert DEPLOYED.most_questions(Action.SHIFT_ANSWER, stages=0) == 1
     assert DEPLOYED.pseudonyms and DEPLOYED.texts == "rows"
     assert set(DEPLOYED.splits) < set(SPLITS)
-    assert Segmentation is not None
+
+
+def test_an_honest_run_never_meets_the_bounds_of_a_site_that_trusts_nobody(
+    simulate_undrawn: Callable[..., Path], cut_short: Callable[..., Path], tmp_path: Path
+) -> None:
+    bounded = ("policy=deployed", "policy.sites=4", "policy.min_subjects=1", "strategy=ditto")
+    bounded += ("baselines=[local,pooled]", "method.norm=batch")
+    run = simulate_undrawn(tmp_path / "run", *bounded)
+
+    def refused(out: Path) -> list[str]:
+        notes = json.loads((out / "checkpoints" / "evaluation.json").read_text())["problems"]
+        lines = [json.loads(line) for line in (out / "egress.jsonl").read_text().splitlines()]
+        return notes + [line["record"] for line in lines if line["purpose"] == Purpose.ERROR]
+
+    assert refused(run) == []
+    free = (f"policy.{key}" for key in ("sites=null", "pseudonyms=false", "texts=full"))
+    other = simulate_undrawn(tmp_path / "other", *bounded, *free)
+    for name in ("shift.csv", "checkpoints/round_0002.safetensors"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+    told, named = ((out / "cases.csv").read_text().splitlines() for out in (run, other))
+    assert len(told) == len(named) and told[0] == named[0]
+    assert not any(code in named for code in told[1:])
+    # Killed after its first round it goes on, and what is asked again counts once.
+    resumed = cut_short(run, tmp_path / "resumed")
+    simulate_undrawn(resumed, *bounded, "resume=true")
+    assert refused(resumed) == []
+    assert (resumed / "cases.csv").read_bytes() == (run / "cases.csv").read_bytes()
