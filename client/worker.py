@@ -51,6 +51,7 @@ from fedshift.protocol.messages import (
     pack_arrays,
     read_arrays,
     unpack_bank,
+    view_array,
 )
 from fedshift.sites.facts import Surveyed
 from fedshift.sites.types import SiteData, Split
@@ -123,6 +124,7 @@ class SiteWorker:
             asked = _instruction(message)
             purpose, answered = self._actions[asked.action]
             self.policy.check(asked, purpose)
+            _check_arrays(message.content)
             self._check_asked(asked, message.content)
             with limited(self.policy):
                 reply = answered(self._with_own(asked), message.content)
@@ -407,6 +409,19 @@ def _instruction(message: Message) -> Instruction:
         return Instruction.from_record(message.content.get(CONFIG))
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+def _check_arrays(content: RecordDict) -> None:
+    """Raise :class:`Refused` for arrays that are not what they say they are, or not finite: trained
+    from they would spoil what the site keeps."""
+    for record in content.values():
+        for array in record.values() if isinstance(record, ArrayRecord) else ():
+            try:
+                values = view_array(array)
+            except (TypeError, ValueError) as error:
+                raise Refused("an array of the request is not what it says it is") from error
+            if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
+                raise Refused("an array of the request is not finite")
 
 
 def _bank(content: RecordDict) -> StatisticsBank:

@@ -290,6 +290,17 @@ def test_tensors_that_are_to_stay_are_tensors_of_the_model(sites: LocalSites) ->
     assert "none of the model" in reason(reply)
 
 
+def test_what_is_sent_is_finite(sites: LocalSites) -> None:
+    worker = sites.worker("vendor_a", CPU)
+    asked = asked_of(sites, Action.FIT, rules={"harmonised": {}})
+    model = initial(sites)
+    odd = {**model, next(iter(model)): np.full_like(next(iter(model.values())), np.inf)}
+    bank = {"vendor_b": {"rule.amplitude": np.full((32, 32), np.nan, np.float32)}}
+    for reply in (ask(worker, asked, odd), ask(worker, asked, model, bank=bank)):
+        assert reason(reply) == "an array of the request is not finite"
+    assert not (worker.folder / "federated").exists()
+
+
 def test_stages_are_those_of_the_method(sites: LocalSites) -> None:
     assert "no such stage" in reason(honest(sites, "vendor_a", Action.SCORE, stage="other"))
 

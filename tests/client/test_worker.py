@@ -474,9 +474,9 @@ def test_predictions_and_features_of_another_shape_are_refused(
 ) -> None:
     monkeypatch.setattr(Misspelt, "told", told)
     monkeypatch.setitem(METHODS.registered, "misspelt", Misspelt)
-    options = {"splits": ["val"]} if action is Action.SCORE else {}
+    splits = ("val",) if action is Action.SCORE else ()
     method = {**METHOD, "name": "misspelt"}
-    asked = instruction(sites, action, round=1, method=method, options=options)
+    asked = instruction(sites, action, round=1, method=method, splits=splits)
     reply = ask(sites.worker("vendor_a", CPU), asked, initial(sites))
     assert reply.has_error() == (words is not None)
     assert words is None or words in (reply.error.reason or "")
