@@ -528,7 +528,7 @@ def test_no_sentence_that_leaves_names_a_file_or_a_subject_where_the_policy_has_
     for error in (UserError(f"{secret} is broken"), OSError(5, "I/O", secret), KeyError(secret)):
         monkeypatch.setattr(LocalSites, "open", partial(fail, error))
         for texts, hidden in (("rows", True), ("full", False)):
-            sites = local_sites(Policy(texts=texts))
+            sites = local_sites(Policy.from_config({"texts": texts}))
             caplog.clear()
             with caplog.at_level(logging.ERROR):
                 told = reason(ask(sites.worker("vendor_a", CPU), asked_of(sites, Action.CARD)))

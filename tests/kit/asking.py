@@ -112,6 +112,7 @@ def entries_of(message: Message) -> list[tuple[str, list[int], int]]:
         told = (message.error.reason or "").encode(errors="surrogatepass")
         return [("error/reason", [], len(b"reason") + len(told))]
     found = []
+    value: Any
     for key, record in message.content.items():
         for name, value in record.items():
             if isinstance(record, ArrayRecord):
