@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -51,6 +52,7 @@ from fedshift.protocol.messages import (
 )
 from fedshift.protocol.storage import keep_lines, write_tensors
 from fedshift.runs.config import load
+from fedshift.sites import DataSettings, load_federation
 from fedshift.sites.types import SPLITS
 
 CPU = torch.device("cpu")
@@ -538,6 +540,51 @@ def test_no_sentence_that_leaves_names_a_file_or_a_subject_where_the_policy_has_
     monkeypatch.setattr(LocalSites, "open", partial(fail, Tellable(told)))
     sites = local_sites(Policy(texts="rows"))
     assert reason(ask(sites.worker("vendor_a", CPU), asked_of(sites, Action.CARD))) == told
+
+
+@pytest.mark.parametrize("fault", ["missing", "broken", "nan", "label", "all"])
+def test_no_answer_names_the_folder_of_a_patient(fault: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Erika_Mustermann"
+    folder.mkdir()
+    lines = ["path\tlabel_path\tsite\tsubject\tvendor"]
+    label = np.zeros((16, 16, 4), np.uint8)
+    label[4:9, 4:9] = 1
+    for number in range(5):
+        image, mask = folder / f"{number}.nii", folder / f"{number}_label.nii"
+        noise = np.random.default_rng(number).normal(size=label.shape).astype(np.float32)
+        for path, array in ((image, noise), (mask, label)):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+        lines.append(f"{image}\t{mask}\tA\tsubject{number}\tV")
+        if fault == "all" or (number == 1 and fault == "missing"):
+            image.unlink()
+        elif number == 1 and fault == "broken":
+            image.write_bytes(image.read_bytes()[:400])
+        elif number == 1 and fault == "nan":
+            nan = np.full_like(noise, np.nan)
+            nibabel.save(nibabel.Nifti1Image(nan, np.eye(4)), image)
+        elif number == 1 and fault == "label":
+            nibabel.save(nibabel.Nifti1Image(label[:8], np.eye(4)), mask)
+    table = tmp_path / "table.tsv"
+    table.write_text("\n".join(lines) + "\n")
+    fixed = ["data.spacing_mm=1", "data.size=16", "data.slice_axis=2", "data.labels={a: 1}"]
+    config = load(["federation=manifest", f"data.manifest={table}", *fixed])
+    data = DataSettings.from_config(config["data"])
+    sites = LocalSites(
+        federation=load_federation(config["federation"], data, 0),
+        data=data,
+        policy=DEPLOYED,
+        folder=tmp_path / "sites",
+        seed=0,
+    )
+    reply = honest(sites, "A", Action.CARD)
+    if fault == "all":
+        told = only_an_error(sites, "A", reply)
+        assert "no usable image out of 5 (row 2: missing-file" in told
+    else:
+        told = str(details(reply.content))
+        assert "left out: 1 of 5 images (row 3: " in told
+    assert "Mustermann" not in told and "subject" not in told.replace("'subjects'", "")
+    assert str(tmp_path) not in told + (sites.folder / "A" / "egress.jsonl").read_text()
 
 
 # What is said to stay, stays.
