@@ -93,9 +93,10 @@ _LONGEST_INSTRUCTION = 2**22
 _LONGEST_TEXT = 2**12
 """In characters. An instruction has a few thousand, and a name for each tensor that stays."""
 _DEEPEST = 8
-_MOST_ROUNDS = 10**6
-_MOST_STEPS = 10**9
-_LARGEST_NUMBER = 2**63 - 1
+MOST_ROUNDS = 10**6
+MOST_STEPS = 10**9
+LARGEST_NUMBER = 2**63 - 1
+"""What a site takes for a number of rounds, of steps, and for any other."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,13 @@ class Instruction:
             raise ValueError("the instruction's stage is no name")
         return cls(
             action=action,
-            seed=_whole(fields["seed"], "seed", _LARGEST_NUMBER),
-            round=_whole(fields["round"], "round", _MOST_ROUNDS),
+            seed=_whole(fields["seed"], "seed", LARGEST_NUMBER),
+            round=_whole(fields["round"], "round", MOST_ROUNDS),
             arm=fields["arm"],
             method=_mapping(fields, "method"),
             task=_mapping(fields, "task"),
-            rounds=_whole(record["rounds"], "rounds", _MOST_ROUNDS),
-            steps=_whole(fields["steps"], "steps", _MOST_STEPS),
+            rounds=_whole(record["rounds"], "rounds", MOST_ROUNDS),
+            steps=_whole(fields["steps"], "steps", MOST_STEPS),
             kept=_distinct(fields["kept"], "kept"),
             rules=fields["rules"],
             splits=_distinct(fields["splits"], "splits"),
@@ -196,8 +197,8 @@ def _check_plain(node: Any, depth: int) -> None:
         if len(node) > _LONGEST_TEXT or any("\ud800" <= mark <= "\udfff" for mark in node):
             raise ValueError("the instruction holds a text that is too long or no Unicode")
     elif isinstance(node, int):
-        if abs(node) > _LARGEST_NUMBER:
-            raise ValueError(f"the instruction holds a number beyond {_LARGEST_NUMBER}")
+        if abs(node) > LARGEST_NUMBER:
+            raise ValueError(f"the instruction holds a number beyond {LARGEST_NUMBER}")
     elif isinstance(node, float):
         if not math.isfinite(node):
             raise ValueError("the instruction holds a number that is not finite")
