@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 FILES := $(shell find . -name '*.py' -o -name '*.yaml' -o -name 'page.*' | grep -v '^./\(\.\|build\)' | sort | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/installed-$(FILES)
 
-.PHONY: demo test check reproduce install clean
+.PHONY: demo test test-long check reproduce install clean
 
 demo: install  ## Run the demo federation; says where the report is.
 	$(BIN)/fedshift demo
 
 test: install  ## Run the whole test suite.
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not long" -n 2 --dist loadfile
+
+test-long: install  ## Thousands of mutated messages of every kind, through the engine's own path.
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 check: install  ## Lint, format, types, allowed imports.
 	$(BIN)/ruff check .

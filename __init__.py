@@ -24,6 +24,11 @@ class UserError(Exception):
     """
 
 
+class Tellable(UserError):
+    """A :class:`UserError` whose sentence names no file, subject or host, so that it may leave the
+    site where it arose."""
+
+
 def derive_seed(*keys: str | int) -> int:
     """Return a 63-bit seed for the purpose named by ``keys``.
 

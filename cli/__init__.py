@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 sites_app = typer.Typer(no_args_is_help=True, help="Look at a federation's sites and images.")
 app.add_typer(sites_app, name="sites")
+client_app = typer.Typer(no_args_is_help=True, help="Ask a site of its own, at the site.")
+app.add_typer(client_app, name="client")
 
 Overrides = Annotated[
     list[str] | None,
@@ -276,6 +278,19 @@ def sites_plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> Non
     from fedshift.cli.sites import plan_sites
 
     plan_sites(overrides or [], config_dir)
+
+
+@client_app.command("who")
+def client_who(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="A subject or case of a table.")],
+    folder: Annotated[
+        Path, typer.Option(help="The site's folder, which holds its ledger and its key.")
+    ] = Path(),
+) -> None:
+    """Say which subject or case a code stands for that left the site in its place."""
+    from fedshift.cli.client import who
+
+    who(code, folder)
 
 
 _MENDABLE = (

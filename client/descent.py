@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from fedshift import UserError
+from fedshift import Tellable
 from fedshift.client.contract.step import Batch, Losses, Seen, Step
 
 Penalty = Callable[[Seen], torch.Tensor | None]
@@ -129,5 +129,5 @@ class Descent:
         means = self.means()
         finite = torch.stack([p.isfinite().all() for p in self.parameters]).all()
         if not finite or not all(map(math.isfinite, means.values())):
-            raise UserError(diverged)
+            raise Tellable(diverged)
         return means

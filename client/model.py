@@ -166,6 +166,13 @@ class Model:
             if names is None or name in names
         }
 
+    def kept(self) -> frozenset[str]:
+        """The tensors that the method never lets leave their site."""
+        sharing = self.method.sharing(self.task)
+        return frozenset(
+            name for name in self.tensors() if sharing[network_of(name)].kind == "kept"
+        )
+
     def forget_gradients(self) -> None:
         """Drop what an earlier message left in the parameters' ``grad``."""
         for net in self.nets.values():

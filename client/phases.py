@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedshift import UserError
+from fedshift import Tellable
 
 
 class Phases:
@@ -39,7 +39,7 @@ class Phases:
         if rounds <= self.before:
             settings = " + ".join(f"method.{name}_rounds" for name in self._first)
             wanted = self._end or f"more than {self.before}"
-            raise UserError(
+            raise Tellable(
                 f"rounds={rounds} leaves none for the {self._last}, before which come "
                 f"{self.before} ({settings}): set rounds to {wanted}"
             )

@@ -13,8 +13,9 @@ from fedshift.sites.likeness import keyed
 
 def summary(surveyed: Sequence[Surveyed], policy: Policy) -> Summary | None:
     """The summary that settings are chosen from; None where the policy withholds it or there are
-    fewer images than it lets be summarised."""
-    if not policy.releases(Purpose.SUMMARY):
+    fewer images or subjects than it lets be summarised."""
+    subjects = {one.subject for one in surveyed if one.facts is not None}
+    if not policy.releases(Purpose.SUMMARY) or len(subjects) < policy.min_subjects:
         return None
     return summarise(surveyed, policy.min_count)
 

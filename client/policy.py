@@ -1,16 +1,19 @@
-"""What a site allows: which methods run on its images and what may leave."""
+"""What a site allows: what may be done with its images, how often, and what may leave."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedshift import UserError
-from fedshift.protocol.messages import RELEASABLE, Purpose
+from fedshift.protocol.messages import ARMS, RELEASABLE, Action, Instruction, Purpose
 from fedshift.protocol.settings import from_mapping, setting, suggest
+from fedshift.protocol.statistics import DOMAIN_RELABELLINGS
+from fedshift.sites.types import Split
 
 _SHORTEST_SECRET = 16
 
@@ -19,21 +22,52 @@ class Refused(Exception):
     """The site's policy does not allow what was asked; the message says what and which key."""
 
 
+UNMODELLED = frozenset({Action.NAME, Action.SUMMARY, Action.HASHES, Action.CARD})
+"""What is answered without any model."""
+_IN_ROUNDS = frozenset({Action.FIT, Action.VALIDATE})
+
+
 @dataclass(frozen=True)
 class Policy:
     """A site's rules. The defaults allow everything a simulation needs and never an image.
 
-    ``methods``: names of the methods that may train here, or ``("*",)`` for all.
-    ``release``: which purposes may leave. ``max_message_mb``: the largest answer, in 10^6 bytes.
-    ``min_count``: fewest images that a published statistic may summarise. ``hash_key``: the file
-    with the secret under which image hashes are sent, the same at every site that compares them;
-    the coordinator must lack it.
+    ``methods`` and ``rules``: names of the methods, and of the local rules of strategies, that may
+    run here, or ``("*",)`` for all. ``release``: which purposes may leave. ``splits``: those whose
+    images models may be scored on, and ``scores``: what is told of them, a row a case or
+    (``site``) the means over the site to three digits. ``pseudonyms``: subjects and cases leave as
+    codes that only the site can resolve. ``texts``: what sentences may say, all (``full``) or rows
+    and reasons without any file, subject or host (``rows``).
+
+    ``min_count``: fewest images that a published statistic may summarise, and ``min_subjects``:
+    fewest subjects behind it, behind a training and behind a mean of scores.
+
+    ``sites``: how many sites the federation has at most. With it, questions are counted: a site
+    trains and validates once an arm and round, and answers so many models and projections as
+    ``matrices`` comparisons of that many sites take (a run that is made longer takes one more);
+    None: they are not counted. ``max_rounds`` and ``max_steps``: of a run, and of a round.
+    ``max_seconds`` and ``max_memory_mb``: what one request may take; None: no limit.
+    ``max_message_mb``: the largest answer, in 10^6 bytes.
+
+    ``hash_key``: the file with the secret under which image hashes are sent, the same at every site
+    that compares them; the coordinator must lack it.
     """
 
     methods: tuple[str, ...] = ("*",)
+    rules: tuple[str, ...] = ("*",)
     release: tuple[str, ...] = tuple(p for p in RELEASABLE if p != Purpose.HASHES.value)
-    max_message_mb: float = setting(1000.0, at_least=0)
+    splits: tuple[Split, ...] = ("val", "test")
+    scores: Literal["cases", "site"] = "cases"
+    pseudonyms: bool = False
+    texts: Literal["full", "rows"] = "full"
     min_count: int = setting(4, at_least=1)
+    min_subjects: int = setting(1, at_least=1)
+    sites: int | None = setting(None, at_least=1)
+    matrices: int = setting(1, at_least=1)
+    max_rounds: int | None = setting(None, at_least=1)
+    max_steps: int | None = setting(None, at_least=1)
+    max_seconds: float | None = setting(None, at_least=1)
+    max_memory_mb: float | None = setting(None, at_least=1)
+    max_message_mb: float = setting(1000.0, at_least=0)
     hash_key: str | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +79,12 @@ class Policy:
             raise UserError(
                 "image hashes leave a site under a secret only: name them in policy.release and "
                 "the secret's file in policy.hash_key, or neither"
+            )
+
+        if self.max_memory_mb is not None and sys.platform != "linux":
+            raise UserError(
+                "policy.max_memory_mb is kept on Linux only; set it to null here, or run the site "
+                "on Linux"
             )
 
     def releases(self, purpose: Purpose) -> bool:
@@ -75,17 +115,66 @@ class Policy:
         """Build from the config node ``policy``; raises :class:`UserError` naming the key."""
         return from_mapping(cls, {k: v for k, v in config.items() if k != "name"}, "policy")
 
-    def check_method(self, name: str) -> None:
-        """Raise :class:`Refused` when the method called ``name`` may not run here."""
-        if "*" not in self.methods and name not in self.methods:
-            raise Refused(f"the site's policy does not allow method '{name}' (policy.methods)")
+    def check(self, instruction: Instruction, purpose: Purpose) -> None:
+        """Raise :class:`Refused` unless what ``instruction`` asks for may be done here, and
+        something may leave for ``purpose``."""
+        action = instruction.action
+        self.check_release(purpose)
+        if action in UNMODELLED:
+            return
+        method = str(instruction.method.get("name", ""))
+        if "*" not in self.methods and method not in self.methods:
+            raise Refused(f"the site's policy does not allow method '{method}' (policy.methods)")
+        for rule in instruction.rules:
+            if "*" not in self.rules and rule not in self.rules:
+                raise Refused(f"the site's policy does not allow the rule '{rule}' (policy.rules)")
+        for split in ("val",) if action is Action.VALIDATE else instruction.splits:
+            if split not in self.splits:
+                raise Refused(
+                    f"the site's policy lets no split '{split}' be scored (policy.splits)"
+                )
+        for asked, most, key in (
+            (instruction.round, self.max_rounds, "rounds"),
+            (instruction.steps, self.max_steps, "steps"),
+        ):
+            if most is not None and asked > most:
+                raise Refused(
+                    f"the site's policy allows {most} {key}, not {asked} (policy.max_{key})"
+                )
 
-    def check_release(self, purpose: Purpose, size: int) -> None:
-        """Raise :class:`Refused` when ``size`` bytes may not leave for ``purpose``."""
-        if not self.releases(purpose):
+    def most_questions(self, action: Action, stages: int) -> int | None:
+        """How many different questions of this kind may be asked, in a run or, of training and
+        validation, of an arm in a round; None: any number. ``stages`` has the method."""
+        if self.sites is None or action in UNMODELLED or action is Action.INITIAL:
+            return None
+        if action in _IN_ROUNDS:
+            return 1
+        # Of every site its own and its personal model, then the global and the pooled one.
+        matrix = {Action.SCORE: 2 * self.sites + 2 + stages, Action.MODEL: len(ARMS)}
+        return self.matrices * matrix.get(action, 1)
+
+    @property
+    def most_projections(self) -> int | None:
+        """How many projections of its images a site answers in one question: a pair's classifier
+        and those of its relabellings, for each other site."""
+        return None if self.sites is None else (1 + DOMAIN_RELABELLINGS) * (self.sites - 1)
+
+    def check_release(self, purpose: Purpose) -> None:
+        """Raise :class:`Refused` when nothing may leave for ``purpose``."""
+        if purpose.value in RELEASABLE and not self.releases(purpose):
             raise Refused(f"the site's policy does not release a '{purpose}' (policy.release)")
+
+    def check_size(self, size: int) -> None:
+        """Raise :class:`Refused` when ``size`` bytes are more than may leave at once."""
         if size > self.max_message_mb * 1e6:
             raise Refused(
                 f"an answer of {size / 1e6:.1f} MB exceeds the site's limit of "
                 f"{self.max_message_mb:g} MB (policy.max_message_mb)"
             )
+
+
+def kind_of(instruction: Instruction) -> str:
+    """What questions are counted together as :meth:`Policy.most_questions` bounds them."""
+    if instruction.action in _IN_ROUNDS:
+        return f"{instruction.action} {instruction.arm} {instruction.round}"
+    return instruction.action

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,8 @@ _OPEN_SITES = 16
 class LocalSites:
     """How to open any site of a federation on this machine; picklable, holds no data.
 
-    ``folder`` holds a folder a site with its state and ledger. With ``pooled`` there is one more
+    ``folder`` holds a folder a site with its state and ledger, ``own`` the settings of the method
+    that are each site's own, here the same for all. With ``pooled`` there is one more
     site, named ``all``, that holds every training site's data: the upper bound no real
     federation can reach.
     """
@@ -37,6 +39,7 @@ class LocalSites:
     policy: Policy
     folder: Path
     seed: int
+    own: Mapping[str, Any] = field(default_factory=dict)
     pooled: bool = False
     amp: bool = False
     audited: bool = True
@@ -54,9 +57,10 @@ class LocalSites:
             name,
             self._open_pooled if name == POOLED else partial(self.open, name),
             look=partial(self.look, name),
-            policy=self.policy,
+            policy=self.policy if name != POOLED else replace(self.policy, max_steps=None),
             folder=self.folder / name,
             device=device,
+            own=self.own,
             amp=self.amp and device.type == "cuda",
             audited=self.audited and name != POOLED,
         )

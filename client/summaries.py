@@ -2,13 +2,13 @@
 
 The images are the slices of the site's training split, or of the test split of an unseen site.
 Labels count only where a slice is labelled. Two rules protect the images: a site with fewer than
-``min_count`` images sends nothing, and whatever is an average is one over at least ``min_count``
-images (a histogram bin: pixels; how labels are distributed: labelled slices). These are limits,
-not a formal guarantee such as differential privacy.
+``min_count`` images, or ``min_subjects`` subjects, sends nothing, and whatever is an average is one
+over at least as many of both (a histogram bin: pixels; how labels are distributed: labelled
+slices). These are limits, not a formal guarantee such as differential privacy.
 
 Averages a null distribution is drawn from are kept by block. A block is whole subjects where that
-gives at least four blocks, because slices of one subject are not independent; otherwise it is a
-run of neighbouring slices.
+gives at least four blocks, because slices of one subject are not independent; otherwise, and where
+a single subject may be told of, it is a run of neighbouring slices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedshift import UserError, derive_seed
+from fedshift import Tellable, derive_seed
 from fedshift.client.contract.task import Task
 from fedshift.protocol import statistics as names
 from fedshift.sites.types import Case, SiteData
@@ -41,6 +41,7 @@ def summarise(
     seed: int,
     device: torch.device,
     min_count: int,
+    min_subjects: int = 1,
 ) -> dict[str, np.ndarray]:
     """Summarise the site's images: the first exchange of :mod:`fedshift.protocol.statistics`.
 
@@ -48,12 +49,12 @@ def summarise(
     every site. Normalisation layers that ``features`` does not run, or that are not batch,
     instance or group normalisation, are left out.
 
-    Returns float64 arrays by name; none when the site has fewer than ``min_count`` images, no
-    distribution of labels when fewer than ``min_count`` slices are labelled. Raises
-    :class:`fedshift.UserError` when the features are not finite or not (B, D).
+    Returns float64 arrays by name; none when the site has fewer than ``min_count`` images or
+    ``min_subjects`` subjects, no distribution of labels when fewer are labelled. Raises
+    :class:`fedshift.Tellable` when the features are not finite or not (B, D).
     """
     slices = _slices(site)
-    if len(slices) < max(min_count, 1):
+    if not _enough(slices, min_count, min_subjects):
         return {}
 
     histogram = np.zeros(names.INTENSITY_BINS)
@@ -79,12 +80,15 @@ def summarise(
     histogram[histogram < min_count] = 0.0
     if histogram.any():
         summary[names.INTENSITY_HISTOGRAM] = histogram
-    summary |= _block_moments(_project(values, names.DOMAIN_DIM, seed), _starts(slices, min_count))
+    summary |= _block_moments(
+        _project(values, names.DOMAIN_DIM, seed), _starts(slices, min_count, min_subjects)
+    )
     if moments:
         summary[names.NORM_MEAN] = np.concatenate([layer.mean for layer in moments])
         summary[names.NORM_VARIANCE] = np.concatenate([layer.variance for layer in moments])
     labelled = [case for case in _summarised(site) if case.labelled.any()]
-    labels = task.described(labelled, min_count)
+    few = len({case.subject for case in labelled}) < min_subjects
+    labels = None if few else task.described(labelled, min_count)
     if labels is not None:
         summary[names.LABELS] = labels
     return summary
@@ -99,6 +103,8 @@ def answer(
     seed: int,
     device: torch.device,
     min_count: int,
+    min_subjects: int = 1,
+    most_projections: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Answer the coordinator's question: the second exchange.
 
@@ -106,16 +112,19 @@ def answer(
     bandwidths (Rahimi and Recht, "Random Features for Large-Scale Kernel Machines", NIPS 2007:
     the inner product of two images' features approximates the average of the Gaussian kernels),
     and, where domain classifiers were sent, how many images of each held-out block lie above each
-    threshold. Nothing when the site has fewer than ``min_count`` images. Raises
-    :class:`fedshift.UserError` when the features are not finite or not (B, D).
+    threshold. Nothing when the site has fewer than ``min_count`` images or ``min_subjects``
+    subjects. Raises :class:`fedshift.Tellable` when the features are not finite or not (B, D), or
+    the question has more than ``most_projections`` directions (None: any number), and
+    ``ValueError`` for what is no question.
     """
+    _check_question(question, most_projections)
     slices = _slices(site)
-    if len(slices) < max(min_count, 1):
+    if not _enough(slices, min_count, min_subjects):
         return {}
     with _evaluating(nets):
         encoded = [_encode(site.name, features, images, device) for images in _batches(slices)]
     values = _project(np.concatenate(encoded), names.FEATURE_DIM, seed)
-    blocks = np.split(values, _starts(slices, min_count)[1:])
+    blocks = np.split(values, _starts(slices, min_count, min_subjects)[1:])
 
     bandwidths = question[names.BANDWIDTHS]
     random = np.random.default_rng(derive_seed(seed, "fourier features"))
@@ -151,16 +160,51 @@ def _batches(slices: Sequence[tuple[Case, int]]) -> Iterator[np.ndarray]:
         yield np.stack([case.image[index] for case, index in slices[start : start + _BATCH]])
 
 
-def _starts(slices: Sequence[tuple[Case, int]], min_count: int) -> list[int]:
-    """Where each block begins; a block has at least ``min_count`` slices."""
+def _check_question(question: Mapping[str, np.ndarray], most: int | None) -> None:
+    """Raise ``ValueError`` for what is no question of the second exchange, or one of more than
+    ``most`` projections: each is a look at the images."""
+    bandwidths = question.get(names.BANDWIDTHS)
+    if bandwidths is None or bandwidths.shape != (len(names.BANDWIDTH_FACTORS),):
+        raise ValueError(f"the question has not {len(names.BANDWIDTH_FACTORS)} bandwidths")
+    directions, thresholds = question.get(names.DIRECTIONS), question.get(names.THRESHOLDS)
+    asked = [bandwidths]
+    if directions is not None and thresholds is not None:
+        asked += [directions, thresholds]
+        if directions.ndim != 2 or thresholds.shape != directions.shape[:1]:
+            raise ValueError("the question's directions and thresholds do not go together")
+        if most is not None and len(directions) > most:
+            raise Tellable(
+                f"the question has {len(directions)} projections, and the site's policy answers "
+                f"{most} (policy.sites)"
+            )
+    elif directions is not thresholds:
+        raise ValueError("the question has directions without thresholds, or the other way round")
+    if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in asked):
+        raise ValueError("the question's numbers are not finite, or no float64")
+    if (bandwidths <= 0).any():
+        raise ValueError("the question's bandwidths are not positive")
+
+
+def _enough(slices: Sequence[tuple[Case, int]], min_count: int, min_subjects: int) -> bool:
+    """Whether there are slices, and subjects, enough to tell of them."""
+    subjects = {case.subject for case, _ in slices}
+    return len(slices) >= max(min_count, 1) and len(subjects) >= min_subjects
+
+
+def _starts(slices: Sequence[tuple[Case, int]], min_count: int, min_subjects: int) -> list[int]:
+    """Where each block begins; a block has at least ``min_count`` slices of ``min_subjects``."""
     total = len(slices)
     size = max(min_count, -(-total // names.MAX_BLOCKS))
     starts = [0]
+    subjects = [case.subject for case, _ in slices]
     for index in range(1, total - size + 1):
-        new_subject = slices[index][0].subject != slices[index - 1][0].subject
+        new_subject = subjects[index] != subjects[index - 1]
         if new_subject and index - starts[-1] >= size:
-            starts.append(index)
-    if len(starts) < names.MIN_BLOCKS:
+            parts = (subjects[starts[-1] : index], subjects[index:])
+            if all(len(set(part)) >= min_subjects for part in parts):
+                starts.append(index)
+    # Within a subject only where one alone may be told of.
+    if len(starts) < names.MIN_BLOCKS and min_subjects == 1:
         count = total // size
         starts = [total * block // count for block in range(count)]
     return starts
@@ -171,12 +215,12 @@ def _encode(site: str, features: Features, images: np.ndarray, device: torch.dev
         batch = torch.from_numpy(images).to(device)
         encoded: np.ndarray = features(batch).double().cpu().numpy()
     if encoded.ndim != 2 or len(encoded) != len(images):
-        raise UserError(
+        raise Tellable(
             f"the method's features of {len(images)} images have the shape {encoded.shape}, so the "
             f"shift of site {site} cannot be measured: return (B, D), such as means over the pixels"
         )
     if not np.isfinite(encoded).all():
-        raise UserError(
+        raise Tellable(
             f"the model's features at site {site} are not finite, so its shift cannot be "
             "measured: training diverged, lower the learning rate and run again"
         )

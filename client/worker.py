@@ -10,27 +10,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from fedshift import UserError, derive_seed
+from fedshift import Tellable, UserError, derive_seed
 from fedshift.client import planning, rules, summaries
 from fedshift.client.contract.method import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.contract.task import Predict, Task
-from fedshift.client.ledger import Ledger
+from fedshift.client.ledger import Ledger, right_to, size_of
+from fedshift.client.limits import limited
+from fedshift.client.methods import METHODS
 from fedshift.client.model import Model, initial_arrays, shared_model
-from fedshift.client.policy import Policy, Refused
+from fedshift.client.policy import UNMODELLED, Policy, Refused, kind_of
+from fedshift.client.pseudonyms import Pseudonyms
+from fedshift.client.questions import Questions
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.rules.base.following import following
+from fedshift.client.scores import site_means
 from fedshift.client.state import SiteState
 from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.flower import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from fedshift.protocol.measures import Row
 from fedshift.protocol.messages import (
     BANK,
     CONFIG,
@@ -42,10 +48,10 @@ from fedshift.protocol.messages import (
     Instruction,
     Purpose,
     answer,
-    content_bytes,
     pack_arrays,
     read_arrays,
     unpack_bank,
+    view_array,
 )
 from fedshift.sites.facts import Surveyed
 from fedshift.sites.types import SiteData, Split
@@ -54,8 +60,8 @@ log = logging.getLogger(__name__)
 
 ERROR_REFUSED = 101
 ERROR_FAILED = 102
-
-Reply = tuple[Purpose | None, RecordDict]
+_SENTENCES = (Refused, UserError)
+"""Errors whose text is a sentence; others need their kind said."""
 
 
 class SiteWorker:
@@ -70,10 +76,13 @@ class SiteWorker:
         policy: Policy,
         folder: Path,
         device: torch.device,
+        own: Mapping[str, Any] | None = None,
         amp: bool = False,
         audited: bool = True,
     ) -> None:
-        """``look`` surveys the site's files. ``folder`` holds the site's state and ledger.
+        """``look`` surveys the site's files. ``folder`` holds the site's state and ledger. ``own``
+        are the method's settings that no message brings, such as a file of weights
+        (:attr:`~fedshift.client.contract.method.Method.own`).
         ``audited=False`` is for the simulated site that pools all data: it stands for no place, so
         nothing can leave it."""
         self.name = name
@@ -83,19 +92,24 @@ class SiteWorker:
         self.amp = amp
         self._open_data = open_data
         self._look = look
+        self._own = dict(own or {})
         self._ledger = Ledger(folder / "egress.jsonl", name) if audited else None
-        self._actions: dict[Action, Callable[[Instruction, RecordDict], Reply]] = {
-            Action.NAME: self._name,
-            Action.SUMMARY: self._summary,
-            Action.HASHES: self._hashes,
-            Action.CARD: self._card,
-            Action.INITIAL: self._initial,
-            Action.FIT: self._fit,
-            Action.VALIDATE: self._validate,
-            Action.SCORE: self._score,
-            Action.MODEL: self._kept_model,
-            Action.STATISTICS: self._statistics,
-            Action.SHIFT_ANSWER: self._shift_answer,
+        self._pseudonyms = Pseudonyms(folder)
+        self._questions = Questions(folder / "questions.jsonl")
+        self._actions: dict[
+            Action, tuple[Purpose, Callable[[Instruction, RecordDict], RecordDict]]
+        ] = {
+            Action.NAME: (Purpose.NAME, self._name),
+            Action.SUMMARY: (Purpose.SUMMARY, self._summary),
+            Action.HASHES: (Purpose.HASHES, self._hashes),
+            Action.CARD: (Purpose.CARD, self._card),
+            Action.INITIAL: (Purpose.INITIAL, self._initial),
+            Action.FIT: (Purpose.UPDATE, self._fit),
+            Action.VALIDATE: (Purpose.VALIDATION, self._validate),
+            Action.SCORE: (Purpose.CASES, self._score),
+            Action.MODEL: (Purpose.MODEL, self._kept_model),
+            Action.STATISTICS: (Purpose.STATISTICS, self._statistics),
+            Action.SHIFT_ANSWER: (Purpose.STATISTICS, self._shift_answer),
         }
 
     @cached_property
@@ -105,69 +119,114 @@ class SiteWorker:
 
     def handle(self, message: Message) -> Message:
         """Answer ``message``; an error answer carries one sentence of what went wrong."""
-        asked = 0
+        asked: Instruction | None = None
         try:
-            record = message.content[CONFIG]
-            assert isinstance(record, ConfigRecord)
-            instruction = Instruction.from_record(record)
-            asked = instruction.round
-            purpose, reply = self._actions[instruction.action](instruction, message.content)
-            if purpose is not None:
-                self.policy.check_release(purpose, content_bytes(reply))
-                if self._ledger is not None:
-                    self._ledger.record(reply, round=asked, purpose=purpose)
+            asked = _instruction(message)
+            purpose, answered = self._actions[asked.action]
+            self.policy.check(asked, purpose)
+            _check_arrays(message.content)
+            self._check_asked(asked, message.content)
+            with limited(self.policy):
+                reply = answered(self._with_own(asked), message.content)
+            for record in reply:
+                self.policy.check_release(right_to(record, purpose))
+            self.policy.check_size(size_of(reply))
+            if self._ledger is not None:
+                self._ledger.record(reply, action=asked.action, round=asked.round, purpose=purpose)
             return Message(content=reply, reply_to=message)
         except Refused as refusal:
-            return self._error(ERROR_REFUSED, str(refusal), message, asked)
+            return self._error(ERROR_REFUSED, refusal, message, asked)
         except UserError as error:
-            return self._error(ERROR_FAILED, str(error), message, asked)
+            return self._error(ERROR_FAILED, error, message, asked)
         except Exception as error:
             log.exception("site %s failed", self.name)
-            return self._error(ERROR_FAILED, f"{type(error).__name__}: {error}", message, asked)
+            return self._error(ERROR_FAILED, error, message, asked)
 
-    def _error(self, code: int, reason: str, message: Message, asked: int) -> Message:
+    def _check_asked(self, asked: Instruction, content: RecordDict) -> None:
+        """Count what is asked of the images; raise :class:`Refused` when it is too much."""
+        if self._ledger is None:
+            return
+        stages = 0
+        if asked.action is Action.SCORE:
+            stages = len(METHODS.named(str(asked.method.get("name", ""))).stages)
+        most = self.policy.most_questions(asked.action, stages)
+        if most is not None and not self._questions.ask(content, kind_of(asked), most):
+            raise Refused(
+                f"the site was asked for '{asked.action}' as often as a federation of "
+                f"{self.policy.sites} sites needs, {most} times (policy.sites, policy.matrices)"
+            )
+
+    def _with_own(self, asked: Instruction) -> Instruction:
+        """``asked`` with the method's settings that are the site's own: no message may set them."""
+        if asked.action in UNMODELLED:
+            return asked
+        own = METHODS.named(str(asked.method.get("name", ""))).own
+        if brought := sorted(own & asked.method.keys()):
+            raise Refused(f"method.{brought[0]} is the site's own setting; no request may bring it")
+        given = {name: value for name, value in self._own.items() if name in own}
+        return asked.but(method={**asked.method, **given})
+
+    def _error(
+        self, code: int, error: Exception, message: Message, asked: Instruction | None
+    ) -> Message:
         """An error answer: its text leaves the site too, and is in the ledger like all else."""
+        reason = self._told(error)
         if self._ledger is not None:
             text = RecordDict({"error": ConfigRecord({"reason": reason})})
+            action, number = (asked.action, asked.round) if asked is not None else (None, 0)
             try:
-                self._ledger.record(text, round=asked, purpose=Purpose.ERROR)
+                self._ledger.record(text, action=action, round=number, purpose=Purpose.ERROR)
             except OSError:  # A full disk must not keep the site from saying so.
                 log.exception("site %s cannot write its ledger", self.name)
         return Message(Error(code, reason), reply_to=message)
 
-    def _name(self, instruction: Instruction, content: RecordDict) -> Reply:
-        return None, answer(self.name)
+    def _told(self, error: Exception) -> str:
+        """What is told of an error: all of it or, where the policy has it, nothing that may name a
+        file, a subject or a host."""
+        sentence = (
+            str(error) if isinstance(error, _SENTENCES) else f"{type(error).__name__}: {error}"
+        )
+        if self.policy.texts == "full" or isinstance(error, Refused | Tellable):
+            return sentence
+        log.error("site %s: %s", self.name, sentence)
+        return f"the site cannot answer ({type(error).__name__}); its own log says why"
 
-    def _summary(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _name(self, instruction: Instruction, content: RecordDict) -> RecordDict:
+        return answer(self.name)
+
+    def _summary(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """What the settings of the federation are chosen from."""
         found = planning.summary(self._look(), self.policy)
         if found is None:
             raise Refused(
-                "the site has fewer images than its policy lets be summarised (policy.min_count), "
-                "or its policy does not release a 'data summary' (policy.release)"
+                "the site has fewer images or subjects than its policy lets be summarised "
+                "(policy.min_count, policy.min_subjects)"
             )
-        return Purpose.SUMMARY, answer(self.name, details=found.to_json())
+        return answer(self.name, details=found.to_json())
 
-    def _hashes(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _hashes(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """Keyed perceptual hashes of the site's images, in the order of its table."""
         found = planning.hashes(self._look(), self.policy)
         if found is None:
             raise Refused("the site's policy does not release 'image hashes' (policy.release)")
-        return Purpose.HASHES, answer(self.name, details={"hashes": found})
+        return answer(self.name, details={"hashes": found})
 
-    def _card(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _card(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         card = describe(self.data, TASKS.build(instruction.task))
-        return Purpose.CARD, answer(self.name, details=card.to_json())
+        return answer(self.name, details=card.to_json())
 
-    def _initial(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _initial(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         model = Model(instruction.method, instruction.task, torch.device("cpu"), instruction.seed)
         card = model.card(instruction.task["name"])
-        return Purpose.INITIAL, answer(
-            self.name, arrays=pack_arrays(model.read()), details=card.to_json()
-        )
+        return answer(self.name, arrays=pack_arrays(model.read()), details=card.to_json())
 
-    def _fit(self, instruction: Instruction, content: RecordDict) -> Reply:
-        self.policy.check_method(instruction.method["name"])
+    def _fit(self, instruction: Instruction, content: RecordDict) -> RecordDict:
+        subjects = {case.subject for case in self.data.splits["train"]}
+        if self.policy.min_subjects > len(subjects):
+            raise Refused(
+                "the site has fewer training subjects than its policy lets a model be trained on "
+                "(policy.min_subjects)"
+            )
         start = time.perf_counter()
         state = SiteState(self.folder, instruction.arm)
         kept = frozenset(instruction.kept)
@@ -203,7 +262,7 @@ class SiteWorker:
         tensors = {**model.read(kept), **visit.personal}
         for name, array in tensors.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                raise UserError(
+                raise Tellable(
                     f"training diverged in round {instruction.round}: {name}, which stays here, "
                     "is not finite; lower method.lr"
                 )
@@ -216,10 +275,13 @@ class SiteWorker:
             "seconds": time.perf_counter() - start,
         }
         published = report.statistics
-        if published and report.summarised < self.policy.min_count:
+        if published and (
+            report.summarised < self.policy.min_count
+            or not self.policy.releases(Purpose.STATISTICS)
+        ):
             published = {}
             metrics["statistics_withheld"] = 1
-        return Purpose.UPDATE, answer(
+        return answer(
             self.name,
             arrays=pack_arrays(model.update(report.trained, kept)),
             metrics=metrics,
@@ -228,17 +290,18 @@ class SiteWorker:
             details={"trained": report.trained, "domain": report.domain},
         )
 
-    def _validate(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _validate(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """The headline of the model that the site would use: its own, where it has one."""
         own = SiteState(self.folder, instruction.arm).load(instruction.round)
         model = self._model(instruction, content, own)
         cases = [case for case in self.data.splits["val"] if case.labelled.any()]
-        metrics: dict[str, float | int] = {EXAMPLES: len(cases)}
-        if cases:
+        metrics: dict[str, float | int] = {EXAMPLES: 0}
+        if cases and len({case.subject for case in cases}) >= self.policy.min_subjects:
             predict = self._predict(model, instruction, content, *model.method.stages[:1])
             found = [model.task.validate(case, predict) for case in cases]
+            metrics[EXAMPLES] = len(cases)
             metrics[f"val_{model.task.measures[0].name}"] = float(np.mean(found))
-        return Purpose.VALIDATION, answer(self.name, metrics=metrics)
+        return answer(self.name, metrics=metrics)
 
     def _predict(
         self, model: Model, instruction: Instruction, content: RecordDict, stage: str = ""
@@ -247,40 +310,53 @@ class SiteWorker:
         scene = Scene(model.task, self.name, self.device, seed, _bank(content), stage)
         return rules.predictor(model, scene, instruction.rules)
 
-    def _score(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _score(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """What the task measures of the model sent, in each split that is asked for."""
         model = self._model(instruction, content)
-        stage = instruction.options.get("stage", "")
-        predict = self._predict(model, instruction, content, stage)
+        if instruction.stage not in ("", *model.method.stages):
+            raise Refused("the method has no such stage")
+        predict = self._predict(model, instruction, content, instruction.stage)
         measured = [measure.name for measure in model.task.measures if not measure.whole]
-        keys: list[list[str]] = []
+        rows: list[tuple[str, Row]] = []
+        for split in instruction.splits:
+            cases = [case for case in self.data.splits[cast(Split, split)] if case.labelled.any()]
+            if cases:
+                found = model.task.score(cases, predict, self.data.parts)
+                rows += [(split, row) for row in found]
+        if self.policy.scores == "site":
+            means = site_means(rows, model.task.measures, self.policy.min_subjects)
+            return answer(self.name, metrics={EXAMPLES: 0}, details={"means": means})
         wholes: list[list[Any]] = []
-        columns: dict[str, list[float]] = {name: [] for name in measured}
-        failed: list[int] = []
-        splits: list[Split] = instruction.options["splits"]
-        for split in splits:
-            cases = [case for case in self.data.splits[split] if case.labelled.any()]
-            for row in model.task.score(cases, predict, self.data.parts) if cases else ():
-                if not row.case:
-                    ((name, value),) = row.values.items()
-                    interval = row.interval or (math.nan, math.nan)
-                    wholes.append([split, row.vendor, row.part, name, row.n, value, *interval])
-                    continue
-                keys.append([split, row.vendor, row.subject, row.case, row.part])
-                for name, column in columns.items():
-                    column.append(float(row.values[name]))
-                failed.append(int(row.failed))
-        metrics: dict[str, Any] = {EXAMPLES: len(keys), "failed": failed, **columns}
+        for split, row in rows:
+            if not row.case:
+                ((name, value),) = row.values.items()
+                interval = row.interval or (math.nan, math.nan)
+                wholes.append([split, row.vendor, row.part, name, row.n, value, *interval])
+        rows = [(split, row) for split, row in rows if row.case]
+        keys = [[split, row.vendor, row.subject, row.case, row.part] for split, row in rows]
+        if self.policy.pseudonyms and keys:
+            for place in (2, 3):
+                codes = self._pseudonyms.give([key[place] for key in keys])
+                for key, code in zip(keys, codes, strict=True):
+                    key[place] = code
+        metrics: dict[str, Any] = {
+            EXAMPLES: len(rows),
+            "failed": [int(row.failed) for _, row in rows],
+            **{name: [float(row.values[name]) for _, row in rows] for name in measured},
+        }
         details = {"rows": keys, "wholes": wholes}
-        return Purpose.CASES, answer(self.name, metrics=metrics, details=details)
+        return answer(self.name, metrics=metrics, details=details)
 
-    def _kept_model(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _kept_model(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         tensors = SiteState(self.folder, instruction.arm).load(instruction.round)
         if not tensors:
-            raise UserError(f"no {instruction.arm} model was ever trained here")
-        return Purpose.MODEL, answer(self.name, arrays=pack_arrays(tensors))
+            raise Tellable(f"no {instruction.arm} model was ever trained here")
+        if self._ledger is not None:
+            model = shared_model(instruction.method, instruction.task, self.device)
+            tensors = {name: tensors[name] for name in tensors.keys() - model.kept()}
+        return answer(self.name, arrays=pack_arrays(tensors))
 
-    def _statistics(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _statistics(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """What the site says of its images so that shift can be measured."""
         model = self._model(instruction, content)
         statistics = summaries.summarise(
@@ -291,10 +367,11 @@ class SiteWorker:
             seed=instruction.seed,
             device=self.device,
             min_count=self.policy.min_count,
+            min_subjects=self.policy.min_subjects,
         )
-        return Purpose.STATISTICS, answer(self.name, statistics=statistics)
+        return answer(self.name, statistics=statistics)
 
-    def _shift_answer(self, instruction: Instruction, content: RecordDict) -> Reply:
+    def _shift_answer(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         """The second exchange about shift: the answer to the coordinator's question."""
         model = self._model(instruction, content)
         statistics = summaries.answer(
@@ -305,8 +382,10 @@ class SiteWorker:
             seed=instruction.seed,
             device=self.device,
             min_count=self.policy.min_count,
+            min_subjects=self.policy.min_subjects,
+            most_projections=self.policy.most_projections,
         )
-        return Purpose.STATISTICS, answer(self.name, statistics=statistics)
+        return answer(self.name, statistics=statistics)
 
     def _model(
         self, instruction: Instruction, content: RecordDict, own: Arrays | None = None
@@ -314,12 +393,35 @@ class SiteWorker:
         """The networks with the weights sent and, in their place, those of the site's ``own``; a
         tensor that stays at the sites and is neither has the run's initial weights."""
         model = shared_model(instruction.method, instruction.task, self.device)
+        if unknown := set(instruction.kept) - model.tensors().keys():
+            raise ValueError(f"{len(unknown)} tensors that are to stay here are none of the model")
         arrays = {**read_arrays(content), **(own or {})}
-        if missing := [name for name in instruction.kept if name not in arrays]:
+        if missing := model.kept().union(instruction.kept).difference(arrays):
             initial = initial_arrays(instruction.method, instruction.task, instruction.seed)
             arrays.update({name: initial[name] for name in missing})
         model.load(arrays)
         return model
+
+
+def _instruction(message: Message) -> Instruction:
+    """What is asked; raises :class:`Refused` for what is no request."""
+    try:
+        return Instruction.from_record(message.content.get(CONFIG))
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _check_arrays(content: RecordDict) -> None:
+    """Raise :class:`Refused` for arrays that are not what they say they are, or not finite: trained
+    from they would spoil what the site keeps."""
+    for record in content.values():
+        for array in record.values() if isinstance(record, ArrayRecord) else ():
+            try:
+                values = view_array(array)
+            except (TypeError, ValueError) as error:
+                raise Refused("an array of the request is not what it says it is") from error
+            if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
+                raise Refused("an array of the request is not finite")
 
 
 def _bank(content: RecordDict) -> StatisticsBank:

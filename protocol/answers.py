@@ -344,7 +344,10 @@ def read_scores(
 ) -> Measured:
     """The scores of the ``splits`` that were asked for; ``card`` is the site's, None where none was
     asked for."""
-    told, record = read_details(content), content[METRICS]
+    told = read_details(content)
+    if "means" in told:  # All that the site's policy lets be told.
+        return Measured([], _means(told["means"], task, splits, card))
+    record = content[METRICS]
     columns = {name: record[name] for name in ("failed", *(m.name for m in task.per_case))}
     if len(told["rows"]) > _most_rows(task, splits, card):
         raise Unfit("sent scores of more cases than it has")
@@ -390,7 +393,33 @@ def _wholes(
         for name in ("value", "low", "high"):
             if not (isinstance(row[name], float) and math.isnan(row[name])):
                 _number(row[name], measure.low, measure.high, measure.name)
-        found.append(row)
+        found.append({**row, "n_failed": 0})
+    return found
+
+
+def _means(
+    told: Any, task: TaskCard, splits: Sequence[str], card: SiteCard | None
+) -> list[dict[str, Any]]:
+    """Means over a site's cases, which stand where measures of a whole split do."""
+    fields = ("split", "vendor", "part", "metric", "n", "n_failed", "value")
+    measures = {measure.name: measure for measure in task.measures if measure.summarised}
+    found: list[dict[str, Any]] = []
+    seen: set[tuple[str, ...]] = set()
+    for line in told:
+        row = dict(zip(fields, line, strict=True))
+        for name in fields[:4]:
+            row[name] = _name(row[name])
+        _check_place(row, task, splits, card)
+        if row["metric"] not in measures:
+            raise Unfit(f"sent {row['metric']!r}, which is no measure that is summarised")
+        if (place := tuple(row[name] for name in fields[:4])) in seen:
+            raise Unfit(f"sent the mean of {row['metric']} twice")
+        seen.add(place)
+        measure = measures[row["metric"]]
+        _count(row["n_failed"], _count(row["n"]))
+        if not (isinstance(row["value"], float) and math.isnan(row["value"])):
+            _number(row["value"], measure.low, measure.high, measure.name)
+        found.append({**row, "low": math.nan, "high": math.nan})
     return found
 
 

@@ -9,6 +9,7 @@ strategy exchanges beside the model.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -26,6 +27,9 @@ Arrays = dict[str, np.ndarray]
 
 POOLED = "all"
 """The name of the simulated site that holds all data, and of what was trained on every site."""
+
+ARMS = ("federated", "local", "pooled")
+"""The models that a run trains side by side; a site keeps the state of each apart."""
 
 ARRAYS = "arrays"
 BANK = "bank"
@@ -71,6 +75,8 @@ class Action(StrEnum):
 class Purpose(StrEnum):
     """Why something leaves a site; a policy allows or refuses each."""
 
+    NAME = "site name"
+    """What the site is called: the one answer beside an error that no policy holds back."""
     SUMMARY = "data summary"
     """What the settings of a federation are chosen from: spacings, extents, counts."""
     HASHES = "image hashes"
@@ -86,22 +92,31 @@ class Purpose(StrEnum):
     """Why a site cannot answer: one sentence, which no policy holds back."""
 
 
-RELEASABLE = tuple(purpose.value for purpose in Purpose if purpose is not Purpose.ERROR)
+RELEASABLE = tuple(
+    purpose.value for purpose in Purpose if purpose not in (Purpose.NAME, Purpose.ERROR)
+)
 """What a site's policy decides about."""
 
-EVALUATION_PURPOSES = frozenset({Purpose.CASES, Purpose.MODEL, Purpose.STATISTICS})
-"""What leaves after the last round, when the finished models are compared."""
+_LONGEST_INSTRUCTION = 2**22
+_LONGEST_TEXT = 2**12
+"""In characters. An instruction has a few thousand, and a name for each tensor that stays."""
+_DEEPEST = 8
+MOST_ROUNDS = 10**6
+MOST_STEPS = 10**9
+LARGEST_NUMBER = 2**63 - 1
+"""What a site takes for a number of rounds, of steps, and for any other."""
 
 
 @dataclass(frozen=True)
 class Instruction:
     """One request to a site.
 
-    ``arm`` names the model the site keeps state for (``federated``, ``local`` or ``pooled``).
+    ``arm`` names the model the site keeps state for, one of :data:`ARMS`.
     ``kept`` are the tensors that stay at the site: it fills them in from its own state.
     ``rules`` are what the strategy changes in local training, in the order in which they act: a
     rule's name -> its settings, e.g. ``{"proximal": {"mu": 0.01}}``.
-    ``options`` hold what only one action needs.
+    ``splits`` are those that are to be scored, with the method's ``stage`` that predicts (empty for
+    the finished method).
     """
 
     action: Action
@@ -114,7 +129,8 @@ class Instruction:
     steps: int = 0
     kept: tuple[str, ...] = ()
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    stage: str = ""
 
     def but(self, **changes: Any) -> Instruction:
         """Return a copy with ``changes``."""
@@ -128,20 +144,97 @@ class Instruction:
         return ConfigRecord({"instruction": json.dumps(fields), "rounds": rounds})
 
     @classmethod
-    def from_record(cls, record: ConfigRecord) -> Instruction:
-        """Unpack; raises ``ValueError`` when the record is not an instruction."""
+    def from_record(cls, record: object) -> Instruction:
+        """Unpack what :meth:`to_record` packed.
+
+        Whoever reads an instruction need not trust who wrote it: every field is there and of its
+        type, whole numbers are not negative and at most 10^6 rounds, 10^9 steps and 2^63 - 1 else,
+        the arm is one of :data:`ARMS`, lists of names hold none twice, and settings are plain data
+        of finite numbers and short texts, nested at most eight deep. Raises ``ValueError``, which
+        repeats nothing of what was sent, for anything else.
+        """
+        if not isinstance(record, ConfigRecord) or record.keys() != {"instruction", "rounds"}:
+            raise ValueError("the request holds no instruction")
+        fields = _plain_mapping(record["instruction"])
+        expected = {field.name for field in dataclasses.fields(cls)} - {"rounds"}
+        if fields.keys() != expected:
+            raise ValueError("the instruction lacks a field, or has one that is not known")
         try:
-            fields = json.loads(str(record["instruction"]))
-            return cls(
-                **{
-                    **fields,
-                    "action": Action(fields["action"]),
-                    "kept": tuple(fields["kept"]),
-                    "rounds": record["rounds"],
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the request holds no instruction: {error}") from error
+            action = Action(fields["action"])
+        except ValueError:
+            raise ValueError("the instruction's action is not known") from None
+        if fields["arm"] not in ARMS:
+            raise ValueError(f"the instruction's arm is none of {', '.join(ARMS)}")
+        if not all(isinstance(given, dict) for given in _mapping(fields, "rules").values()):
+            raise ValueError("the instruction's rules are no settings by name")
+        if not isinstance(fields["stage"], str):
+            raise ValueError("the instruction's stage is no name")
+        return cls(
+            action=action,
+            seed=_whole(fields["seed"], "seed", LARGEST_NUMBER),
+            round=_whole(fields["round"], "round", MOST_ROUNDS),
+            arm=fields["arm"],
+            method=_mapping(fields, "method"),
+            task=_mapping(fields, "task"),
+            rounds=_whole(record["rounds"], "rounds", MOST_ROUNDS),
+            steps=_whole(fields["steps"], "steps", MOST_STEPS),
+            kept=_distinct(fields["kept"], "kept"),
+            rules=fields["rules"],
+            splits=_distinct(fields["splits"], "splits"),
+            stage=fields["stage"],
+        )
+
+
+def _plain_mapping(text: object) -> dict[str, Any]:
+    """The JSON object ``text`` as bounded plain data; raises ``ValueError`` for another text."""
+    if not isinstance(text, str) or len(text) > _LONGEST_INSTRUCTION:
+        raise ValueError(f"the instruction is no text of at most {_LONGEST_INSTRUCTION} characters")
+    try:
+        node = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("the instruction is not JSON") from None
+    if not isinstance(node, dict):
+        raise ValueError("the instruction holds no fields")
+    _check_plain(node, _DEEPEST)
+    return node
+
+
+def _check_plain(node: Any, depth: int) -> None:
+    if isinstance(node, str):
+        # What UTF-8 cannot spell could be written into no file.
+        if len(node) > _LONGEST_TEXT or any("\ud800" <= mark <= "\udfff" for mark in node):
+            raise ValueError("the instruction holds a text that is too long or no Unicode")
+    elif isinstance(node, int):
+        if abs(node) > LARGEST_NUMBER:
+            raise ValueError(f"the instruction holds a number beyond {LARGEST_NUMBER}")
+    elif isinstance(node, float):
+        if not math.isfinite(node):
+            raise ValueError("the instruction holds a number that is not finite")
+    elif node is not None:
+        if depth == 0:
+            raise ValueError(f"the instruction is nested more than {_DEEPEST} deep")
+        for item in [*node, *node.values()] if isinstance(node, dict) else node:
+            _check_plain(item, depth - 1)
+
+
+def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = fields[name]
+    if not isinstance(value, dict):
+        raise ValueError(f"the instruction's {name} holds no settings")
+    return value
+
+
+def _whole(value: object, name: str, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"the instruction's {name} is no whole number from 0 to {most}")
+    return value
+
+
+def _distinct(value: object, name: str) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [None]
+    if not all(isinstance(item, str) for item in names) or len(set(names)) < len(names):
+        raise ValueError(f"the instruction's {name} is no list of names, each once")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -343,8 +436,11 @@ def content_bytes(content: RecordDict) -> int:
 
 
 def value_bytes(value: Any) -> int:
-    """The bytes of one entry of a metric or config record: 8 a number, one a character."""
-    if isinstance(value, (str, bytes)):
+    """The bytes of one entry of a metric or config record: 8 a number, and those of a text in
+    UTF-8."""
+    if isinstance(value, str):
+        return len(value.encode(errors="surrogatepass"))
+    if isinstance(value, bytes):
         return len(value)
     if isinstance(value, list):
         return sum(value_bytes(item) for item in value)

@@ -68,6 +68,9 @@ tell."""
 
 # The question and its answer.
 
+DOMAIN_RELABELLINGS = 19
+"""Domain classifiers of relabelled blocks that are asked for beside each pair's own."""
+
 BANDWIDTHS = "bandwidths"
 """Question: (3,) widths sigma of the Gaussian kernels, in units of the features."""
 

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,6 +170,33 @@ def write_yaml(path: Path, node: Mapping[str, Any]) -> None:
     """Write a mapping so that :func:`read_yaml` reads it back, atomically."""
     text = yaml.dump(dict(node), Dumper=_Whole, sort_keys=False, allow_unicode=True)
     write_atomic(path, text)
+
+
+def check_links(folder: Path) -> None:
+    """Raise :class:`UserError` where ``folder`` holds a link that leads out of it, or what is no
+    file at all: a folder that was received must reach nothing else on this machine."""
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            mode = path.lstat().st_mode
+            inside = Path(os.path.realpath(path)).is_relative_to(root)
+            if not inside or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                what = "is no file" if inside else "is a link that leads out of the folder"
+                raise UserError(f"{path} {what}; put the file itself in its place, or remove it")
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append ``lines`` to a file, on disk before it returns; never onto a line that a crash left
+    half written. Raises ``OSError`` where that cannot be."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(line + "\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

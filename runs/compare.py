@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from fedshift import UserError
-from fedshift.protocol.storage import write_atomic
+from fedshift.protocol.storage import check_links, write_atomic
 from fedshift.protocol.words import count
 from fedshift.runs import provenance
 from fedshift.runs import sweep as sweeps
@@ -80,6 +80,7 @@ def compare(
         )
     devices = _places(sweep, prepared)
     with alone_in(out):
+        check_links(out)
         _open(out, sweep, prepared)
         complete(out)
         _tell_old(prepared, tell)

@@ -9,7 +9,7 @@ from typing import Any
 from fedshift import UserError
 from fedshift.client.tasks.segmentation import Segmentation
 from fedshift.protocol.needs import CHANGE, DECODER, DESCEND, ENCODER, PIXEL_CLASSES
-from fedshift.protocol.storage import read_json, write_atomic
+from fedshift.protocol.storage import check_links, read_json, write_atomic
 from fedshift.server.record import read_cards
 from fedshift.server.report.run import run_of
 
@@ -23,8 +23,10 @@ def complete(folder: Path) -> None:
     """Write into each run of ``folder`` what it measures, where it does not say so: it is of a time
     when every task was a segmentation.
 
-    Raises :class:`fedshift.UserError` for a damaged or missing file.
+    Raises :class:`fedshift.UserError` for a damaged or missing file, and for a link that leads out
+    of the folder.
     """
+    check_links(run_of(folder))
     for runs in _RUNS:
         for path in sorted(run_of(folder).glob(f"{runs}checkpoints/method.json")):
             card = read_json(path, _mapping)

@@ -48,7 +48,7 @@ def inline_grid(
         engine.threads,
         need=partial(
             training_bytes,
-            instruction.method,
+            {**instruction.method, **sites.own},
             instruction.task,
             instruction.rounds,
             sites.data.size,

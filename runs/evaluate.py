@@ -15,6 +15,7 @@ from fedshift.runs.checking import settle
 from fedshift.runs.config import Config, load
 from fedshift.runs.engine import inline_grid
 from fedshift.runs.federation import data_settings, open_federation
+from fedshift.runs.plugins import own_settings
 from fedshift.runs.settings import EngineSettings
 from fedshift.runs.stored import StoredRun, stored_run
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
@@ -57,6 +58,7 @@ def evaluate(
                 policy=Policy.from_config(stored.config["policy"]),
                 folder=Path(scratch),
                 seed=seed,
+                own=own_settings(stored.config),
                 amp=engine.amp,
             )
             with (

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from fedshift.client.illustrations import draw as draw_illustration
 from fedshift.client.model import shared_model
 from fedshift.client.simulation import LocalSites
 from fedshift.client.tasks import TASKS
-from fedshift.protocol.messages import Arrays, Instruction
+from fedshift.protocol.messages import Arrays
 from fedshift.protocol.storage import write_atomic
 from fedshift.runs.stored import stored_run
 from fedshift.server.cross_site import ModelRef, NoModel
@@ -54,6 +55,7 @@ def draw(out: Path, sites: LocalSites) -> None:
     with stored_run(out) as run:
         refs = {(ref.model, ref.trained_on): ref for ref in run.models}
         common = refs.get(("global", "all")) or refs.get(("pooled", "all"))
+        method = {**run.instruction.method, **sites.own}
         seed = derive_seed(run.instruction.seed, "prediction")
         task = TASKS.build(run.instruction.task)
         for site in sites.federation.sites[:MOST_SITES]:
@@ -68,14 +70,16 @@ def draw(out: Path, sites: LocalSites) -> None:
                 draw_site(
                     data,
                     models,
-                    run.instruction.method,
+                    method,
                     run.instruction.task,
                     figures / f"examples_{site.name}.png",
                 )
             for ref in (personal, common, local):
                 if ref and ref.model in models:
                     with noted(f"the method at {site.name}"):
-                        shown += _draw_method(data, models[ref.model], run.instruction, figures)
+                        shown += _draw_method(
+                            data, models[ref.model], method, run.instruction.task, figures
+                        )
                     break
     if shown:
         write_atomic(figures / "method.json", json.dumps(shown, indent=1) + "\n")
@@ -85,12 +89,16 @@ def draw(out: Path, sites: LocalSites) -> None:
 
 
 def _draw_method(
-    data: SiteData, finished: Finished, instruction: Instruction, figures: Path
+    data: SiteData,
+    finished: Finished,
+    method: Mapping[str, Any],
+    task: Mapping[str, Any],
+    figures: Path,
 ) -> list[dict[str, str]]:
     """Draw what the method shows with a ``finished`` model at one site; return what the report
     needs to know."""
     scene = replace(finished.scene, bank=of_method(finished.scene.bank))
-    model = shared_model(instruction.method, instruction.task, scene.device)
+    model = shared_model(method, task, scene.device)
     model.load(finished.arrays)
     shown = []
     for picture in model.method.illustrate(data, model.nets, scene):

@@ -71,13 +71,27 @@ def _plain(value: Any) -> Any:
 
 
 def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What sites are told of the method: its node, and the augmentation if it takes one. Configs of
-    older runs hold that in the method's node."""
+    """The method's settings: its node, and the augmentation if it takes one. Configs of older runs
+    hold that in the method's node."""
     method = dict(config["method"])
     node = config.get(AUGMENTATION)
     if node is not None and AUGMENTATION not in method and takes_augmentation(method["name"]):
         method[AUGMENTATION] = node
     return method
+
+
+def told_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What sites are told of the method: its settings but for those that are each site's own."""
+    settings = method_settings(config)
+    own = METHODS.named(settings["name"]).own
+    return {name: value for name, value in settings.items() if name not in own}
+
+
+def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's settings that are each site's own; in a simulation all have the config's."""
+    settings = method_settings(config)
+    own = METHODS.named(settings["name"]).own
+    return {name: value for name, value in settings.items() if name in own}
 
 
 def takes_augmentation(method: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedshift import UserError
+from fedshift.protocol.messages import LARGEST_NUMBER, MOST_ROUNDS, MOST_STEPS
 from fedshift.protocol.settings import from_mapping, setting
 from fedshift.runs.config import Config
 
@@ -36,9 +37,9 @@ class RunSettings:
     """The top-level keys of a run; configs/config.yaml says what they mean."""
 
     resume: Literal["force"] | bool = False
-    seed: int = setting(0, at_least=0)
-    rounds: int = setting(10, at_least=1)
-    local_steps: int = setting(30, at_least=1)
+    seed: int = setting(0, at_least=0, at_most=LARGEST_NUMBER)
+    rounds: int = setting(10, at_least=1, at_most=MOST_ROUNDS)
+    local_steps: int = setting(30, at_least=1, at_most=MOST_STEPS)
     budget: Literal["steps", "bytes", "time"] = "steps"
     budget_limit: float | None = setting(None, at_least=0)
     protocol: Literal[

@@ -13,13 +13,14 @@ from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.measures import TaskCard
-from fedshift.protocol.storage import folder_name, keep_lines, write_atomic
+from fedshift.protocol.storage import check_links, folder_name, keep_lines, write_atomic
 from fedshift.runs import earlier, examples, provenance
 from fedshift.runs.checking import for_report, settle
 from fedshift.runs.config import Config, as_made
 from fedshift.runs.engine import run_engine
 from fedshift.runs.federation import open_federation
 from fedshift.runs.folder import open_folder
+from fedshift.runs.plugins import own_settings
 from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
 from fedshift.runs.stored import build_plan, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
@@ -62,6 +63,7 @@ def run(
     page. Unless it is ``checked``, the config's images are looked at first
     (:func:`fedshift.runs.checking.settle`).
     """
+    check_links(out)
     if not checked:
         stored = out / "config.yaml"
         before = read_config(stored) if config["resume"] and stored.exists() else None
@@ -97,6 +99,7 @@ def run_folder(
         policy=policy,
         folder=plan.checkpoints / "sites",
         seed=settings.seed,
+        own=own_settings(config),
         pooled=any(strategy.pools for strategy in plan.strategies),
         amp=engine.amp,
     )

@@ -15,11 +15,11 @@ from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.messages import POOLED, Action, Instruction, Purpose
-from fedshift.protocol.storage import read_yaml
+from fedshift.protocol.storage import check_links, read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
-from fedshift.runs.plugins import method_settings, rules_of
+from fedshift.runs.plugins import own_settings, rules_of, told_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
@@ -98,7 +98,7 @@ def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity:
         seed=settings.seed,
         rounds=settings.rounds,
         local_steps=settings.local_steps,
-        method=method_settings(config),
+        method=told_settings(config),
         task=task_settings(config, structures),
         strategies=built,
         # Without a validation split no site could answer.
@@ -148,6 +148,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
     Raises :class:`UserError` when ``run`` is no run folder, its training is not finished or trained
     nothing, and when it holds the runs of a protocol that leaves something out in turn.
     """
+    check_links(run)
     config = read_config(run / "config.yaml")
     if folds := sorted(run.glob("folds/*")):
         raise UserError(
@@ -182,6 +183,7 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
         policy=Policy.from_config(config["policy"]),
         folder=run / "checkpoints" / "sites",
         seed=settings.seed,
+        own=own_settings(config),
         pooled=any(card.name == POOLED for card in cards),
         audited=False,
     )

@@ -103,17 +103,18 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         """The shared tensors, and the mean over the sites of those they keep: what an unseen
         site can be given when no single model exists."""
         mean = WeightedMean()
-        missing = NoModel("no site trained")
+        missing, heard = NoModel("no site trained"), False
         for name in names:
             try:
                 held = own(name)
             except NoModel as reason:
                 missing = reason
                 continue
+            heard = True  # Of what never leaves the sites nothing is in it.
             mean.add({key: array for key, array in held.items() if key in absent}, 1.0)
-        kept = mean.result()
-        if not kept:
+        if not heard:
             raise missing
+        kept = mean.result()
         return {**unpack_arrays(arm.model), **kept}
 
     if not strategy.exchanges:
@@ -152,8 +153,9 @@ def score(
     """Score every model at every site."""
     scores = Scores()
     for ref in models:
-        options = {"splits": list(splits), "stage": ref.stage}
-        ask = instruction.but(action=Action.SCORE, rules=ref.rules, options=options)
+        ask = instruction.but(
+            action=Action.SCORE, rules=ref.rules, splits=tuple(splits), stage=ref.stage
+        )
         bank = pack_bank(ref.bank) if ref.bank else None
         try:
             packed = pack_arrays(ref.load())

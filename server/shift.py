@@ -28,7 +28,7 @@ Statistics = Mapping[str, Mapping[str, np.ndarray]]
 """Site name -> statistic's name -> array."""
 
 MMD_RELABELLINGS = 999
-DOMAIN_RELABELLINGS = 19
+DOMAIN_RELABELLINGS = names.DOMAIN_RELABELLINGS
 """Each costs a direction that travels, so far fewer than for MMD: chance exceeds the largest of
 19 with probability 1/20."""
 

@@ -152,17 +152,17 @@ class Cache:
         with self._temporary() as folder:
             fresh = folder / "text"
             fresh.write_text(text, encoding="utf-8")
-            place.parent.mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fresh.replace(place)
         return json.loads(text)
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix="tmp-", dir=self.folder) as name:
                 folder = Path(name) / "entry"
-                folder.mkdir()
+                folder.mkdir(mode=0o700)  # It holds images: other accounts are to see none.
                 yield folder
         except OSError as error:
             what = "is full" if error.errno == errno.ENOSPC else f"fails ({error.strerror})"

@@ -120,3 +120,5 @@ class Surveyed:
     facts: Facts | None
     troubles: tuple[Trouble, ...]
     left_out: bool = False
+    subject: str = ""
+    """Who the row is of; it stays with the site."""

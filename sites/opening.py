@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedshift import UserError
+from fedshift import Tellable, UserError
 from fedshift.sites import prepare, readers
 from fedshift.sites.cache import ArrayWriter, Cache, Entry, code_hash, digest
 from fedshift.sites.findings import FileFault, listed
@@ -56,7 +56,7 @@ def open_site(site: SiteSpec, parts: Sequence[str], data: DataSettings, seed: in
     cases = entry.meta["cases"]
     left_out = [f"row {site.images[k].row}: {code}" for k, code in entry.meta["left_out"]]
     if not cases:
-        raise UserError(
+        raise Tellable(
             f"the site {site.name} has no usable image out of {len(site.images)} "
             f"({listed(left_out) or 'none is listed'}); mend them: `fedshift sites check` says how."
         )
@@ -88,7 +88,7 @@ def open_site(site: SiteSpec, parts: Sequence[str], data: DataSettings, seed: in
             case = replace(case, labels={}, labelled=np.zeros_like(case.labelled))
         splits[block.split].append(case)
     if site.role == "train" and not splits["train"]:
-        raise UserError(
+        raise Tellable(
             f"the site {site.name} has no training subject; add one or list it in "
             "data.unseen_sites."
         )

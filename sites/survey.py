@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +76,8 @@ def survey(site: SiteSpec, data: DataSettings) -> tuple[Surveyed, ...]:
     entries = Cache(data.cache).remember(key, lambda: _look_at_all(files, meant, data))
     found = iter([_from_json(entry) for entry in entries])
     return tuple(
-        next(found) if image.phantom is None else Surveyed(None, ()) for image in site.images
+        replace(next(found), subject=image.subject) if image.phantom is None else Surveyed(None, ())
+        for image in site.images
     )
 
 

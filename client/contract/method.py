@@ -63,7 +63,9 @@ class Sharing:
       of the mean over a domain's sites.
     * ``summed``: sites send gradients. The means over each of ``domains``' sites are added, with
       weight 1, and the coordinator takes one step of ``adam``.
-    * ``kept``: it never leaves its site.
+    * ``kept``: it never leaves its site, not for the comparison of finished models either;
+      elsewhere its initial weights stand in its place, so neither predictions nor features may
+      use it.
 
     A balanced or summed sub-network stays as it was in a round that lacks one of ``domains``.
     """
@@ -170,6 +172,9 @@ class Method(ABC):
     """Whether it does something about sites whose images differ, such as adapting to the images of
     other sites or taking on their styles: advice then counts it as harmonising."""
 
+    own: ClassVar[frozenset[str]] = frozenset()
+    """Settings that are each site's own, such as a file of weights: no message brings them."""
+
     @classmethod
     def serves(cls, task: type[Task]) -> bool:
         """Whether it trains for tasks of that kind."""
@@ -201,7 +206,7 @@ class Method(ABC):
         """Train ``nets`` in place on the site's training split. Of a summed sub-network the
         gradients are left in its parameters' ``grad`` and the weights as they were.
 
-        Raises :class:`fedshift.UserError` when training diverged or collapsed: the site's update
+        Raises :class:`fedshift.Tellable` when training diverged or collapsed: the site's update
         is then kept out of the round, and the sentence is shown."""
 
     @abstractmethod

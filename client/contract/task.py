@@ -157,11 +157,11 @@ def common_parts(known: Sequence[str], parts: Sequence[str]) -> list[str]:
     """The names that a model (``known``) and a site's labels (``parts``) share, in this order.
 
     Raises :class:`fedshift.UserError` when there is none."""
-    from fedshift import UserError
+    from fedshift import Tellable
 
     shared = [name for name in parts if name in known]
     if parts and known and not shared:
-        raise UserError(
+        raise Tellable(
             f"the labels name {', '.join(parts)} and the model {', '.join(known)}: none in common; "
             "name them alike with data.labels"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedshift import UserError
+from fedshift import Tellable
 
 
 def check_halvings(size: Sequence[int], times: int, network: str, smaller: str = "") -> None:
@@ -16,7 +16,7 @@ def check_halvings(size: Sequence[int], times: int, network: str, smaller: str =
     step = 2**times
     if height % step or width % step or min(height, width) < 2 * step:
         instead = f", or a smaller {smaller}" if smaller else ""
-        raise UserError(
+        raise Tellable(
             f"images of {height} x {width} pixels cannot be halved {times} times for {network}: "
             f"set data.size to a multiple of {step} of at least {2 * step}{instead}"
         )

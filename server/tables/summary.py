@@ -31,7 +31,8 @@ def summarise(
 
     ``wholes`` are measures of whole splits, with the intervals that the task gives them: dicts with
     ``model``, ``trained_on``, ``site``, ``vendor``, ``split``, ``part``, ``metric``, ``n``,
-    ``value`` (nan where it is not defined, which leaves the row out), ``low`` and ``high``.
+    ``n_failed``, ``value`` (nan where it is not defined, which leaves the row out), ``low`` and
+    ``high``.
     """
     tested = [row for row in case_rows if row["split"] == "test"]
     vendors: dict[str, set[str]] = defaultdict(set)
@@ -70,7 +71,6 @@ def summarise(
 
 def _whole(row: Row) -> Row:
     return {
-        "n_failed": 0,
         "mean": row["value"],
         "std": math.nan,
         "median": row["value"],

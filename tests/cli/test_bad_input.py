@@ -97,6 +97,8 @@ def images(tmp_path: Path) -> ImageSet:
         ("engine.devices=cuda:99", ("engine.devices", "cuda:99", "cpu")),
         ("rounds=0", ("rounds must be at least 1",)),
         ("rounds=many", ("rounds", "int")),
+        ("rounds=1000001", ("rounds must be at most",)),
+        (f"seed={2**63}", ("seed must be at most",)),
         ("protocol=leave_two_out", ("protocol", "leave_one_site_out")),
         ("baselines=[best]", ("baselines", "local, pooled")),
         ("strategy.fraction=2", ("strategy.fraction", "at most 1")),

@@ -3,106 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from kit.asking import (
+    METHOD,
+    arrays_of,
+    ask,
+    entries_of,
+    initial,
+    instruction,
+    ledger,
+    local_federation,
+    metrics_of,
+)
 from kit.cases import mask
 
 from fedshift import UserError
 from fedshift.client.contract.method import Scene
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
-from fedshift.client.model import Model, initial_arrays
+from fedshift.client.model import Model
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites, OpenSites
 from fedshift.client.tasks.segmentation import Segmentation
-from fedshift.client.worker import SiteWorker
 from fedshift.protocol.cards import SiteCard
-from fedshift.protocol.flower import ArrayRecord, Message, MetricRecord, RecordDict
+from fedshift.protocol.flower import ArrayRecord, Message, RecordDict
 from fedshift.protocol.messages import (
-    ARRAYS,
     EXAMPLES,
-    METRICS,
     STATISTICS,
     Action,
-    Arrays,
-    Instruction,
-    content_bytes,
     details,
-    pack_arrays,
-    request,
-    unpack_arrays,
 )
-from fedshift.runs.config import load
 from fedshift.server import shift
-from fedshift.sites import DataSettings, load_federation
 
 CPU = torch.device("cpu")
-METHOD = {"name": "supervised", "width": 4, "depth": 3}
 
 
 @pytest.fixture
 def local_sites(tiny: tuple[str, ...], tmp_path: Path) -> Callable[..., LocalSites]:
-    def make(policy: Policy | None = None, **data: Any) -> LocalSites:
-        config = load(list(tiny))
-        settings = replace(DataSettings.from_config(config["data"]), **data)
-        return LocalSites(
-            federation=load_federation(config["federation"], settings, 0),
-            data=settings,
-            policy=policy or Policy(),
-            folder=tmp_path / "sites",
-            seed=0,
-        )
-
-    return make
+    return partial(local_federation, tiny, tmp_path / "sites")
 
 
 @pytest.fixture
 def sites(local_sites: Callable[..., LocalSites]) -> LocalSites:
     return local_sites()
-
-
-def instruction(sites: LocalSites, action: Action, **changes: Any) -> Instruction:
-    task = {"name": "segmentation", "parts": list(sites.federation.parts)}
-    return Instruction(action=action, seed=0, method=METHOD, task=task, steps=1).but(**changes)
-
-
-def initial(sites: LocalSites) -> Arrays:
-    asked = instruction(sites, Action.INITIAL)
-    return initial_arrays(asked.method, asked.task, 0)
-
-
-def ask(
-    worker: SiteWorker,
-    asked: Instruction,
-    arrays: Mapping[str, np.ndarray] | None = None,
-    statistics: Mapping[str, np.ndarray] | None = None,
-) -> Message:
-    packed = None if arrays is None else pack_arrays(arrays)
-    content = request(asked, packed, statistics=statistics)
-    return worker.handle(Message(content, dst_node_id=5, message_type=asked.action.message_type))
-
-
-def ledger(worker: SiteWorker) -> list[dict[str, Any]]:
-    path = worker.folder / "egress.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def arrays_of(message: Message, key: str = ARRAYS) -> Arrays:
-    record = message.content[key]
-    assert isinstance(record, ArrayRecord)
-    return unpack_arrays(record)
-
-
-def metrics_of(message: Message) -> dict[str, Any]:
-    record = message.content[METRICS]
-    assert isinstance(record, MetricRecord)
-    return dict(record)
 
 
 # Policy.
@@ -137,7 +88,7 @@ def test_what_the_policy_forbids_to_leave_stays_and_is_not_in_the_ledger(
     reason = reply.error.reason or ""
     assert key in reason
     (entry,) = ledger(worker)
-    assert (entry["purpose"], entry["bytes"]) == ("error", len(reason))
+    assert (entry["purpose"], entry["bytes"]) == ("error", len("reason") + len(reason))
     assert not ask(worker, instruction(sites, Action.CARD)).has_error()
     assert {entry["purpose"] for entry in ledger(worker)} == {"error", "site card"}
 
@@ -168,7 +119,7 @@ def every_answer(sites: LocalSites, name: str) -> list[tuple[Action, Message]]:
         for action in (Action.FIT, Action.VALIDATE)
     ]
     answers.append((Action.MODEL, ask(worker, instruction(sites, Action.MODEL, **changes))))
-    scored = instruction(sites, Action.SCORE, options={"splits": ["train", "val", "test"]})
+    scored = instruction(sites, Action.SCORE, splits=("val", "test"))
     answers.append((Action.SCORE, ask(worker, scored, weights)))
     asked = instruction(sites, Action.STATISTICS)
     answers.append((Action.STATISTICS, ask(worker, asked, weights)))
@@ -185,31 +136,17 @@ def every_answer(sites: LocalSites, name: str) -> list[tuple[Action, Message]]:
 
 
 def test_the_ledger_lists_every_tensor_and_number_of_every_answer(sites: LocalSites) -> None:
-    answers = [pair for pair in every_answer(sites, "vendor_a") if pair[0] != Action.NAME]
+    answers = every_answer(sites, "vendor_a")
     entries = ledger(sites.worker("vendor_a", CPU))
     expected: list[tuple[str, list[int], int]] = []
     for action, message in answers:
-        for key, record in message.content.items():
-            value: Any
-            for name, value in record.items():
-                if isinstance(record, ArrayRecord):
-                    shape, size = list(value.shape), len(value.data)
-                elif isinstance(value, list):
-                    shape, size = [len(value)], 8 * len(value)
-                else:
-                    shape, size = [], len(value) if isinstance(value, str) else 8
-                expected.append((f"{key}/{name}", shape, size))
-        if action == Action.STATISTICS:  # Asked twice: for the question about shift, too.
-            expected += expected[-sum(len(record) for record in message.content.values()) :]
+        # Statistics were asked for twice: for the question about shift, too.
+        expected += entries_of(message) * (2 if action == Action.STATISTICS else 1)
     found = [(entry["record"], entry["shape"], entry["bytes"]) for entry in entries]
     assert found == expected
-    assert sum(entry["bytes"] for entry in entries) == sum(
-        content_bytes(message.content) * (2 if action == Action.STATISTICS else 1)
-        for action, message in answers
-    )
     assert {entry["site"] for entry in entries} == {"vendor_a"}
     assert all(
-        set(entry) == {"site", "round", "record", "shape", "dtype", "bytes", "purpose"}
+        entry.keys() == {"site", "round", "action", "record", "shape", "dtype", "bytes", "purpose"}
         for entry in entries
     )
 
@@ -537,9 +474,9 @@ def test_predictions_and_features_of_another_shape_are_refused(
 ) -> None:
     monkeypatch.setattr(Misspelt, "told", told)
     monkeypatch.setitem(METHODS.registered, "misspelt", Misspelt)
-    options = {"splits": ["val"]} if action is Action.SCORE else {}
+    splits = ("val",) if action is Action.SCORE else ()
     method = {**METHOD, "name": "misspelt"}
-    asked = instruction(sites, action, round=1, method=method, options=options)
+    asked = instruction(sites, action, round=1, method=method, splits=splits)
     reply = ask(sites.worker("vendor_a", CPU), asked, initial(sites))
     assert reply.has_error() == (words is not None)
     assert words is None or words in (reply.error.reason or "")

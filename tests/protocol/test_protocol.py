@@ -54,7 +54,8 @@ def test_instruction_survives_a_flower_record() -> None:
         steps=5,
         kept=("net/a", "net/b"),
         rules={"proximal": {"mu": 0.1}},
-        options={"splits": ["val"]},
+        splits=("val",),
+        stage="no_adaptation",
     )
     assert Instruction.from_record(instruction.to_record()) == instruction
     assert instruction.action.message_type == "train"

@@ -468,7 +468,7 @@ def test_blocks_are_whole_subjects_where_there_are_enough_and_else_runs_of_slice
 
     def starts(subjects: int, slices: int) -> list[int]:
         data = site("a", rng, subjects=subjects, slices=slices, size=8)
-        return summaries._starts(summaries._slices(data), MIN)
+        return summaries._starts(summaries._slices(data), MIN, 1)
 
     assert starts(4, 12) == [0, 12, 24, 36]
     assert starts(9, 3) == [0, 6, 12, 18]  # two subjects make a block; the last takes three

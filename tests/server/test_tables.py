@@ -208,6 +208,7 @@ def test_measures_of_a_whole_split_keep_the_interval_that_they_came_with(tmp_pat
         "split": "test",
         "part": "",
         "metric": "ap",
+        "n_failed": 0,
         "n": 40,
         "value": 0.75,
         "low": 0.5,

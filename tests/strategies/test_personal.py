@@ -560,8 +560,8 @@ def test_what_is_validated_is_the_model_the_site_would_use(
     assert not reply.has_error()
     own = read_arrays(tell(site, fit.but(action=Action.MODEL), {}).content)
     assert own.keys() == initial.keys()
-    assert dice("federated", initial) == dice("another", own)
-    assert dice("another", initial) == shared
+    assert dice("federated", initial) == dice("local", own)
+    assert dice("local", initial) == shared
     assert dice("federated", initial) != shared
 
 
@@ -579,8 +579,8 @@ def test_a_site_trains_its_own_tensors_on_and_takes_those_sent_where_it_has_none
     reply = tell(site, alone.but(round=2), {})
     assert not reply.has_error()
     # Nothing kept and nothing sent: the run's initial weights.
-    reply = tell(site, alone.but(arm="new", method={**fit.method, "lr": 0.0}), {})
-    held = read_arrays(tell(site, fit.but(action=Action.MODEL, arm="new"), {}).content)
+    reply = tell(site, alone.but(arm="local", method={**fit.method, "lr": 0.0}), {})
+    held = read_arrays(tell(site, fit.but(action=Action.MODEL, arm="local"), {}).content)
     for name, array in initial.items():
         np.testing.assert_array_equal(held[name], array)
 

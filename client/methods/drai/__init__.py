@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedshift import UserError, derive_seed
+from fedshift import Tellable, UserError, derive_seed
 from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.method import (
     AVERAGED,
@@ -257,7 +257,7 @@ class DRAI(Segmenting):
         with torch.no_grad():
             batch = next(slices.once(budget.device))
             if is_collapsed(play(batch, nets, generator).generated, batch.images):
-                raise UserError(
+                raise Tellable(
                     f"the generator collapsed: by round {budget.round} its images hardly differ; "
                     "train it longer (method.generation_rounds, local_steps), or lower "
                     f"method.generator_lr (now {self.generator_lr:g})"

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from fedshift import UserError
+from fedshift import Tellable
 from fedshift.client.augmentation import Augmentation, warp_mask
 
 Transform = Literal["paper", "vendor"]
@@ -45,7 +45,7 @@ def change(images: torch.Tensor, kind: Transform, generator: torch.Generator) ->
 def _turn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One of the five of each image, all equally often."""
     if images.shape[-1] != images.shape[-2]:
-        raise UserError(
+        raise Tellable(
             f"method.transform=paper turns images by 90 degrees, and these have "
             f"{images.shape[-2]} x {images.shape[-1]} pixels: set method.transform=vendor"
         )

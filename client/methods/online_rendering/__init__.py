@@ -51,7 +51,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedshift import UserError, derive_seed
+from fedshift import Tellable, derive_seed
 from fedshift.client.augmentation import Augmentation
 from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.method import (
@@ -188,7 +188,7 @@ class OnlineRendering(Method):
         if not len(slices):
             return FitReport()
         if self.norm == "batch" and min(self.batch, len(slices)) < 2:
-            raise UserError(
+            raise Tellable(
                 f"site {site.name} would train on batches of one, which method.norm=batch cannot "
                 f"use (method.batch={self.batch}, {len(slices)} labelled slices): set method.batch "
                 "to 2 or more, or method.norm=group"
@@ -284,7 +284,7 @@ class OnlineRendering(Method):
         with torch.no_grad(), rendering.autocast():
             rendered = renderer(images)
         if is_collapsed(rendered.float(), images):
-            raise UserError(
+            raise Tellable(
                 f"the renderer of site {site} collapsed in round {budget.round}: what it renders "
                 f"hardly varies any more; lower method.lr, now {self.lr:g}"
             )

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fedshift import UserError, derive_seed
+from fedshift import Tellable, UserError, derive_seed
 from fedshift.client.contract.illustrations import Illustration
 from fedshift.client.contract.method import (
     AVERAGED,
@@ -128,6 +128,7 @@ class StyleTransfer(Segmenting):
     tasks = frozenset({Segmentation})
     participation = Participation.ALL
     adapts = True
+    own = frozenset({"extractor_file"})
 
     translator_width: int = setting(8, at_least=1)
     scales: int = setting(3, at_least=1, at_most=8)
@@ -255,7 +256,7 @@ class StyleTransfer(Segmenting):
         else:
             missing = [name for name in self.style_sites if name not in (site.name, *others)]
             if missing:
-                raise UserError(
+                raise Tellable(
                     f"method.style_sites: {missing[0]} has published no style; those that have "
                     f"are {', '.join(others) or 'none'}"
                 )
@@ -499,11 +500,11 @@ class StyleTransfer(Segmenting):
             for change in (-own.deviation, own.deviation)
         )
         if (one - other).abs().mean() < COLLAPSED * spread:
-            raise UserError(
+            raise Tellable(
                 "the translator ignores the style: raise method.style, or method.translator_rounds"
             )
         if one.std(0).mean() < COLLAPSED * images.std(0).mean():
-            raise UserError(
+            raise Tellable(
                 "the translator ignores the content: raise method.perceptual or "
                 "method.reconstruction, or method.translator_rounds"
             )

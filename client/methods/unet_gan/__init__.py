@@ -59,7 +59,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedshift import UserError
+from fedshift import Tellable
 from fedshift.client.contract.illustrations import Illustration, ImageGrid
 from fedshift.client.contract.method import (
     AVERAGED,
@@ -386,7 +386,7 @@ class UnetGAN(Segmenting):
             fault = "collapsed (its images hardly differ from each other or are flat)"
         else:
             return
-        raise UserError(
+        raise Tellable(
             f"the translation of {side.target} {fault}: lower method.translator_lr and "
             "method.judge_lr, or train it again with another seed"
         )

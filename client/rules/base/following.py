@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fedshift import UserError
+from fedshift import Tellable
 from fedshift.client.contract.method import Budget, FitReport
 from fedshift.client.contract.step import Composed
 from fedshift.client.methods import METHODS
@@ -61,7 +61,7 @@ def following(
         if unasked := step.unasked(moved, stepped):
             lacking = f"never asks budget.step for {unasked}"
         if lacking:
-            raise UserError(
+            raise Tellable(
                 f"method={METHODS.name_of(type(model.method))} {lacking}, so that the strategy's "
                 f"rule {named} would change nothing: let its loops follow budget.step "
                 "(docs/adding_a_method.md), or choose another strategy"

@@ -89,7 +89,7 @@ def test_every_method_runs_under_every_strategy(
     pixels = 12 * 32 * 32
     for text in (out / "egress.jsonl").read_text().splitlines():
         left = json.loads(text)
-        if left["purpose"] == "model update" and left["record"].startswith("statistics/"):
+        if left["action"] == "train.fit" and left["record"].startswith("statistics/"):
             size = 1
             for side in left["shape"]:
                 size *= side
