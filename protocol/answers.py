@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -438,14 +438,24 @@ def _check_place(
         raise Unfit(f"sent scores of the split {row['split']!r}, which was not asked for")
     if row["part"] and row["part"] not in task.parts:
         raise Unfit(f"sent scores of {row['part']!r}, which is not among what was to be learnt")
-    if card is not None and row["vendor"] not in card.vendors:
+    if card is not None and not _named(row["vendor"], card.vendors):
         raise Unfit(f"sent scores of {row['vendor']!r}, which its card does not name")
 
 
+def _named(vendor: str, vendors: Sequence[str]) -> bool:
+    """Whether ``vendor`` is one of ``vendors``, or several of them joined by plus signs."""
+    return vendor in vendors or set(vendor.split("+")) <= set("+".join(vendors).split("+"))
+
+
 @reads("a model")
-def read_model(content: RecordDict, tensors: Mapping[str, TensorInfo]) -> Arrays:
-    """The tensors that a site holds of a model, which are among ``tensors``."""
+def read_model(
+    content: RecordDict, tensors: Mapping[str, TensorInfo], wanted: Collection[str]
+) -> Arrays:
+    """The tensors that a site holds of a model, which are among ``tensors``, with all ``wanted``
+    ones."""
     arrays = read_arrays(content)
+    if missing := sorted(set(wanted).difference(arrays)):
+        raise Unfit(f"sent a model without {missing[0]}")
     for name, array in arrays.items():
         if name not in tensors:
             raise Unfit(f"sent the tensor {clean(name, 200)}, which the method does not have")

@@ -93,8 +93,9 @@ def _arm_models(arm: Arm, training: Training, plan: RunPlan) -> Iterator[ModelRe
         """What site ``name`` keeps of this arm, with what the arm shares."""
         ask = training.instruction.but(action=Action.MODEL, round=training.done, arm=strategy.model)
         (_, reply), *_ = sites.ask([name], ask)
+        wanted = {key for key, info in strategy.tensors.items() if info.sharing != "kept"}
         try:
-            held = read_model(answered(reply), strategy.tensors)
+            held = read_model(answered(reply), strategy.tensors, wanted.difference(arm.model))
         except Unfit as fault:
             raise NoModel(f"{strategy.model} model of {name}: {fault}") from fault
         return {**unpack_arrays(arm.model), **held}
