@@ -126,5 +126,8 @@ def test_a_site_that_fails_at_any_time_is_named(recorded: Recorded, tmp_path: Pa
         def fails(content: RecordDict, kind: Action = kind) -> RecordDict:
             return RecordDict({"x": ConfigRecord({"why": kind.value})})
 
-        heard = recorded.play(tmp_path / kind.value, {(node, kind): fails})
-        assert any("sent" in sentence for sentence in heard.said), kind
+        run = tmp_path / kind.value
+        heard = recorded.play(run, {(node, kind): fails})
+        notes = json.loads((run / "checkpoints" / "evaluation.json").read_text())
+        told = [*heard.said, *notes["problems"]]
+        assert any(" sen" in sentence and "vendor_a" in sentence for sentence in told), kind
