@@ -276,5 +276,5 @@ def test_the_honest_requests_that_are_mutated_are_answered(site: Asked) -> None:
         reply = handled(Message(site.content(action), dst_node_id=5, message_type="query"))
         if reply.has_error():
             refused.append(action)
-    # A simulation withholds hashes unless it is told otherwise.
-    assert refused == [Action.HASHES]
+    # Phantoms have no files to summarise, and hashes are withheld unless it is told otherwise.
+    assert refused == [Action.SUMMARY, Action.HASHES]
