@@ -7,7 +7,6 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +266,14 @@ def test_many_mutated_requests_are_answered_or_refused_and_noted(
     mutate(site, action, LONG)
 
 
-def test_the_honest_requests_that_are_mutated_are_answered(site: Asked) -> None:
-    refused: list[Action] = []
-    handled: Callable[[Message], Message] = (
-        replace(site.sites).worker("vendor_a", torch.device("cpu")).handle
-    )
+def test_the_honest_requests_that_are_mutated_are_answered(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    site = Asked(tiny, tmp_path)
+    refused = []
     for action in Action:
-        reply = handled(Message(site.content(action), dst_node_id=5, message_type="query"))
-        if reply.has_error():
+        asked = Message(site.content(action), dst_node_id=5, message_type="query")
+        if site.worker.handle(asked).has_error():
             refused.append(action)
     # Phantoms have no files to summarise, and hashes are withheld unless it is told otherwise.
     assert refused == [Action.SUMMARY, Action.HASHES]
