@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,14 @@ class Asked:
         for place in ("secret", "sites/vendor_b/federated", "sites/vendor_b/local"):
             write_tensors(folder / place / "round_0001.safetensors", marked)
         self.worker: SiteWorker = self.sites.worker("vendor_a", torch.device("cpu"))
-        own = self.worker.folder / "federated" / "round_0001.safetensors"
-        write_tensors(own, weights)
         self.around = self._around()
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the site keep a model of the first round, whatever it was asked before."""
+        folder = self.worker.folder / "federated"
+        shutil.rmtree(folder, ignore_errors=True)
+        write_tensors(folder / "round_0001.safetensors", initial(self.sites))
 
     def content(self, action: Action) -> RecordDict:
         """An honest request."""
@@ -249,6 +255,7 @@ def mutate(site: Asked, action: Action, examples: int) -> None:
     def asked(content: RecordDict) -> None:
         site.check(content)
 
+    site.begin()
     site.check(honest)
     asked()
 
@@ -272,6 +279,7 @@ def test_the_honest_requests_that_are_mutated_are_answered(
     site = Asked(tiny, tmp_path)
     refused = []
     for action in Action:
+        site.begin()
         asked = Message(site.content(action), dst_node_id=5, message_type="query")
         if site.worker.handle(asked).has_error():
             refused.append(action)
