@@ -7,10 +7,16 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from fedshift.client.policy import Policy, Refused
+
+_LATE_IMPORT = "torch._dynamo"
+"""What torch imports with the first optimiser: it is to count for no request, and what is ended in
+the middle of its import could never be imported again."""
+_AGAIN_S = 0.1
 
 
 @contextmanager
@@ -22,11 +28,16 @@ def limited(policy: Policy) -> Iterator[None]:
     is to be nested. Memory of a GPU is not counted.
     """
 
-    def over(*_: Any) -> None:
+    def over(_: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
         raise Refused(
             f"the site's policy gives a request {policy.max_seconds:g} s (policy.max_seconds)"
         )
 
+    if policy.max_seconds is not None or policy.max_memory_mb is not None:
+        import_module(_LATE_IMPORT)
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     before = None
     try:
@@ -42,6 +53,15 @@ def limited(policy: Policy) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where ``frame`` is."""
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _held() -> int:

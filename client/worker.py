@@ -352,8 +352,8 @@ class SiteWorker:
         if not tensors:
             raise Tellable(f"no {instruction.arm} model was ever trained here")
         if self._ledger is not None:
-            model = shared_model(instruction.method, instruction.task, self.device)
-            tensors = {name: tensors[name] for name in tensors.keys() - model.kept()}
+            stays = shared_model(instruction.method, instruction.task, self.device).kept()
+            tensors = {name: array for name, array in tensors.items() if name not in stays}
         return answer(self.name, arrays=pack_arrays(tensors))
 
     def _statistics(self, instruction: Instruction, content: RecordDict) -> RecordDict:

@@ -153,7 +153,8 @@ class Instruction:
         of finite numbers and short texts, nested at most eight deep. Raises ``ValueError``, which
         repeats nothing of what was sent, for anything else.
         """
-        if not isinstance(record, ConfigRecord) or record.keys() != {"instruction", "rounds"}:
+        # Flower's own strategies add a field of theirs.
+        if not isinstance(record, ConfigRecord) or not {"instruction", "rounds"} <= record.keys():
             raise ValueError("the request holds no instruction")
         fields = _plain_mapping(record["instruction"])
         expected = {field.name for field in dataclasses.fields(cls)} - {"rounds"}

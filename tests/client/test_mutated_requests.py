@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,14 @@ class Asked:
         for place in ("secret", "sites/vendor_b/federated", "sites/vendor_b/local"):
             write_tensors(folder / place / "round_0001.safetensors", marked)
         self.worker: SiteWorker = self.sites.worker("vendor_a", torch.device("cpu"))
-        own = self.worker.folder / "federated" / "round_0001.safetensors"
-        write_tensors(own, weights)
         self.around = self._around()
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the site keep a model of the first round, whatever it was asked before."""
+        folder = self.worker.folder / "federated"
+        shutil.rmtree(folder, ignore_errors=True)
+        write_tensors(folder / "round_0001.safetensors", initial(self.sites))
 
     def content(self, action: Action) -> RecordDict:
         """An honest request."""
@@ -250,6 +255,7 @@ def mutate(site: Asked, action: Action, examples: int) -> None:
     def asked(content: RecordDict) -> None:
         site.check(content)
 
+    site.begin()
     site.check(honest)
     asked()
 
@@ -267,14 +273,15 @@ def test_many_mutated_requests_are_answered_or_refused_and_noted(
     mutate(site, action, LONG)
 
 
-def test_the_honest_requests_that_are_mutated_are_answered(site: Asked) -> None:
-    refused: list[Action] = []
-    handled: Callable[[Message], Message] = (
-        replace(site.sites).worker("vendor_a", torch.device("cpu")).handle
-    )
+def test_the_honest_requests_that_are_mutated_are_answered(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    site = Asked(tiny, tmp_path)
+    refused = []
     for action in Action:
-        reply = handled(Message(site.content(action), dst_node_id=5, message_type="query"))
-        if reply.has_error():
+        site.begin()
+        asked = Message(site.content(action), dst_node_id=5, message_type="query")
+        if site.worker.handle(asked).has_error():
             refused.append(action)
-    # A simulation withholds hashes unless it is told otherwise.
-    assert refused == [Action.HASHES]
+    # Phantoms have no files to summarise, and hashes are withheld unless it is told otherwise.
+    assert refused == [Action.SUMMARY, Action.HASHES]

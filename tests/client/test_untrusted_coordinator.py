@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,11 @@ from kit.asking import (
 
 from fedshift import Tellable, UserError
 from fedshift.client.ledger import Ledger, left_by
+from fedshift.client.limits import limited
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
 from fedshift.client.model import Model
-from fedshift.client.policy import Policy
+from fedshift.client.policy import Policy, Refused
 from fedshift.client.pseudonyms import Pseudonyms, resolve
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol import statistics as names
@@ -182,6 +185,17 @@ def test_a_request_ends_when_its_time_is_over(local_sites: Callable[..., LocalSi
     sites = local_sites(Policy(max_seconds=1.0))
     reply = honest(sites, "vendor_a", Action.FIT, steps=10**8)
     assert "1 s (policy.max_seconds)" in only_an_error(sites, "vendor_a", reply)
+
+
+def test_no_import_is_ended_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could never be made again in that process."""
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\nDONE = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Refused, match="1 s"), limited(Policy(max_seconds=1.0)):
+        slow = import_module("slow_to_import")
+        assert slow.DONE
+        time.sleep(5)
+    assert import_module("slow_to_import").DONE
 
 
 @pytest.mark.parametrize("changed", [{"width": 100_000}, {"width": 512, "blocks": 10**6}])
@@ -609,7 +623,7 @@ def test_networks_that_never_leave_their_site_do_not(
     held = {**model.read()}
     write_tensors(worker.folder / "federated" / "round_0001.safetensors", held)
     reply = ask(worker, asked.but(action=Action.MODEL, round=1, task=task))
-    assert arrays_of(reply).keys() == held.keys() - stays
+    assert list(arrays_of(reply)) == sorted(held.keys() - stays)
     # Without them the model is scored all the same, and to the same numbers.
     rng = np.random.default_rng(0)
     scored = asked.but(action=Action.SCORE, task=task, splits=("test",))
