@@ -112,7 +112,7 @@ _FIXED = {
 
 _RISK = "risk_received"
 """The metric that is the loss of the model a site was sent, which q-FedAvg is about."""
-_COMMON = ("fraction", "min_sites", "weighting")
+_COMMON = ("fraction", "min_sites", "weighting", "max_share")
 _AT_LEAST = {"client_learning_rate": 1e-12, "num_nodes_to_select": 1, "tau": 1e-12}
 """The smallest sensible values; 0 for all others. Flower takes any."""
 

@@ -257,7 +257,7 @@ ATTACKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda change: change,
     "flipped": lambda change: -5 * change,
     "scaled": lambda change: 100 * change,
-    "huge": lambda change: np.full_like(change, 1e30),
+    "huge": lambda change: np.full_like(change, 1e14),
 }
 
 

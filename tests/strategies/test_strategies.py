@@ -692,3 +692,60 @@ def test_explain_says_how_a_strategy_combines(command: Callable[..., Any]) -> No
     out = command("explain", "strategy=median", "method.width=4", "method.depth=3").out
     assert "median of each number, then sent to every site" in out
     assert "would be the same" not in out
+
+
+def test_no_site_counts_for_more_than_its_share() -> None:
+    strategy = start(FedAvg(max_share=0.5))
+    strategy.examples = {"a": 1000, "b": 30, "c": 10}
+    sent = [update("a", arrays(8), 1000), update("b", arrays(4), 30), update("c", arrays(0), 10)]
+    model = fold(strategy, arrays(1), sent)
+    assert model is not None
+    # b and c have 40 examples together, so a counts for 40, too.
+    np.testing.assert_allclose(model[WEIGHT], [(8 * 40 + 4 * 30) / 80, 2 * (8 * 40 + 4 * 30) / 80])
+    assert strategy.outcome.shares == {"a": 0.5, "b": 0.375, "c": 0.125}
+
+
+def test_of_too_few_sites_for_the_share_all_count_alike() -> None:
+    strategy = start(FedAvg(max_share=0.2))
+    strategy.examples = {"a": 1000, "b": 30, "c": 10}
+    sent = [update("a", arrays(9), 1000), update("b", arrays(3), 30), update("c", arrays(0), 10)]
+    model = fold(strategy, arrays(1), sent)
+    assert model is not None
+    np.testing.assert_allclose(model[WEIGHT], [4, 8])
+
+
+def test_a_share_of_sites_that_count_alike_is_refused() -> None:
+    with pytest.raises(UserError, match="max_share bounds the examples"):
+        start(FedAvg(weighting="uniform", max_share=0.5))
+
+
+def test_a_site_has_no_more_examples_than_its_card_says() -> None:
+    strategy = start(FedAvg())
+    strategy.examples = {"a": 10, "b": 10, "c": 10}
+    model = fold(strategy, arrays(0), [update("a", arrays(2), 10), update("b", arrays(9), 11)])
+    assert model is not None
+    np.testing.assert_array_equal(model[WEIGHT], [2, 4])
+    assert strategy.outcome.rejected == {"b": "trained on 11 examples and has 10"}
+
+
+def test_what_one_site_publishes_oddly_starves_no_other() -> None:
+    strategy = start(FedAvg())
+
+    def published(name: str, **statistics: np.ndarray) -> Message:
+        content = answer(
+            name,
+            arrays=pack_arrays(arrays(1)),
+            details={"trained": {"net": 1}},
+            statistics=statistics,
+        )
+        return reply(NODES[name], content)
+
+    sent = [
+        published("a", mean=np.zeros(3), other=np.zeros(2)),
+        published("b", mean=np.zeros(2)),
+        published("c", mean=np.zeros(2)),
+    ]
+    fold(strategy, arrays(0), sent)
+    assert sorted(strategy.bank) == ["b", "c"]
+    assert list(strategy.outcome.rejected) == ["a"]
+    assert "published other statistics than most sites: other" in strategy.outcome.rejected["a"]
