@@ -18,12 +18,12 @@ Running statistics are averaged as FedAvg does.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
+from fedshift.protocol.answers import Unfit
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.base.aggregate import DomainMeans, Update
 from fedshift.strategies.base.scaled import Scaled
@@ -51,11 +51,18 @@ class FedNova(Strategy):
         factors = dict.fromkeys(self.steered, self.instruction.steps / steps)
         return replace(update, arrays=Scaled(update.arrays, self.current, factors))
 
+    def check(self, update: Update) -> None:
+        """Refuse what was trained in other steps than there were."""
+        super().check(update)
+        asked = self.instruction.steps
+        steps = update.metrics.get("steps", asked)
+        if not 0 <= update.metrics.get("nonfinite_steps", 0) <= steps <= asked:
+            raise Unfit(f"says that it took other steps than the {asked} it was asked for")
+
     def taken(self, metrics: dict[str, float]) -> float:
-        """tau_k of a site with these ``metrics``; one at least, and no number that is none."""
-        usual = self.instruction.steps
-        steps = metrics.get("steps", usual) - metrics.get("nonfinite_steps", 0)
-        return max(steps, 1) if math.isfinite(steps) else usual
+        """tau_k of a site with these ``metrics``; one at least."""
+        steps = metrics.get("steps", self.instruction.steps) - metrics.get("nonfinite_steps", 0)
+        return max(steps, 1)
 
     def step(self, name: str, combined: np.ndarray) -> np.ndarray:
         """Move by tau_eff mean steps."""
