@@ -27,6 +27,7 @@ from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.meaning import called
 from fedshift.sites.legend import Legend
+from fedshift.sites.names import fold
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import RESERVED, DataSettings
 from fedshift.sites.types import ImageSource, SiteSpec, Table
@@ -263,6 +264,16 @@ def parts_by_name(data: DataSettings, form: Form) -> tuple[str, ...] | None:
                     "...]}', or leave data.labels out to keep them."
                 )
     return named_parts(data)
+
+
+def check_meant(name: str, form: Form, where: str) -> None:
+    """Raise :class:`fedshift.UserError` for a ``name`` of a part of ``form`` that can also say that
+    there is none; ``data.labels`` settles it."""
+    if fold(name) in ("none", "null", "na"):
+        raise UserError(
+            f"{where} holds the {form.part} {name!r}, which can be one or say that there is none: "
+            "empty its cells where there is none, or name it among the others in data.labels."
+        )
 
 
 def kept_parts(parts: Sequence[str], told: Collection[int]) -> tuple[str, ...] | None:

@@ -13,10 +13,10 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Survey, parts_by_name
+from fedshift.sites.labels.base import Drawing, Form, Survey, check_meant, parts_by_name
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.legend import Legend
-from fedshift.sites.names import fold
+from fedshift.sites.names import fold, meant
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import RESERVED, DataSettings, check_count
 from fedshift.sites.types import IGNORED, ImageSource, Table
@@ -36,12 +36,16 @@ class Category(Form):
     files = False
     together = False
 
+    def named(self, cells: Mapping[str, str]) -> str:
+        return meant(cells["category"])
+
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         if (named := parts_by_name(data, self)) is not None:
             return named
         found: dict[str, str] = {}
         every = sorted({i.category for images in table.images.values() for i in images} - {""})
         for name in every:
+            check_meant(name, self, str(data.manifest))
             if found.setdefault(fold(name), name) != name:
                 raise UserError(
                     f"{data.manifest}: the categories {found[fold(name)]!r} and {name!r} differ in "

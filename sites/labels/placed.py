@@ -21,11 +21,19 @@ from fedshift.sites import geometry
 from fedshift.sites.findings import FileFault
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Places, Survey, padded, parts_by_name
+from fedshift.sites.labels.base import (
+    Drawing,
+    Form,
+    Places,
+    Survey,
+    check_meant,
+    padded,
+    parts_by_name,
+)
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read_labels
 from fedshift.sites.legend import Legend
-from fedshift.sites.names import fold, tidy
+from fedshift.sites.names import fold, meant
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import BACKGROUND, IGNORE, DataSettings, check_count
 from fedshift.sites.types import ImageSource, Table
@@ -103,6 +111,7 @@ class Placed(Form):
         found: dict[str, str] = {}
         for one in self.tables(table):
             for name in self.names_in(one):
+                check_meant(name, self, str(one.file))
                 if fold(name) == IGNORE:
                     raise self.cannot_ignore(str(one.file))
                 if fold(name) == BACKGROUND:
@@ -195,11 +204,11 @@ class Placed(Form):
         """What a row calls its thing; ``default`` in a table without the column."""
         if column not in table.columns:
             return default
-        if not (text := tidy(row.cells.get(column, ""))):
+        if not (text := meant(row.cells.get(column, ""))):
             raise FileFault(
                 "no-name",
                 table.file,
-                f"has nothing in the column {column!r} on line {row.line}",
+                f"has no name in the column {column!r} on line {row.line}",
                 "fill it, or take the row out",
             )
         return text
@@ -224,7 +233,7 @@ class Placed(Form):
         table = self.table(source.label_path)
         rows, name = table.of(source.path), names[values[0]]
         # Columns that carry the names are of one row.
-        own = [row for row in rows if tidy(row.cells.get(self.naming, "")) == name] or rows
+        own = [row for row in rows if meant(row.cells.get(self.naming, "")) == name] or rows
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""
         return f"the {self.part} {name!r} (line {own[0].line} of {table.file}){more}"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedshift import UserError
 from fedshift.sites.findings import FileFault
-from fedshift.sites.names import tidy
+from fedshift.sites.names import meant, tidy
 from fedshift.sites.settings import nearest
 from fedshift.sites.table import DELIMITERS, decimal, read_table
 
@@ -125,7 +125,7 @@ def _read(path: Path, wanted: tuple[str, ...], changed: tuple[int, ...]) -> Labe
             places[text] = os.path.realpath(path.parent / text.replace("\\", "/"))
         by_image[places[text]].append(Row(line, cells))
     names = {
-        column: tuple(dict.fromkeys(tidy(cells.get(column, "")) for _, cells in rows))
+        column: tuple(dict.fromkeys(meant(cells.get(column, "")) for _, cells in rows))
         for column in (CLASS, NAME)
     }
     grouped = {key: tuple(own) for key, own in by_image.items()}
