@@ -91,6 +91,7 @@ CODES = {
     "no-order": "the order of its slices is unknown",
     "no-orientation": "it says nothing of its place in space, and a usual one is assumed",
     "no-positions": "it does not say where its slices lie, and they are stacked as they come",
+    "not-annotated": "the category is none of those that the label is said to tell of",
     "no-structure": "the label tells of no structure of the federation",
     "not-finite": "it holds values that are not finite",
     "not-hounsfield": "normalise=ct takes its values for Hounsfield units, and they hardly are",

@@ -76,6 +76,32 @@ def test_only_labels_with_parts_can_say_that_there_is_nothing(tables: Tables) ->
     assert not tables.cases("image")["s"].labels
 
 
+@pytest.mark.parametrize("blank", ["n/a", "nan", "NaN", "N/A"])
+def test_a_category_that_is_missing_is_no_category(tables: Tables, blank: str) -> None:
+    for name, text in (("p", "a"), ("q", "b"), ("r", "a"), ("s", blank)):
+        tables.png(name, category=text)
+    assert tables.federation("category").parts == ("a", "b")
+    assert not tables.cases("category")["s"].labels
+
+
+def test_a_category_that_may_be_missing_is_asked_about(tables: Tables) -> None:
+    for name, text in (("p", "a"), ("q", "None"), ("r", "a")):
+        tables.png(name, category=text)
+    assert "M.tsv holds the category 'None', which can be one or say that there is none: empty" in (
+        tables.faults("category")
+    )
+    assert tables.federation("category", labels={"none": "None", "a": "a"}).parts == ("none", "a")
+
+
+def test_a_category_that_was_not_looked_for_is_a_contradiction(tables: Tables) -> None:
+    for name, text in (("p", "a"), ("q", "b"), ("r", "b"), ("s", "b")):
+        tables.png(name, category=text, annotates="b")
+    told = tables.faults("category")
+    assert "p.png: has the category 'a' (line 2 of the manifest), and its label is said" in told
+    assert set(tables.cases("category")) == {"q", "r", "s"}
+    assert "left out: 1 of 4 images (row 2: not-annotated)" in tables.open("category").notes
+
+
 # Instances.
 
 

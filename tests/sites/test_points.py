@@ -136,6 +136,27 @@ def test_two_landmarks_of_one_name_are_told_before_a_run(
     assert tables.codes("landmarks", **data).count("label-map") == 1
 
 
+@pytest.mark.parametrize(
+    ("form", "header", "place"),
+    [
+        ("points", "path class x y", "1 2"),
+        ("landmarks", "path name x y", "1 2"),
+        ("boxes", "path class x1 y1 x2 y2", "1 2 3 4"),
+    ],
+)
+def test_a_name_that_is_missing_is_no_name(
+    tables: Tables, form: str, header: str, place: str
+) -> None:
+    three(tables)
+    tables.write("T.tsv", header, f"p.png tip {place}", f"q.png n/a {place}", f"r.png nan {place}")
+    assert tables.federation(form, label_table="T.tsv").parts == ("tip",)
+    assert "T.tsv: has no name in the column" in tables.faults(form, label_table="T.tsv")
+    tables.write("T.tsv", header, f"p.png tip {place}", f"q.png null {place}")
+    assert "'null', which can be one or say that there is none" in tables.faults(
+        form, label_table="T.tsv"
+    )
+
+
 def test_what_is_background_was_looked_at(tables: Tables) -> None:
     """An image of which only things are listed that are no part shows none of the parts."""
     three(tables)
@@ -404,7 +425,7 @@ BAD: dict[str, tuple[str, Callable[[Tables], Any], str]] = {
     "no class": (
         "points",
         lambda t: t.write("T.csv", "path,class,x,y", "p.png,,5,6", "q.png,a,5,6"),
-        r"T.csv has nothing in the column 'class' on line 2; fill it, or take the row out",
+        r"T.csv has no name in the column 'class' on line 2; fill it, or take the row out",
     ),
     "no path": (
         "points",
