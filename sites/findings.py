@@ -101,6 +101,8 @@ CODES = {
     "other-series": "the label was drawn on another series",
     "overlap": "structures of one label overlap",
     "overlapping-segments": "its segments lie in layers, which may overlap",
+    "pair-itself": "an image is given as its own pair",
+    "pair-of-another": "a pair is said to be of another subject or site than its image",
     "pair-shape": "a paired image has another shape than its image",
     "pixel-aspect": "its pixels are not square and count as such",
     "plan": "a setting cannot be chosen for all sites",

@@ -73,17 +73,7 @@ def check(
     findings += check_likeness(federation, hashes or {})
     if data.manifest is not None:
         table = read_manifest(data)
-        findings += [
-            Finding(
-                "warning",
-                "label-without-image",
-                "",
-                file,
-                problem,
-                "add the images to the manifest, or take the rows out",
-            )
-            for file, problem in form.strays(table)
-        ]
+        findings += form.check_joined(table, data)
         unmatched = table.unmatched
         if data.site_pattern is not None and unmatched:
             findings.append(

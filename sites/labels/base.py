@@ -22,7 +22,7 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.facts import Surveyed
-from fedshift.sites.findings import Remark
+from fedshift.sites.findings import Finding, Remark
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.meaning import called
@@ -104,8 +104,8 @@ class Form(ABC):
         Raises :class:`fedshift.UserError` where that is no table of such labels."""
         raise NotImplementedError
 
-    def strays(self, table: Table) -> Iterator[tuple[str, str]]:
-        """Labels that belong to no image of the manifest: the file, and what is the matter."""
+    def check_joined(self, table: Table, data: DataSettings) -> Iterator[Finding]:
+        """What does not fit between the manifest and the tables of labels that it is joined to."""
         return iter(())
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
@@ -280,6 +280,20 @@ def kept_parts(parts: Sequence[str], told: Collection[int]) -> tuple[str, ...] |
     """The names among ``parts`` whose numbers are ``told``; None for all."""
     kept = tuple(name for k, name in enumerate(parts, 1) if k in told)
     return None if len(kept) == len(parts) else kept
+
+
+def stray(file: Path, rows: int, line: int) -> Finding:
+    """What is told of ``rows`` of a table of labels, the first on ``line``, that belong to no image
+    of the manifest."""
+    return Finding(
+        "warning",
+        "label-without-image",
+        "",
+        str(file),
+        f"has {rows} {'row' if rows == 1 else 'rows'} for images that the manifest does not list, "
+        f"the first on line {line}",
+        "add the images to the manifest, or take the rows out",
+    )
 
 
 def padded(slices: Sequence[np.ndarray], width: int, least: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites import geometry
-from fedshift.sites.findings import FileFault
+from fedshift.sites.findings import FileFault, Finding
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import (
@@ -29,6 +29,7 @@ from fedshift.sites.labels.base import (
     check_meant,
     padded,
     parts_by_name,
+    stray,
 )
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read_labels
@@ -92,16 +93,12 @@ class Placed(Form):
             )
         return str(table) if labels.of(image) else ""
 
-    def strays(self, table: Table) -> Iterator[tuple[str, str]]:
+    def check_joined(self, table: Table, data: DataSettings) -> Iterator[Finding]:
         listed = {os.path.realpath(i.path) for images in table.images.values() for i in images}
         for one in self.tables(table, strict=False):
             lost = [row for image, rows in one.rows.items() if image not in listed for row in rows]
             if one.shared and lost:
-                yield (
-                    str(one.file),
-                    f"has {len(lost)} rows for images that the manifest does not list, the first "
-                    f"on line {lost[0].line}",
-                )
+                yield stray(one.file, len(lost), lost[0].line)
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         if (named := parts_by_name(data, self)) is not None:

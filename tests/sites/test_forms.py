@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import nibabel
@@ -198,6 +199,85 @@ def test_a_paired_volume_is_laid_on_its_image_by_their_places(tables: Tables) ->
     tables.row("p.nii.gz", pair_path="pair.nii.gz")
     for case in tables.cases("image", size=16, normalise="none", slice_axis=2).values():
         np.testing.assert_array_equal(case.labels["image"].grid, case.image)
+
+
+def paired(tables: Tables, **cells: str) -> None:
+    """Three images, and the images of another table that are to be their pairs."""
+    for k, name in enumerate("pqr"):
+        tables.png(name, pair_id=f"id{k}", **cells)
+        pair(tables, f"ct_{name}.png", seed=k)
+
+
+def test_a_pair_of_somebody_else_is_told(tables: Tables) -> None:
+    paired(tables)
+    tables.write(
+        "CT.tsv", "path pair_id subject site", "ct_p.png id0 p A", "ct_q.png id1 z A",
+        "ct_r.png id2 R B",
+    )  # fmt: skip
+    told = tables.faults("image", label_table="CT.tsv")
+    assert "q.png: is of the subject 'q', and " in told
+    assert "CT.tsv (line 3) gives its pair to the subject 'z'; mend pair_id" in told
+    assert "CT.tsv (line 4) gives its pair to the site 'B'" in told and "p.png" not in told
+    # Sites by another rule have other names there.
+    told = tables.faults("image", label_table="CT.tsv", site_pattern="^([pqr])")
+    assert "to the subject 'z'" in told and "site 'B'" not in told
+
+
+def test_pairs_of_nobody_are_told(tables: Tables) -> None:
+    paired(tables)
+    tables.write("CT.tsv", "path pair_id", "ct_p.png id0", "ct_q.png id1", "ct_r.png id9")
+    settings = tables.settings("image", label_table="CT.tsv")
+    found = [
+        finding.told()
+        for finding in check(load_federation(KIND, settings, 0), settings, 0)
+        if finding.code == "label-without-image"
+    ]
+    assert found == [
+        f"{tables.folder}/CT.tsv: has 1 row for images that the manifest does not list, the first "
+        "on line 4; add the images to the manifest, or take the rows out"
+    ]
+
+
+@pytest.mark.parametrize("blank", ["", "n/a"])
+def test_an_image_without_a_pair_id_is_unlabelled(tables: Tables, blank: str) -> None:
+    paired(tables)
+    tables.png("s", pair_id=blank)
+    tables.write("CT.tsv", "path pair_id", *(f"ct_{n}.png id{k}" for k, n in enumerate("pqr")))
+    cases = tables.cases("image", label_table="CT.tsv")
+    assert not cases["s"].labels and cases["p"].labels
+
+
+@pytest.mark.parametrize("data", [{"label_table": "M.tsv"}, {}])
+def test_an_image_is_not_its_own_pair(tables: Tables, data: dict[str, str]) -> None:
+    paired(tables)
+    for row in tables.rows:
+        row["pair_path"] = f"./{row['path']}"
+    assert "is given as its own pair; name the image of the other kind" in tables.faults(
+        "image", **data
+    )
+
+
+def test_a_paired_image_that_is_constant_is_told(tables: Tables) -> None:
+    paired(tables)
+    Image.fromarray(np.full((30, 40), 7, np.uint8)).save(tables.folder / "ct_q.png")
+    for row in tables.rows:
+        row["pair_path"] = f"ct_{row['path']}"
+    assert tables.codes("image") == ["constant"]
+
+
+def test_pairs_and_label_tables_name_paths_as_manifests_do(tables: Tables) -> None:
+    paired(tables)
+    (tables.folder / "é").mkdir()
+    for row in tables.rows:
+        for name in (row["path"], f"ct_{row['path']}"):
+            (tables.folder / name).rename(tables.folder / "é" / name)
+        row["path"] = f"é/{row['path']}"
+    decomposed = unicodedata.normalize("NFD", "é")
+    lines = [f".\\{decomposed}\\ct_{n}.png id{k}" for k, n in enumerate("pqr")]
+    tables.write("CT.tsv", "path pair_id", *lines)
+    assert all(case.labels for case in tables.cases("image", label_table="CT.tsv").values())
+    tables.write("P.tsv", "path x y", *(f"{decomposed}\\{n}.png 10.5 10" for n in "pqr"))
+    assert all(case.labels for case in tables.cases("points", label_table="P.tsv").values())
 
 
 # Graphs.
