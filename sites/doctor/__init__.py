@@ -15,6 +15,7 @@ from fedshift.sites.doctor.acquisition import (
     check_modalities,
     check_spacings,
 )
+from fedshift.sites.doctor.coordinates import check_coordinates
 from fedshift.sites.doctor.duplicates import check_duplicates, check_likeness
 from fedshift.sites.doctor.files import check_labelled, check_site, check_splits
 from fedshift.sites.doctor.image import Image
@@ -60,6 +61,7 @@ def check(
     findings += check_hounsfield(images, data)
     findings += check_modalities(images)
     findings += check_graphs(images, form)
+    findings += check_coordinates(images, form, data)
     unsaid: list[Finding] = []
     if form.by_value:
         unsaid = check_values(images, data)

@@ -210,6 +210,21 @@ class Placed(Form):
             )
         return text
 
+    def coordinates_of(self, source: ImageSource) -> list[tuple[int, str, tuple[float, ...]]]:
+        """The line, the name (empty where columns or nothing say it) and the coordinates of each
+        row for an image, as they are written; those of its points by name are one."""
+        table = self.table(source.label_path)
+        wide = [f"{name}_{axis}" for name in wide_names(table) for axis in "xyz"]
+        columns = [name for name in table.columns if name in ("x", "y", "z", *CORNERS, *wide)]
+        return [
+            (
+                row.line,
+                meant(row.cells.get(self.naming, "")),
+                tuple(value for name in columns if (value := table.number(row, name)) is not None),
+            )
+            for row in table.of(source.path)
+        ]
+
     def drawing(self, table: LabelTable, values: np.ndarray, called: Sequence[str]) -> Drawing:
         """The slices and coordinates (n, k + 1) of things and what they are called."""
         names = self.names_in(table)
@@ -297,8 +312,24 @@ def is_flat(table: LabelTable) -> bool:
 
 def wide_names(table: LabelTable) -> tuple[str, ...]:
     """The names of points that have columns ``NAME_x`` and ``NAME_y``."""
+    return tuple(name for name in _pairs_of_columns(table) if not _of_the_image(name))
+
+
+def image_names(table: LabelTable) -> tuple[str, ...]:
+    """What has columns ``NAME_x`` and ``NAME_y`` and is called as what an image has, too."""
+    return tuple(name for name in _pairs_of_columns(table) if _of_the_image(name))
+
+
+def _pairs_of_columns(table: LabelTable) -> tuple[str, ...]:
     every = (text[:-2] for text in table.columns if text.endswith("_x"))
     return tuple(name for name in every if f"{name}_y" in table.columns)
+
+
+def _of_the_image(name: str) -> bool:
+    return fold(name).replace("_", "") in (
+        *("spacing", "pixelspacing", "pixelsize", "resolution", "scale"),
+        *("size", "imagesize", "shape", "origin", "offset", "direction"),
+    )
 
 
 def place_of(table: LabelTable, row: Row, prefix: str = "") -> list[float] | None:
