@@ -11,6 +11,7 @@ from fedshift import UserError
 from fedshift.client.contract.task import Task
 from fedshift.client.methods import METHODS
 from fedshift.client.tasks import TASKS
+from fedshift.protocol.needs import DESCEND
 from fedshift.protocol.registry import Registry, in_words
 from fedshift.strategies import STRATEGIES
 
@@ -89,21 +90,37 @@ def takes_augmentation(method: str) -> bool:
 def rules_of(asked: Iterable[Strategy]) -> set[str]:
     """The names of the local rules that these strategies have.
 
-    Raises :class:`UserError` for one that is not known here, or that takes other settings: every
-    site would fail in every round."""
+    Raises :class:`UserError` for one that is not known here, takes other settings, or needs more
+    than the strategy says, and for two that say how gradients come about: sites would fail in every
+    round, or in a later one, or average as if there were no rule."""
     from fedshift.client.rules import RULES  # torch
 
     found = set()
     for strategy in asked:
+        descending = []
         for name, given in strategy.rules().items():
+            rule = RULES.named(name)
             try:
-                inspect.signature(RULES.named(name)).bind(None, **given)
+                inspect.signature(rule).bind(None, **given)
             except TypeError as error:
                 raise UserError(
                     f"strategy={strategy.name} gives its rule {name} other settings than that "
                     f"takes ({error}); mend its rules()"
                 ) from error
+            if unsaid := sorted(rule.needs - strategy.needs()):
+                raise UserError(
+                    f"strategy={strategy.name} has the rule {name}, which needs {unsaid[0]}, and "
+                    "does not say so; add it to what its needs() returns"
+                )
+            if DESCEND in rule.needs:
+                descending.append(name)
             found.add(name)
+        if len(descending) > 1:
+            raise UserError(
+                f"strategy={strategy.name} has the rules {' and '.join(descending)}, which all say "
+                "how a step's gradients come about; only one can: leave the others out of its "
+                "rules()"
+            )
     return found
 
 

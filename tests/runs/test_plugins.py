@@ -280,12 +280,47 @@ class Quiet(LocalRule):
     """A rule that does nothing."""
 
 
+class Steep(LocalRule):
+    """A rule whose step has a descent of its own, in whatever round it comes."""
+
+    needs = frozenset({"descend"})
+
+
+@dataclass(eq=False)
+class TwoDescents(Strategy):
+    """Two rules that say how gradients come about, one from the second round on."""
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"change", "descend"})
+
+    def rules(self) -> dict[str, dict[str, Any]]:
+        exchange = {"reach": 0.1, "inner_lr": 0.1, "boundary": 0.0, "temperature": 1.0}
+        return {"sharpness": {"rho": 0.1}, "amplitude_exchange": exchange}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("engine.workers=2",), r"^rule=quiet is registered .* add engine\.workers=1$"),
-        (("strategy.rule=quite",), r"^rule=quite is not known; did you mean quiet\?$"),
-        (("strategy.loud=true",), r"^strategy=ruled gives its rule quiet other settings than that"),
+        (
+            ("strategy=ruled", "engine.workers=2"),
+            r"^rule=quiet is registered .* add engine\.workers=1$",
+        ),
+        (
+            ("strategy=ruled", "strategy.rule=quite"),
+            r"^rule=quite is not known; did you mean quiet\?$",
+        ),
+        (
+            ("strategy=ruled", "strategy.loud=true"),
+            r"^strategy=ruled gives its rule quiet other settings than that",
+        ),
+        (
+            ("strategy=ruled", "strategy.rule=steep"),
+            r"^strategy=ruled has the rule steep, which needs descend, and does not say so",
+        ),
+        (
+            ("strategy=two_descents",),
+            r"^strategy=two_descents has the rules sharpness and amplitude_exchange, which all say",
+        ),
     ],
 )
 def test_a_rule_that_no_site_could_follow_is_refused_before_the_run(
@@ -295,13 +330,13 @@ def test_a_rule_that_no_site_could_follow_is_refused_before_the_run(
     options: tuple[str, ...],
     words: str,
 ) -> None:
-    fedshift.register(Ruled)
-    fedshift.register(Quiet)
+    for cls in (Ruled, TwoDescents, Quiet, Steep):
+        fedshift.register(cls)
     with pytest.raises(UserError, match=words):
-        simulate_undrawn(tmp_path / "run", "strategy=ruled", *options)
+        simulate_undrawn(tmp_path / "run", *options)
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
     if "engine.workers=2" not in options:
-        assert command("explain", "strategy=ruled", *options).code == 2
+        assert command("explain", *options).code == 2
 
 
 def test_a_comparison_refuses_a_registered_rule(
