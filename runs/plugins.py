@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import MISSING
+
 from fedshift import UserError
 from fedshift.client.contract.task import Task
 from fedshift.client.methods import METHODS
@@ -47,7 +49,7 @@ def register(cls: type, name: str | None = None) -> None:
 
 def defaults(kind: str, name: str) -> dict[str, Any]:
     """The config node of what is called ``name`` where no file says otherwise: the defaults of its
-    class. Raises :class:`UserError` for a field without one."""
+    class, and :data:`omegaconf.MISSING` for a field without one."""
     node: dict[str, Any] = {"name": name}
     _, fields = KINDS[kind].settings(name)
     for field in fields:
@@ -56,12 +58,7 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
         value = field.default
         if field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-        if value is dataclasses.MISSING:
-            raise UserError(
-                f"{kind}={name} has no default for {field.name}; give it one in the class, or in "
-                f"{kind}/{name}.yaml of --config-dir DIR"
-            )
-        node[field.name] = _plain(value)
+        node[field.name] = MISSING if value is dataclasses.MISSING else _plain(value)
     return node
 
 

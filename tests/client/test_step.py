@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -285,7 +285,7 @@ def test_a_rule_may_change_what_is_predicted(monkeypatch: pytest.MonkeyPatch) ->
 class Careless(Supervised):
     """Its network trains in a loop of its own, which asks for what it likes."""
 
-    asks: tuple[str, ...] = ()
+    asks: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, site: SiteData, nets: Any, bank: Any, budget: Budget) -> FitReport:
         step, net = budget.step, nets["segmenter"]
