@@ -261,7 +261,8 @@ def parts_by_name(data: DataSettings, form: Form) -> tuple[str, ...] | None:
                 raise UserError(
                     f"data.labels.{name} is the number {one}, and labels of the form {form.name} "
                     f"have names: write those that they have, 'data.labels={{{name}: [NAME, "
-                    "...]}', or leave data.labels out to keep them."
+                    f'...]}}\' (a name that is a number in quotation marks, "{one}"), or leave '
+                    "data.labels out to keep them."
                 )
     return named_parts(data)
 

@@ -77,6 +77,16 @@ def test_only_labels_with_parts_can_say_that_there_is_nothing(tables: Tables) ->
     assert not tables.cases("image")["s"].labels
 
 
+def test_categories_that_are_numbers_are_names(tables: Tables) -> None:
+    for name, text in (("p", "0"), ("q", "1"), ("r", "2")):
+        tables.png(name, category=text)
+    labels = {"high": ["1", "2"], "low": "0"}
+    assert tables.federation("category", labels=labels).parts == ("high", "low")
+    found = {n: c.labels["category"].grid.tolist() for n, c in
+             tables.cases("category", labels=labels).items()}  # fmt: skip
+    assert found == {"p": [2], "q": [1], "r": [1]}
+
+
 @pytest.mark.parametrize("blank", ["n/a", "nan", "NaN", "N/A"])
 def test_a_category_that_is_missing_is_no_category(tables: Tables, blank: str) -> None:
     for name, text in (("p", "a"), ("q", "b"), ("r", "a"), ("s", blank)):
@@ -315,6 +325,46 @@ def test_graphs_are_matrices_beside_images_or_alone(tables: Tables) -> None:
     np.testing.assert_array_equal(case.labels["graph"].grid[0], symmetric(9, 1))
     np.testing.assert_array_equal(case.image[0, 0], symmetric(9, 1))
     assert tables.codes("graph", size=9) == []
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_upper_triangle_is_a_column_or_a_row_of_a_table(tables: Tables, wide: bool) -> None:
+    for k, name in enumerate("pqr"):
+        upper = symmetric(9, k)[np.triu_indices(9, 1)].reshape((1, -1) if wide else (-1, 1))
+        tables.png(name, graph_path=graph(tables, f"{name}.csv", upper))
+    for k, name in enumerate("pqr"):
+        label = tables.cases("graph")[name].labels["graph"]
+        np.testing.assert_allclose(label.native[0], symmetric(9, k), atol=1e-6)
+
+
+def test_tables_in_the_column_path_are_matrices_where_graphs_are_read(tables: Tables) -> None:
+    for k, name in enumerate("pqr"):
+        tables.row(graph(tables, f"{name}.csv", symmetric(9, k)))
+    text = (tables.folder / "p.csv").read_text()
+    (tables.folder / "p.csv").write_text(text, encoding="utf-16")
+    cases = tables.cases("graph", normalise="none", size=9)
+    for k, name in enumerate("pqr"):
+        label = cases[name].labels["graph"].grid[0]
+        np.testing.assert_allclose(label, symmetric(9, k), atol=1e-6)
+        np.testing.assert_array_equal(cases[name].image[0, 0], label)
+    assert tables.codes("graph", size=9) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_that_are_too_large_are_told(tables: Tables) -> None:
+    three(tables)
+    for k, row in enumerate(tables.rows):
+        row["graph_path"] = graph(
+            tables, f"g{k}.npy", symmetric(4).astype(float) * 10.0 ** (100 * k)
+        )
+    assert "g1.npy" in tables.faults("graph") and "too large" in tables.faults("graph")
+
+
+def test_a_graph_is_drawn_as_large_as_its_image() -> None:
+    axes = Figure().add_axes((0, 0, 1, 1))
+    picture = axes.imshow(np.zeros((64, 48)))
+    FORMS["graph"].draw(axes, symmetric(8), ())
+    assert axes.images[1].get_extent() == picture.get_extent() and axes.get_aspect() == 1
 
 
 def test_graphs_of_a_federation_have_one_size(tables: Tables) -> None:

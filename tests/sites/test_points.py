@@ -115,9 +115,34 @@ def test_numbers_say_nothing_of_labels_with_names(
         tables.federation(form, label_table="T.tsv", labels={name: 1, "base": "2-3"})
     assert str(told.value) == (
         f"data.labels.{name} is the number 1, and labels of the form {form} have names: write "
-        f"those that they have, 'data.labels={{{name}: [NAME, ...]}}', or leave data.labels out to "
-        "keep them."
+        f"those that they have, 'data.labels={{{name}: [NAME, ...]}}' (a name that is a number in "
+        'quotation marks, "1"), or leave data.labels out to keep them.'
     )
+
+
+@pytest.mark.parametrize(
+    ("form", "header", "line"),
+    [
+        ("points", "path class x y", "{} 5 6"),
+        ("boxes", "path class x1 y1 x2 y2", "{} 1 2 3 4"),
+        ("landmarks", "path name x y", "{} 5 6"),
+    ],
+)
+def test_names_that_are_numbers_are_joined_ordered_and_left_out(
+    tables: Tables, form: str, header: str, line: str
+) -> None:
+    three(tables)
+    rows = [f"{image}.png {line.format(k)}" for k, image in enumerate("pqr")]
+    tables.write("T.tsv", header, *rows)
+    assert tables.federation(form, label_table="T.tsv").parts == ("0", "1", "2")
+    data = {"label_table": "T.tsv", "labels": {"b": ["2", "1"], "background": "0"}}
+    assert tables.federation(form, **data).parts == ("b",)
+    cases = tables.cases(form, **data)
+    shown = {name: np.isfinite(case.labels[form].native[..., 0]).any() for name, case in
+             cases.items() if case.labels}  # fmt: skip
+    assert shown["q"] and shown["r"] and not shown.get("p")
+    ordered = {"label_table": "T.tsv", "labels": {"2": "2", "1": "1", "0": "0"}}
+    assert tables.federation(form, **ordered).parts == ("2", "1", "0")
 
 
 @pytest.mark.parametrize("labels", [{"p": ["tip", "base"]}, {"p": "tip", "q": ["base", "side"]}])
