@@ -218,6 +218,11 @@ TOLD = 3
 """As many names stand in a sentence; the rest is counted."""
 
 
+def number_of(number: int, one: str, many: str) -> str:
+    """``1 image has``, ``2 images have``."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def listed(names: Iterable[str]) -> str:
     """``a, b and c``, or ``a, b, c and 7 more``."""
     every = list(names)

@@ -23,7 +23,7 @@ from fedshift.sites.doctor.names import check_label_values, check_names
 from fedshift.sites.doctor.placement import check_orientation, check_planes
 from fedshift.sites.doctor.structures import check_structures
 from fedshift.sites.doctor.values import check_values
-from fedshift.sites.findings import Finding
+from fedshift.sites.findings import Finding, number_of
 from fedshift.sites.labels import form_of
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
@@ -84,7 +84,7 @@ def check(
                     "rows-unmatched",
                     "",
                     data.manifest,
-                    f"has {unmatched} rows that match no site",
+                    f"has {number_of(unmatched, 'row that matches', 'rows that match')} no site",
                     "widen data.site_pattern, or leave them out on purpose",
                 )
             )

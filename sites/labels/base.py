@@ -22,7 +22,7 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.facts import Surveyed
-from fedshift.sites.findings import Finding, Remark
+from fedshift.sites.findings import Finding, Remark, number_of
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.meaning import called
@@ -291,7 +291,7 @@ def stray(file: Path, rows: int, line: int) -> Finding:
         "label-without-image",
         "",
         str(file),
-        f"has {rows} {'row' if rows == 1 else 'rows'} for images that the manifest does not list, "
+        f"has {number_of(rows, 'row', 'rows')} for images that the manifest does not list, "
         f"the first on line {line}",
         "add the images to the manifest, or take the rows out",
     )
