@@ -66,10 +66,11 @@ def counting_words(
     for (count, left), sites in alike.items():
         if not left:
             continue
-        some_seeds = " with every seed" if set(left) & set(count) else ""
         at = f"At {some(sites)}"
-        why = f"not every model that is compared there is scored on {some(left)}{some_seeds}"
-        if count:
+        why = f"not every model that is compared there is scored on {some(left)}"
+        if set(left) & set(count):
+            said.append(f"{at} {some(left)} does not count with every seed: with some, {why}.")
+        elif count:
             said.append(f"{at} means are over {some(count)} alone: {why}.")
         else:
             said.append(f"{at} no part counts, and there is no mean: {why}.")

@@ -411,11 +411,16 @@ def test_cases_then_structures_make_a_subject(tmp_path: Path) -> None:
 
 
 def two_parts(
-    folder: Path, strategy: str, dice: Mapping[str, float], untaught: Mapping[str, str]
+    folder: Path,
+    strategy: str,
+    dice: Mapping[str, float],
+    untaught: Mapping[str, str],
+    seed: int = 0,
 ) -> Cell:
     """A cell that reaches ``dice`` in each part; the models of the sites ``untaught`` are not
     scored on the part that they never saw."""
-    run = write_run(folder / strategy, strategy, 0, lambda *_: 0.5, subjects=7)
+    name = f"{strategy},{seed}"
+    run = write_run(folder / name, strategy, seed, lambda *_: 0.5, subjects=7)
     rows = [
         {**row, "part": part, "dice": value + 0.01 * int(row["subject"][-2:])}
         for row in read_cases(run / "cases.csv", SEGMENTATION)
@@ -424,7 +429,7 @@ def two_parts(
     ]
     write_cases(run / "cases.csv", rows, SEGMENTATION)
     write_cross_site(run / "cross_site.csv", summarise(rows, SEGMENTATION, 0), SEGMENTATION)
-    return Cell({"strategy": strategy, "seed": "0"}, run, "done")
+    return Cell({"strategy": strategy, "seed": str(seed)}, run, "done")
 
 
 def test_entrants_are_compared_over_the_parts_that_all_are_scored_on(tmp_path: Path) -> None:
@@ -466,6 +471,20 @@ def test_entrants_are_compared_over_the_parts_that_all_are_scored_on(tmp_path: P
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(comparison.summary(result, out))
     assert said in console.export_text()
+
+
+def test_parts_count_seed_by_seed(tmp_path: Path) -> None:
+    dice = {"easy": 0.8, "hard": 0.2}
+    cells = [two_parts(tmp_path, "fedavg", dice, {}, seed) for seed in (0, 1)]
+    cells += [two_parts(tmp_path, "local", dice, {"south": "hard"}, 0)]
+    cells += [two_parts(tmp_path, "local", dice, {}, 1)]
+    result = comparison.build(tmp_path / "out", cells, "strategy=fedavg")
+    for row in result.standings:
+        value = result.at_site[row.entrant]["south"].headline.value
+        assert value == pytest.approx((0.83 + 0.53) / 2)
+    assert by_name(result)["local"].difference.value == pytest.approx(0)
+    (said,) = result.comparison.parts_told
+    assert said.startswith("At outside, south hard does not count with every seed: with some, not")
 
 
 def test_a_site_where_entrants_share_no_part_is_not_compared(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.protocol.messages import EXAMPLES, answer
 from fedshift.server.cross_site import ModelRef, NoScores, _rows
 from fedshift.server.report import build, summary
+from fedshift.server.report.answer import answer as told_of
 from fedshift.server.report.figures import curves, heat_map, is_dark, shade
 from fedshift.server.report.run import read_run
 from fedshift.server.tables.files import write_cross_site, write_shift
@@ -178,6 +179,19 @@ def test_the_matrix_compares_models_over_the_parts_that_count(tmp_path: Path) ->
     assert "single-site models at other sites" not in text
     figure = heat_map(found, ERROR)
     assert f"mean of those of {', '.join(CARD.parts)} that count" in figure.get_suptitle()
+
+
+def test_single_site_models_that_share_no_part_are_not_set_against_the_shared_one(
+    tmp_path: Path,
+) -> None:
+    """At the unseen site both landmarks count, and each site's model was taught another."""
+    taught = dict(zip("ab", CARD.parts, strict=True))
+    folder = write_run(tmp_path / "run", CARD)
+    kept = [row for row in rows(CARD) if taught.get(row["trained_on"], row["part"]) == row["part"]]
+    write_cross_site(folder / "cross_site.csv", kept, CARD)
+    found = read_run(folder)
+
+    assert "At unseen c: federated 3.00, pooled 3.50." in told_of(found).sentences()
 
 
 def test_the_lowest_is_the_best_and_the_drop_a_rise(run: Path) -> None:
