@@ -331,7 +331,7 @@ def test_overview_averages_structures_before_sites() -> None:
 
 def test_models_are_compared_over_the_parts_that_count_at_a_site() -> None:
     """Site b never taught y; the model of c was taught y alone."""
-    values = {
+    values: dict[tuple[str, str], dict[str, tuple[float | None, ...]]] = {
         ("global", "all"): {"a": (0.5, 0.25), "b": (0.75, 0.125), "c": (0.5, 0.5)},
         ("local", "a"): {"a": (0.75, 0.5), "b": (0.5, 0.25), "c": (0.25, 0.25)},
         ("local", "b"): {"a": (0.5, None), "b": (0.875, None), "c": (0.25, None)},
