@@ -27,7 +27,7 @@ from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.meaning import called
 from fedshift.sites.legend import Legend
-from fedshift.sites.names import fold
+from fedshift.sites.names import fold, meant
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import RESERVED, DataSettings
 from fedshift.sites.types import ImageSource, SiteSpec, Table
@@ -96,7 +96,7 @@ class Form(ABC):
     def named(self, cells: Mapping[str, str]) -> str:
         """What a row of the manifest, its ``cells`` by column, names as the label; empty where it
         names none."""
-        return next((cells[name] for name in self.columns if cells[name]), "")
+        return next((cells[name] for name in self.columns if meant(cells[name])), "")
 
     def in_table(self, table: Path, image: str, cells: Mapping[str, str]) -> str:
         """The file of the label that ``data.label_table`` gives the ``image`` of a row, or nothing.

@@ -16,7 +16,7 @@ from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Form, Survey, check_meant, parts_by_name
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.legend import Legend
-from fedshift.sites.names import fold, meant
+from fedshift.sites.names import fold
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import RESERVED, DataSettings, check_count
 from fedshift.sites.types import IGNORED, ImageSource, Table
@@ -35,9 +35,6 @@ class Category(Form):
     marks = "categories"
     files = False
     together = False
-
-    def named(self, cells: Mapping[str, str]) -> str:
-        return meant(cells["category"])
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         if (named := parts_by_name(data, self)) is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Form
 from fedshift.sites.legend import Legend
+from fedshift.sites.names import meant
 from fedshift.sites.readers import Contents, is_matrix
 from fedshift.sites.readers.matrix import read_matrix
 from fedshift.sites.settings import DataSettings
@@ -36,7 +37,7 @@ class Graph(Form):
 
     def named(self, cells: Mapping[str, str]) -> str:
         own = cells["path"] if is_matrix(cells["path"]) else ""
-        return cells["graph_path"] or own
+        return cells["graph_path"] if meant(cells["graph_path"]) else own
 
     def decode(
         self,

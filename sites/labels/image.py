@@ -60,7 +60,7 @@ class PairedImage(Form):
                 if (pair := pairs.pop(image.label_path, None)) is None:
                     continue
                 for what, own in (("subject", image.subject), *([("site", site)] * named)):
-                    said = pair.cells.get(what, "")
+                    said = meant(pair.cells.get(what, ""))
                     if said and fold(said) != fold(own):
                         yield Finding(
                             "error",

@@ -95,6 +95,13 @@ def test_a_category_that_is_missing_is_no_category(tables: Tables, blank: str) -
     assert not tables.cases("category")["s"].labels
 
 
+def test_a_label_that_is_missing_is_no_file(tables: Tables) -> None:
+    for k, name in enumerate("pqr"):
+        tables.png(name, pair_path=pair(tables, f"pair_{name}.png", seed=k))
+    tables.png("s", pair_path="n/a")
+    assert not tables.cases("image")["s"].labels and tables.faults("image") == ""
+
+
 def test_a_category_that_may_be_missing_is_asked_about(tables: Tables) -> None:
     for name, text in (("p", "a"), ("q", "None"), ("r", "a")):
         tables.png(name, category=text)
