@@ -154,10 +154,10 @@ def same_as(
         # silobn is fedavg on most networks: that is worth a warning to who asked for silobn only.
         if other_name in (name, "pooled", "flower", "silobn"):
             continue
-        other = strategies.build({"name": other_name})
         try:
+            other = strategies.build({"name": other_name})
             theirs = (other.keeps(infos), other.rules(), other.model, other.combines)
-        except UserError:  # It cannot be combined with this method at all.
+        except UserError:  # It has a setting without a default, or does not go with this method.
             continue
         if theirs != mine:
             continue

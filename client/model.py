@@ -89,6 +89,7 @@ class Model:
             offers=tuple(sorted(self.offers())),
             complete_labels=self.method.complete_labels,
             adapts=self.method.adapts,
+            augments=hasattr(self.method, "augmentation"),
         )
 
     def infos(self) -> dict[str, TensorInfo]:

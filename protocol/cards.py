@@ -79,7 +79,8 @@ class MethodCard:
     ``all`` or ``both``), and ``stages`` are scored beside the finished model. ``task`` is what it
     is trained for, ``offers`` what strategies that reach into training may ask for, and
     ``complete_labels`` whether it needs labels that tell of everything. ``adapts`` says whether the
-    method does something about sites whose images differ.
+    method does something about sites whose images differ, and ``augments`` whether it takes the
+    config's augmentation.
     """
 
     tensors: dict[str, TensorInfo]
@@ -89,6 +90,7 @@ class MethodCard:
     offers: tuple[str, ...]
     complete_labels: bool
     adapts: bool = False
+    augments: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -100,6 +102,7 @@ class MethodCard:
             "offers": self.offers,
             "complete_labels": self.complete_labels,
             "adapts": self.adapts,
+            "augments": self.augments,
         }
 
     @classmethod
@@ -116,4 +119,5 @@ class MethodCard:
             adapts=fields.get(
                 "adapts", fields["participation"] != "labelled" or bool(fields["stages"])
             ),
+            augments=fields.get("augments", True),  # An older run does not say.
         )

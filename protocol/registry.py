@@ -92,12 +92,16 @@ class Registry(Generic[T]):
     def settings(self, name: str) -> tuple[type[T], tuple[Field[Any], ...]]:
         """The class called ``name`` and its fields, which are its settings.
 
-        Raises :class:`UserError` as :meth:`named`, and for a class that is no dataclass.
+        Raises :class:`UserError` as :meth:`named`, and for a class that is no dataclass, or that
+        adds to one without being one.
         """
         cls = self.named(name)
-        if not is_dataclass(cls):
+        # What a dataclass's child adds that is none itself would be no setting, in silence.
+        bare = [parent for parent in cls.__mro__ if is_dataclass(parent) and _is_bare(parent)]
+        if bare or not is_dataclass(cls):
+            lacking = bare[0] if bare else cls
             raise UserError(
-                f"{self.kind}={name}: {cls.__name__} is no dataclass, whose fields are its "
+                f"{self.kind}={name}: {lacking.__name__} is no dataclass, whose fields are its "
                 "settings; write @dataclass before it"
             )
         return cls, fields(cls)
@@ -199,11 +203,14 @@ class Registry(Generic[T]):
         try:
             yield
         except (Exception, SystemExit) as error:
-            last = extract_tb(error.__traceback__)[-1]
+            theirs = [
+                f", at {frame.filename}:{frame.lineno}"
+                for frame in extract_tb(error.__traceback__)
+                if frame.filename != __file__ and "importlib" not in frame.filename
+            ]
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"{self.kind}={name}: {said} ({why}, at {last.filename}:{last.lineno}); {way_out}"
-            ) from error
+            place = theirs[-1] if theirs else ""  # None where the module itself is not there.
+            raise UserError(f"{self.kind}={name}: {said} ({why}{place}); {way_out}") from error
 
 
 @lru_cache
@@ -213,6 +220,16 @@ def _entry_points(group: str) -> dict[str, tuple[EntryPoint, ...]]:
     for point in sorted(entry_points(group=group), key=lambda point: point.value):
         found[point.name] = (*found.get(point.name, ()), point)
     return found
+
+
+def _is_bare(cls: type) -> bool:
+    """Whether the class, which is not marked as a dataclass itself, has fields or an ``__init__``
+    of its own."""
+    own = vars(cls)
+    kinds = own.get("__annotations__", {}).values()
+    return "__dataclass_fields__" not in own and (
+        "__init__" in own or any("ClassVar" not in str(kind) for kind in kinds)
+    )
 
 
 def _owner(point: EntryPoint) -> str:

@@ -29,7 +29,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
     Fields may be bool, int, float, str, a ``Literal`` of strings, ``tuple[X, ...]``, a union of
     these or ``None``, or a dataclass of such fields. ``key`` is where ``values`` stands in the
     config. Raises :class:`fedshift.UserError` for an unknown key (with the nearest names), a wrong
-    type, a value out of range or not finite.
+    type, a value out of range or not finite, and a field left out that has no default.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
@@ -40,6 +40,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
             raise UserError(f"{prefix}{name} is not a setting{suggest(name, fields)}")
         bounds = fields[name].metadata.get("range", (-math.inf, math.inf))
         checked[name] = _checked(hints[name], value, f"{prefix}{name}", bounds)
+    for name, field in fields.items():
+        if (
+            name not in checked
+            and field.init
+            and (field.default is field.default_factory is dataclasses.MISSING)
+        ):
+            raise UserError(f"{prefix}{name} has no default; give it a value")
     return cls(**checked)
 
 

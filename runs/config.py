@@ -25,34 +25,32 @@ Config = dict[str, Any]
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def load(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+def load(overrides: Sequence[str], config_dir: Path | None = None, *, whole: bool = True) -> Config:
     """Compose the config from ``KEY=VALUE`` texts, in Hydra's grammar, with what ``config_dir``
     holds in folders such as ``method/`` beside the shipped configs.
 
     A value that the grammar cannot read, such as a regular expression, is taken as it stands.
-    Raises :class:`UserError` for an unknown key or choice, with the nearest names.
+    Raises :class:`UserError` for an unknown key or choice, with the nearest names, and, unless it
+    need not be ``whole``, for a setting without a default that is given no value.
     """
     pairs = [_split(override) for override in overrides]
     groups = _groups(_CONFIGS)
     added = _added(config_dir, groups)
-    selected = []
+    selected = {key: value for key, value in pairs if key in groups}
     own: dict[str, Path] = {}
-    for key, value in pairs:
-        if key in groups:
-            names = choices(key, config_dir)
-            if value not in names:
-                raise UserError(f"{key}={value} is unknown{suggest(value, names)}")
-            if config_dir is not None and value in added.get(key, ()):
-                own[key] = config_dir / key / f"{value}.yaml"
-                read_yaml(own[key])
-            elif value not in _files(_CONFIGS / key):
-                ConfigStore.instance().store(value, plugins.defaults(key, value), group=key)
-            selected.append(f"{key}={value}")
+    for key, value in {**_chosen(groups), **selected}.items():
+        names = choices(key, config_dir)
+        if value not in names:
+            raise UserError(f"{key}={value} is unknown{suggest(value, names)}")
+        files = _own_files(key, value, added)
+        if files:
+            own[key] = files[0]
+        _store_plugins(key, value, files)
     where = []
     if config_dir is not None:
         where = [f"hydra.searchpath=[{_in_quotes(f'file://{config_dir.resolve()}')}]"]
     with initialize_config_module("fedshift.configs", version_base="1.3"):
-        defaults = _composed([*where, *selected], own)
+        defaults = _composed([*where, *(f"{key}={name}" for key, name in selected.items())], own)
         known = _keys(OmegaConf.to_container(defaults))
         for key, _ in pairs:
             if key not in known | groups:
@@ -63,6 +61,8 @@ def load(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
             own,
             mappings={key for key in known if OmegaConf.is_dict(OmegaConf.select(defaults, key))},
         )
+    for key in sorted(OmegaConf.missing_keys(composed) if whole else ()):
+        raise UserError(f"{key} has no default; give it a value")
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     _check(config, [key for key, _ in pairs], own)
@@ -85,10 +85,14 @@ def _check(config: dict[Any, Any], given: Sequence[str], own: Mapping[str, Path]
 
 
 def shipped(config: Config) -> Config:
-    """What this fedshift sets where nobody says otherwise, in the groups that ``config`` chose."""
+    """What this fedshift sets where nobody says otherwise, in the groups that ``config`` chose;
+    without a group in which it chose what is not fedshift's, such as the sites of a manifest, which
+    are called as that is: no other choice's settings are its own."""
     groups = _groups(_CONFIGS) & config.keys()
-    chosen = {group: str(config[group].get("name")) for group in groups}
-    return load([f"{group}={name}" for group, name in chosen.items() if name in choices(group)])
+    chosen = {group: config[group]["name"] for group in groups if "name" in config[group]}
+    known = {group: name for group, name in chosen.items() if name in choices(group)}
+    found = load([f"{group}={name}" for group, name in known.items()], whole=False)
+    return {key: node for key, node in found.items() if key in known or key not in chosen}
 
 
 def as_made(config: Config, earlier: Config) -> Config:
@@ -151,8 +155,51 @@ def _files(folder: Path) -> list[str]:
     return [path.stem for path in folder.glob("*.yaml")]
 
 
-def _added(folder: Path | None, groups: set[str]) -> dict[str, list[str]]:
-    """The names that a user's folder of configs adds to each group."""
+def _chosen(groups: set[str]) -> dict[str, str]:
+    """By group the name that is chosen where nobody says otherwise."""
+    listed = read_yaml(_CONFIGS / "config.yaml")["defaults"]
+    found = {
+        key: name for entry in listed if isinstance(entry, dict) for key, name in entry.items()
+    }
+    return {key: name for key, name in found.items() if key in groups}
+
+
+def _own_files(group: str, name: str, added: Mapping[str, Mapping[str, Path]]) -> list[Path]:
+    """The user's file of that name, if any, and those of his that it builds on.
+
+    Raises :class:`UserError` for one that cannot be read, and for one whose name fedshift has."""
+    found: list[Path] = []
+    names = [name]
+    for asked in names:
+        file = added.get(group, {}).get(asked)
+        if file is None or file in found:
+            continue
+        if (_CONFIGS / group / file.name).exists():
+            raise UserError(f"{file} has the name of a config of fedshift; give it another")
+        found.append(file)
+        names += _bases(file)
+    return found
+
+
+def _bases(file: Path) -> list[str]:
+    """The names of the configs of the same group that a user's ``file`` builds on."""
+    listed = read_yaml(file).get("defaults")
+    return [entry for entry in listed if isinstance(entry, str)] if isinstance(listed, list) else []
+
+
+def _store_plugins(group: str, name: str, files: Sequence[Path]) -> None:
+    """Give Hydra the defaults of the plug-ins without a file that are asked for by ``name`` or that
+    the user's ``files`` build on."""
+    if group not in plugins.KINDS:
+        return
+    asked = {name, *(base for file in files for base in _bases(file))}
+    asked -= {*_files(_CONFIGS / group), *(file.stem for file in files)}
+    for plugin in asked.intersection(plugins.KINDS[group].names()):
+        ConfigStore.instance().store(plugin, plugins.defaults(group, plugin), group=group)
+
+
+def _added(folder: Path | None, groups: set[str]) -> dict[str, dict[str, Path]]:
+    """The files by name that a user's folder of configs adds to each group."""
     if folder is None:
         return {}
     if not folder.is_dir():
@@ -165,17 +212,13 @@ def _added(folder: Path | None, groups: set[str]) -> dict[str, list[str]]:
             f"{path} would not be read: a folder of configs holds files such as method/NAME.yaml, "
             "one for each choice; move it there, or say what it sets on the command line"
         )
-    found = {group: _files(folder / group) for group in _groups(folder)}
-    for group, names in found.items():
+    for group in _groups(folder):
         if group not in groups:
             raise UserError(f"{folder / group} is no group of configs{suggest(group, groups)}")
-        for name in names:
-            if (_CONFIGS / group / f"{name}.yaml").exists():
-                raise UserError(
-                    f"{folder / group / name}.yaml has the name of a config of fedshift; give it "
-                    "another"
-                )
-    return found
+    return {
+        group: {name: folder / group / f"{name}.yaml" for name in _files(folder / group)}
+        for group in _groups(folder)
+    }
 
 
 def _split(override: str) -> tuple[str, str]:

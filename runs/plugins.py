@@ -7,10 +7,13 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import MISSING
+
 from fedshift import UserError
 from fedshift.client.contract.task import Task
 from fedshift.client.methods import METHODS
 from fedshift.client.tasks import TASKS
+from fedshift.protocol.needs import DESCEND
 from fedshift.protocol.registry import Registry, in_words
 from fedshift.strategies import STRATEGIES
 
@@ -46,7 +49,7 @@ def register(cls: type, name: str | None = None) -> None:
 
 def defaults(kind: str, name: str) -> dict[str, Any]:
     """The config node of what is called ``name`` where no file says otherwise: the defaults of its
-    class. Raises :class:`UserError` for a field without one."""
+    class, and :data:`omegaconf.MISSING` for a field without one."""
     node: dict[str, Any] = {"name": name}
     _, fields = KINDS[kind].settings(name)
     for field in fields:
@@ -55,12 +58,7 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
         value = field.default
         if field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-        if value is dataclasses.MISSING:
-            raise UserError(
-                f"{kind}={name} has no default for {field.name}; give it one in the class, or in "
-                f"{kind}/{name}.yaml of --config-dir DIR"
-            )
-        node[field.name] = _plain(value)
+        node[field.name] = MISSING if value is dataclasses.MISSING else _plain(value)
     return node
 
 
@@ -103,21 +101,37 @@ def takes_augmentation(method: str) -> bool:
 def rules_of(asked: Iterable[Strategy]) -> set[str]:
     """The names of the local rules that these strategies have.
 
-    Raises :class:`UserError` for one that is not known here, or that takes other settings: every
-    site would fail in every round."""
+    Raises :class:`UserError` for one that is not known here, takes other settings, or needs more
+    than the strategy says, and for two that say how gradients come about: sites would fail in every
+    round, or in a later one, or average as if there were no rule."""
     from fedshift.client.rules import RULES  # torch
 
     found = set()
     for strategy in asked:
+        descending = []
         for name, given in strategy.rules().items():
+            rule = RULES.named(name)
             try:
-                inspect.signature(RULES.named(name)).bind(None, **given)
+                inspect.signature(rule).bind(None, **given)
             except TypeError as error:
                 raise UserError(
                     f"strategy={strategy.name} gives its rule {name} other settings than that "
                     f"takes ({error}); mend its rules()"
                 ) from error
+            if unsaid := sorted(rule.needs - strategy.needs()):
+                raise UserError(
+                    f"strategy={strategy.name} has the rule {name}, which needs {unsaid[0]}, and "
+                    "does not say so; add it to what its needs() returns"
+                )
+            if DESCEND in rule.needs:
+                descending.append(name)
             found.add(name)
+        if len(descending) > 1:
+            raise UserError(
+                f"strategy={strategy.name} has the rules {' and '.join(descending)}, which all say "
+                "how a step's gradients come about; only one can: leave the others out of its "
+                "rules()"
+            )
     return found
 
 

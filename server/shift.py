@@ -188,22 +188,22 @@ def _norm_kl(
 
 
 def _comparable(own: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class volumes (C,) and (sites, C), each as (sites, C), of the classes that both of a pair
-    annotate: one that is nan on either side counts as background on both. A pair without a
-    class in common is nan."""
+    """Distributions of labels (K,) and (sites, K), each as (sites, K), of what both of a pair
+    annotate: what is nan on either side counts as background, the first number, on both; it is
+    left out where that is nan, as there is none. A pair with nothing in common is nan."""
     unknown = np.isnan(own) | np.isnan(others)
     found = []
     for volumes in (np.broadcast_to(own, others.shape), others):
         moved = np.where(unknown, np.nan_to_num(volumes), 0.0).sum(axis=1)
         kept = np.where(unknown, 0.0, volumes)
-        kept[:, 0] += moved
+        kept[:, 0] += np.where(unknown[:, 0], 0.0, moved)
         kept[unknown[:, 1:].all(axis=1)] = np.nan
         found.append(kept)
     return found[0], found[1]
 
 
 def _total_variation(own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Half the summed difference of the classes' shares of the volume: 0 to 1."""
+    """Half the summed difference of the shares: 0 to 1."""
     own, others = _comparable(own, others)
     return np.abs(_normalised(others) - _normalised(own)).sum(axis=1) / 2.0
 
@@ -211,8 +211,8 @@ def _total_variation(own: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _label_shift(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The total variation as a part of the larger labelled share of the two: 0 to 1.
 
-    The background, most of an image, would hide a class twice as large. 0 where neither site
-    has anything labelled.
+    The background, most of an image, would hide a class twice as large. Without any it is the total
+    variation. 0 where neither site has anything labelled.
     """
     first, second = _comparable(own, others)
     labelled = np.maximum(1.0 - _normalised(first)[:, 0], 1.0 - _normalised(second)[:, 0])
@@ -333,8 +333,9 @@ def _relabellings(first: int, second: int, count: int, seed: int, purpose: str) 
 
 
 def _normalised(counts: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = counts / counts.sum(axis=-1, keepdims=True)
-    return shares
+    """Shares of the last axis; nan where there is nothing."""
+    whole = counts.sum(axis=-1, keepdims=True)
+    return np.divide(counts, whole, out=np.full(counts.shape, np.nan), where=whole > 0)
 
 
 def _missing(sent: Statistics) -> list[str]:

@@ -40,6 +40,7 @@ CODES = {
     "contours-off-slices": "contours beside the image's slices were drawn on the nearest",
     "contours-small": "a structure holds no voxel's centre",
     "contours-twice": "it holds contours twice",
+    "coordinates-small": "all coordinates of the site's labels lie from 0 to 1",
     "cropped": "a part of what is labelled lies outside the network's grid",
     "damaged": "the file cannot be read",
     "detector-spacing": "the pixel spacing is that at the detector, not in the body",
@@ -91,6 +92,7 @@ CODES = {
     "no-order": "the order of its slices is unknown",
     "no-orientation": "it says nothing of its place in space, and a usual one is assumed",
     "no-positions": "it does not say where its slices lie, and they are stacked as they come",
+    "not-annotated": "the category is none of those that the label is said to tell of",
     "no-structure": "the label tells of no structure of the federation",
     "not-finite": "it holds values that are not finite",
     "not-hounsfield": "normalise=ct takes its values for Hounsfield units, and they hardly are",
@@ -100,8 +102,11 @@ CODES = {
     "other-series": "the label was drawn on another series",
     "overlap": "structures of one label overlap",
     "overlapping-segments": "its segments lie in layers, which may overlap",
+    "pair-itself": "an image is given as its own pair",
+    "pair-of-another": "a pair is said to be of another subject or site than its image",
     "pair-shape": "a paired image has another shape than its image",
     "pixel-aspect": "its pixels are not square and count as such",
+    "placed-twice": "a point or a box is given twice for an image",
     "plan": "a setting cannot be chosen for all sites",
     "point-outside": "a point or a box lies outside its image",
     "point-twice": "one landmark is given twice for an image",
@@ -211,6 +216,11 @@ class Finding:
 
 TOLD = 3
 """As many names stand in a sentence; the rest is counted."""
+
+
+def number_of(number: int, one: str, many: str) -> str:
+    """``1 image has``, ``2 images have``."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def listed(names: Iterable[str]) -> str:

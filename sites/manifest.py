@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedshift.sites import readers
 from fedshift.sites.labels import FORMS, Form, form_of
 from fedshift.sites.labels.annotation import parse_annotates, parse_empty
 from fedshift.sites.names import fold, spelling, tidy
+from fedshift.sites.paths import Files
 from fedshift.sites.settings import COLUMNS, REQUIRED_COLUMNS, DataSettings, nearest
 from fedshift.sites.table import read_table
 from fedshift.sites.types import Domain, ImageSource, Table
@@ -53,7 +54,7 @@ def read_manifest(data: DataSettings) -> Table:
 
 def _table(key: str, name: str) -> tuple[Path, tuple[int, ...]]:
     """The file of the setting ``data.KEY``, and by what a change of it is noticed."""
-    path = _Files(Path()).locate(name)
+    path = Files(Path()).locate(name)
     try:
         stamp = path.stat()
     except OSError:
@@ -87,7 +88,7 @@ def _read(
     label_values: dict[str, str] = {}
     forms: set[str] = set()
     seen: dict[Path, int] = {}
-    files, names = _Files(path.parent), _Names(path)
+    files, names = Files(path.parent), _Names(path)
     for name, column in columns.items():
         if name not in REQUIRED_COLUMNS and column not in (name, *header):
             raise UserError(
@@ -220,68 +221,6 @@ class _Names:
             self._makers.setdefault(fold(name), tidy(name)) for name in (vendor, scanner)
         )
         return Domain(vendor or "unknown", scanner)
-
-
-class _Files:
-    """Finds the files that the cells of a table in ``folder`` name."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._listed: dict[Path, dict[str, list[str]]] = {}
-
-    def locate(self, text: str) -> Path:
-        """The path ``text`` as written, if a file is there.
-
-        Else ``~`` is the home folder, a backslash a slash, and a name may be spelt otherwise on
-        the disk, if one file alone has that spelling. Without a file, the path as written.
-        """
-        written = self._folder / text
-        if _exists(written):
-            return written
-        for reading in dict.fromkeys((text, text.replace("\\", "/"))):
-            path = self._folder / _from_home(reading)
-            found = path if _exists(path) else self._respelt(path)
-            if found is not None:
-                return found
-        return self._folder / _from_home(text)
-
-    def _respelt(self, path: Path) -> Path | None:
-        place = Path(path.anchor)
-        for part in path.parts[bool(path.anchor) :]:
-            if _exists(place / part):
-                place /= part
-                continue
-            alike = self._names_in(place).get(spelling(part), [])
-            if len(alike) != 1:
-                return None
-            place /= alike[0]
-        return place
-
-    def _names_in(self, folder: Path) -> dict[str, list[str]]:
-        if folder not in self._listed:
-            names = defaultdict(list)
-            try:
-                for file in folder.iterdir():
-                    names[spelling(file.name)].append(file.name)
-            except OSError:
-                pass  # no folder, nothing in it
-            self._listed[folder] = names
-        return self._listed[folder]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _from_home(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)
 
 
 def _slashes(path: str) -> str:

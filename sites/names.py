@@ -23,6 +23,13 @@ def tidy(text: str) -> str:
     return " ".join(spelling(text).split())
 
 
+def meant(text: str) -> str:
+    """The name that a cell holds, tidied; empty where it holds none, which BIDS writes ``n/a`` and
+    pandas ``nan``."""
+    name = tidy(text)
+    return "" if name.lower() in ("n/a", "nan") else name
+
+
 def fold(text: str) -> str:
     """What spellings share that differ only in capitals or spaces."""
     return "".join(spelling(text).casefold().split())

@@ -16,7 +16,7 @@ import numpy as np
 from fedshift import Tellable, UserError
 from fedshift.sites import prepare, readers
 from fedshift.sites.cache import ArrayWriter, Cache, Entry, code_hash, digest
-from fedshift.sites.findings import FileFault, listed
+from fedshift.sites.findings import FileFault, listed, number_of
 from fedshift.sites.geometry import Grid
 from fedshift.sites.labels import Form, form_of
 from fedshift.sites.labels.annotation import annotated_classes, is_negative
@@ -187,7 +187,13 @@ def _notes(
         meta for meta in cases if site.images[meta["image"]].labelled and not any(meta["labelled"])
     ]
     if unlabelled:
-        notes.append(f"{len(unlabelled)} images have {nothing} and count as unlabelled")
+        notes.append(
+            number_of(
+                len(unlabelled),
+                f"image has {nothing} and counts as unlabelled",
+                f"images have {nothing} and count as unlabelled",
+            )
+        )
     negative = sum(
         is_negative(site.images[meta["image"]], data)
         and any(meta["labelled"])
@@ -195,18 +201,32 @@ def _notes(
         for meta in cases
     )
     if negative and parts:
-        notes.append(f"{negative} images have {nothing} and count as negative: nothing there")
+        notes.append(
+            number_of(
+                negative,
+                f"image has {nothing} and counts as negative: nothing there",
+                f"images have {nothing} and count as negative: nothing there",
+            )
+        )
     partly = [meta["labelled"] for meta in cases if any(meta["labelled"])]
     missing = sum(len(flags) - sum(flags) for flags in partly)
     if missing:
-        notes.append(f"{missing} slices of labelled volumes have no label and count as unlabelled")
+        notes.append(
+            number_of(
+                missing,
+                "slice of labelled volumes has no label and counts as unlabelled",
+                "slices of labelled volumes have no label and count as unlabelled",
+            )
+        )
     ignored = sum(_ignores(meta, form) for meta in cases)
     if ignored:
-        notes.append(f"{ignored} images have pixels that are neither trained on nor scored")
+        images = number_of(ignored, "image has", "images have")
+        notes.append(f"{images} pixels that are neither trained on nor scored")
     if data.site_pattern is not None and data.manifest is not None:
         unmatched = read_manifest(data).unmatched
         if unmatched:
-            notes.append(f"{unmatched} rows of the manifest match no site (data.site_pattern)")
+            rows = number_of(unmatched, "row of the manifest matches", "rows of the manifest match")
+            notes.append(f"{rows} no site (data.site_pattern)")
     return notes
 
 
@@ -230,8 +250,12 @@ def _annotation_notes(
     ]
     if left_out:
         notes.append(
-            f"{left_out} images show parts that they are not said to annotate: these {form.marks} "
-            "count as not annotated"
+            number_of(
+                left_out,
+                "image shows parts that it is not said to annotate: ",
+                "images show parts that they are not said to annotate: ",
+            )
+            + f"these {form.marks} count as not annotated"
         )
     return notes
 

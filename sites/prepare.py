@@ -11,7 +11,7 @@ from fedshift.sites import readers
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import decode_image, grid_of, normalise
 from fedshift.sites.labels import form_of
-from fedshift.sites.labels.annotation import no_structure
+from fedshift.sites.labels.annotation import contradiction, contradicts, no_structure
 from fedshift.sites.legend import Legend
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import ImageSource, Label
@@ -64,6 +64,8 @@ def prepare_file(
         if annotated is not None and not annotated:
             raise no_structure(source, drawing.names, form, data)
         native = form.classify(drawing, legend, source, decoded.image)
+        if annotated is not None and contradicts(form, form.shows(native), annotated):
+            raise contradiction(source, form)
         labelled = form.looked_at(drawing, native, negative=negative)
     elif (negative and parts) or not form.needed:
         native = form.blank(decoded.image, parts)

@@ -215,7 +215,7 @@ def _labels(key: str, value: Any) -> dict[str, tuple[int | str, ...]] | None:
         values = tuple(one for part in parts for one in _values(part))
         lowest = 0 if name == BACKGROUND else 1
         for one in values:
-            named = isinstance(one, str) and fold(one) and not re.fullmatch(r"[\d\s-]+", one)
+            named = isinstance(one, str) and fold(one)
             if not named and not (_is_integer(one) and lowest <= one <= 65535):
                 raise UserError(
                     f"{key}.{name} must be whole numbers from {lowest} to 65535, or the names that "

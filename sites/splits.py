@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedshift import derive_seed
+from fedshift.sites.findings import number_of
 from fedshift.sites.types import SPLITS, Split
 
 
@@ -62,7 +63,13 @@ def split_site(
     parts = [_whole(items, k, "train") for k in without]
     notes = []
     if without:
-        notes.append(f"{len(without)} images of subjects without labels train only, unlabelled")
+        notes.append(
+            number_of(
+                len(without),
+                "image of subjects without labels trains only, unlabelled",
+                "images of subjects without labels train only, unlabelled",
+            )
+        )
     splits: tuple[Split, ...] = tuple(split for split in SPLITS if fractions[split] > 0)
     if len(splits) < len(SPLITS):
         notes.append("data.split leaves nothing for validation: nothing is validated here")

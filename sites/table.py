@@ -53,7 +53,11 @@ def read_table(
     own = DELIMITERS.get(path.suffix.lower())
     if own is None:
         raise UserError(f"{path} must be a .tsv or .csv table; save it as one.")
-    text = _text(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend it.") from None
+    text = text_of(path, data)
     named = re.match(r'"?sep=([^"\r\n])"?[ \t,;]*(?:\r\n|\r|\n|$)', text, re.I)
     skipped = 0
     if named:
@@ -96,11 +100,9 @@ def read_table(
     return [name for name in header if name], rows
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); mend it.") from None
+def text_of(path: Path, data: bytes) -> str:
+    """The text of the file ``path``, whose bytes are ``data``: UTF-8, or what a byte-order mark
+    says. Raises :class:`UserError` where it is none."""
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

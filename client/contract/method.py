@@ -182,7 +182,12 @@ class Method(ABC):
 
     @classmethod
     def check_serves(cls, task: type[Task]) -> None:
-        """Raise :class:`fedshift.UserError` for a task that it does not serve."""
+        """Raise :class:`fedshift.UserError` for a task that it does not serve, or if none is."""
+        if not cls.tasks:
+            raise UserError(
+                f"the method {cls.__name__} serves no task; name one in its tasks, such as "
+                "frozenset({DenseTask})"
+            )
         if not cls.serves(task):
             known = " or ".join(sorted(kind.title for kind in cls.tasks))
             raise UserError(

@@ -90,6 +90,12 @@ class Step:
         return gradients(batch)
 
 
+def hooks(step: Step) -> frozenset[str]:
+    """Which of ``change``, ``penalty`` and ``descend`` the step has of its own."""
+    names = ("change", "penalty", "descend")
+    return frozenset(n for n in names if getattr(type(step), n) is not getattr(Step, n))
+
+
 class Composed(Step):
     """One step of several: their changes one after the other, their penalties added in that order,
     and the descent of the one that has its own. It notes what a training asks of it."""
@@ -110,7 +116,7 @@ class Composed(Step):
 
     def _with(self, hook: str) -> list[Step]:
         """Those of the steps that have a ``hook`` of their own."""
-        return [s for s in self._steps if getattr(type(s), hook) is not getattr(Step, hook)]
+        return [step for step in self._steps if hook in hooks(step)]
 
     def change(self, images: torch.Tensor) -> torch.Tensor:
         self._changed = True
@@ -130,14 +136,15 @@ class Composed(Step):
 
     def unasked(self, moved: Mapping[str, nn.Module], stepped: Collection[str]) -> str:
         """What of it a training never asked for that ``moved`` these of a method's networks, of
-        which those called ``stepped`` are to follow all of it; empty where nothing is lacking."""
+        which those called ``stepped`` are to follow all of it; empty where nothing is lacking. Of
+        a method that calls none so, all are to follow its change and its descent."""
         if moved and self._with("penalty") and not self._penalised:
             return "its penalty"
         descended = {tensor for net in self._descended for tensor in net.parameters()}
-        for name in sorted(moved.keys() & stepped):
+        for name in sorted(moved.keys() & (stepped or moved)):
             if self._with("change") and not self._changed:
                 return f"the images that {name} is to be trained on"
-            if self._with("penalty") and name not in self._seen:
+            if stepped and self._with("penalty") and name not in self._seen:
                 return f"its penalty on what {name} has seen"
             if self._with("descend") and descended.isdisjoint(moved[name].parameters()):
                 return f"the gradients that {name} is to follow"

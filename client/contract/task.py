@@ -131,7 +131,9 @@ class Task(ABC):
     @abstractmethod
     def distribution(self, cases: Sequence[Case], min_count: int) -> np.ndarray:
         """How the labels of labelled ``cases`` are distributed, (K,) and never negative: label
-        shift is measured in it. nan where fewer than ``min_count`` slices tell."""
+        shift is measured in it. The first number is of what belongs to no part, such as the
+        background, nan in a task without; the others are nan where fewer than ``min_count`` slices
+        tell."""
 
     @abstractmethod
     def draw(

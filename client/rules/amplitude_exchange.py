@@ -10,6 +10,7 @@ from fedshift import derive_seed
 from fedshift.client.contract.method import OF_RULES, FitReport
 from fedshift.client.rules.base import LocalRule, Train, Visit, published_beside, spectra
 from fedshift.client.rules.base.episodes import Episode
+from fedshift.protocol.needs import CHANGE, DESCEND
 
 MEAN = f"{OF_RULES}low_amplitude_mean"
 DEVIATION = f"{OF_RULES}low_amplitude_deviation"
@@ -24,6 +25,8 @@ class AmplitudeExchange(LocalRule):
     They are measured once, over all slices of the training split. While no other site has published
     any, there are no episodes.
     """
+
+    needs = frozenset({CHANGE, DESCEND})
 
     def __init__(
         self, visit: Visit, reach: float, inner_lr: float, boundary: float, temperature: float

@@ -13,6 +13,7 @@ import torch
 from fedshift.client.contract.method import OF_RULES, FitReport, Scene, StatisticsBank
 from fedshift.client.contract.step import Step
 from fedshift.client.rules.base import Images, LocalRule, Train, published_beside, spectra
+from fedshift.protocol.needs import CHANGE
 
 AMPLITUDE = f"{OF_RULES}amplitude"
 """A site's mean amplitude spectrum (H, W) in the bank."""
@@ -25,6 +26,8 @@ class Harmonised(LocalRule):
     It is measured once, over all slices of the training split. While no site has published one,
     the site's own is used.
     """
+
+    needs = frozenset({CHANGE})
 
     def around(self, train: Train) -> FitReport:
         """The method's training, on harmonised images."""

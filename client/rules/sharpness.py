@@ -19,10 +19,13 @@ from torch import nn
 from fedshift.client.contract.step import Batch, Gradients, Losses, Step
 from fedshift.client.rules.base import LocalRule, Visit
 from fedshift.client.rules.base.displaced import displaced
+from fedshift.protocol.needs import DESCEND
 
 
 class Sharpness(LocalRule):
     """Follow the gradients at ``rho`` uphill."""
+
+    needs = frozenset({DESCEND})
 
     def __init__(self, visit: Visit, rho: float) -> None:
         super().__init__(visit)

@@ -59,10 +59,15 @@ class HeatmapTask(DenseTask):
         return set(label[known][:, 2].astype(int).tolist())
 
     def distribution(self, cases: Sequence[Case], min_count: int) -> np.ndarray:
-        """How many points of each part lie in each of 4 x 4 cells of the grid, row by row, and last
-        outside it."""
+        """No background (nan), then how many points of each part lie in each of 4 x 4 cells of the
+        grid, row by row, and last outside it: in as many slices as all cases have, by those that
+        tell of the part."""
         counts = np.zeros((self.outputs, CELLS * CELLS + 1))
+        told, slices = np.zeros(self.outputs), 0
         for case in cases:
+            slices += int(case.labelled.sum())
+            annotated = case.annotates or range(1, self.outputs + 1)
+            told[[number - 1 for number in annotated]] += int(case.labelled.sum())
             label = np.asarray(case.labels[self.form].grid)
             x, y, part = label[np.isfinite(label).all(axis=-1)].T
             height, width = case.image.shape[2:]
@@ -71,7 +76,9 @@ class HeatmapTask(DenseTask):
             inside = (columns >= 0) & (columns < CELLS) & (rows >= 0) & (rows < CELLS)
             cells = np.where(inside, rows * CELLS + columns, CELLS * CELLS)
             np.add.at(counts, (part.astype(int) - 1, cells), 1.0)
-        return counts.ravel()
+        known = told >= max(min_count, 1)
+        scale = np.where(known, slices / np.maximum(told, 1), np.nan)
+        return np.concatenate([[np.nan], (counts * scale[:, None]).ravel()])
 
 
 def check_radius(name: str, radius_mm: float, sizes_mm: Sequence[np.ndarray]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fedshift import UserError
 from fedshift.protocol.needs import PIXEL_CLASSES
 from fedshift.server.advice.rules import Advice
-from fedshift.strategies import STRATEGIES
-from fedshift.strategies.base import Family, Strategy
+from fedshift.strategies import STRATEGIES, build
+from fedshift.strategies.base import Family
 from fedshift.strategies.base.robust import Tolerant
 
 AUGMENTATIONS = ("intensity", "noise", "fbp", "gamma", "windowing")
@@ -31,30 +32,34 @@ def families_of(config: Mapping[str, Any], adapts: bool) -> frozenset[Family]:
 
 def options(family: Family, advice: Advice) -> dict[str, list[str]]:
     """What to set on the command line for ``family``: the values worth trying, by option, the
-    plainest first. Left out is what the federation of ``advice`` is too small for, and what the
-    run's method and task do not serve."""
+    plainest first. Left out is what the federation of ``advice`` is too small for, what the run's
+    method and task do not serve, and a strategy that a name alone does not set."""
     known, _ = STRATEGIES.usable()
-    named = [name for name, one in known.items() if one.family == family and _suits(one, advice)]
+    named = [name for name, one in known.items() if one.family == family and _suits(name, advice)]
     found = {"strategy": sorted(named, key=lambda name: (not known[name].plain, name))}
     if family == "harmonise":
-        found["augmentation"] = ["intensity"]
+        if advice.method is None or advice.method.augments:
+            found["augmentation"] = ["intensity"]
         if advice.method is None or PIXEL_CLASSES in advice.method.offers:
             found["method"] = ["style_transfer"]
     return found
 
 
-def _suits(strategy: type[Strategy], advice: Advice) -> bool:
-    """Whether method and task offer what the strategy needs and have the tensors that it leaves at
-    the sites, and it is of use to unseen sites and holds against the suspects."""
-    if advice.method is not None:
-        if not strategy().needs() <= {*advice.method.offers}:
-            return False
-        try:
-            strategy().keeps(advice.method.tensors)
-        except UserError:
-            return False
+def _suits(name: str, advice: Advice) -> bool:
+    """Whether the strategy's other settings have defaults, method and task offer what it needs and
+    have the tensors that it leaves at the sites, and it is of use to unseen sites and holds against
+    the suspects."""
+    try:
+        strategy = build({"name": name})
+        if advice.method is not None:
+            if not strategy.needs() <= {*advice.method.offers}:
+                return False
+            strategy.keeps(advice.method.tensors)
+    except UserError:
+        return False
     if strategy.site_bound:
         return not advice.unseen
-    if issubclass(strategy, Tolerant):
-        return strategy(byzantine=max(1, len(advice.suspects))).needed() <= advice.training
+    if isinstance(strategy, Tolerant):
+        tolerant = replace(strategy, byzantine=max(1, len(advice.suspects)))
+        return tolerant.needed() <= advice.training
     return True

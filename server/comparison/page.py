@@ -113,6 +113,7 @@ def _notes(result: Result) -> str:
             f"{escape(some(hidden))} {'trains' if len(hidden) == 1 else 'train'} without "
             "labels; the scores there are on labels that only the evaluation sees."
         )
+    said += [escape(sentence) for sentence in comparison.parts_told]
     partial = [row for row in result.scored if row.seeds < row.cells]
     if partial:
         said.append(

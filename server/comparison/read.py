@@ -15,9 +15,9 @@ from fedshift import UserError
 from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.report.run import Row, Run, read_run
-from fedshift.server.report.words import Model
+from fedshift.server.report.words import Model, counting_words
 from fedshift.server.tables.files import read_cases
-from fedshift.server.tables.overview import site_values
+from fedshift.server.tables.overview import mean
 
 HEADLINE, SECOND = 0, 1
 """The columns of a score."""
@@ -77,6 +77,9 @@ class Comparison:
 
     ``trained`` are the sites whose mean ranks the entrants: those that train or, where each site
     is left out in turn, all of them. ``unseen`` take no part. ``baseline`` is an entrant's name.
+    ``parts`` are, by site, those that count in the headline and those that do not, as not all
+    entrants were scored on them: of sites where there are such. Where none counts nothing is
+    compared, and the site is of neither kind.
     """
 
     entrants: tuple[Entrant, ...]
@@ -86,6 +89,7 @@ class Comparison:
     unseen: tuple[str, ...] = ()
     vendors: Mapping[str, str] = field(default_factory=dict)
     in_turn: Literal["", "site", "labels", "vendor"] = ""
+    parts: Mapping[str, tuple[set[str], set[str]]] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -107,6 +111,11 @@ class Comparison:
         """The first finished run, for what all of them share; None of entrants without folders."""
         runs = (run for entrant in self.entrants for run in entrant.runs.values())
         return next(runs, None)
+
+    @property
+    def parts_told(self) -> list[str]:
+        """Over which parts the scores are where that differs between sites, in sentences."""
+        return counting_words(self.parts, self.task.parts)
 
     @property
     def axes(self) -> dict[str, list[str]]:
@@ -137,23 +146,52 @@ def read(cells: Sequence[Cell], baseline: str) -> Comparison:
             f"baseline={baseline} names no entrant of the comparison; choose one of "
             + ", ".join(f"'{name}'" for name in grouped)
         )
-    entrants = tuple(_entrant(name, group) for name, group in grouped.items())
-    runs = [run for entrant in entrants for run in entrant.runs.values()]
+    read_in = [_entrant(name, group) for name, group in grouped.items()]
+    runs = [run for entrant, _ in read_in for run in entrant.runs.values()]
     if not runs:
-        errors = [cell.error for entrant in entrants for cell in entrant.cells if cell.error]
+        errors = [cell.error for entrant, _ in read_in for cell in entrant.cells if cell.error]
         why = f": {errors[0]}" if errors else "; run the comparison first"
         raise UserError(f"no cell of the comparison is finished{why}")
+    task = _shared_task(runs)
+    entrants, parts = _scored(read_in, task)
     unseen = {site for run in runs for site in run.unseen}
     sites = {site for run in runs for site in run.vendors}
+    sites -= {site for site, (count, _) in parts.items() if not count}
     return Comparison(
         entrants=entrants,
         baseline=baseline,
-        task=_shared_task(runs),
+        task=task,
         trained=tuple(sorted(sites - unseen)),
         unseen=tuple(sorted(sites & unseen)),
         vendors={site: vendor for run in runs for site, vendor in run.vendors.items()},
         in_turn=runs[0].in_turn,
+        parts=parts,
     )
+
+
+def _scored(
+    read_in: Sequence[tuple[Entrant, Mapping[str, Given]]], task: TaskCard
+) -> tuple[tuple[Entrant, ...], dict[str, tuple[set[str], set[str]]]]:
+    """The entrants with their scores, and ``Comparison.parts``. Parts count seed by seed: what is
+    taught and tested depends on the split."""
+    measures, headline = compared(task), task.headline
+    scores: list[Scores] = [defaultdict(lambda: defaultdict(dict)) for _ in read_in]
+    parts: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for seed in sorted({seed for _, gives in read_in for seed in gives}):
+        runs = {place: gives[seed] for place, (_, gives) in enumerate(read_in) if seed in gives}
+        count = counting(list(runs.values()), measures)
+        for site, by_measure in count.items():
+            models = [one for run in runs.values() for one in run.get(site, ())]
+            every = set[str]().union(*(one.parts(headline) for one in models))
+            parts[site][0].update(by_measure[headline.name])
+            parts[site][1].update(every - by_measure[headline.name])
+        for place, run in runs.items():
+            for (site, subject), score in run_scores(run, measures, count).items():
+                scores[place][site][subject][seed] = score
+    entrants = tuple(
+        replace(entrant, scores=found) for (entrant, _), found in zip(read_in, scores, strict=True)
+    )
+    return entrants, {site: found for site, found in sorted(parts.items()) if found[1]}
 
 
 def _shared_task(runs: Sequence[Run]) -> TaskCard:
@@ -174,9 +212,10 @@ def compared(task: TaskCard) -> tuple[Measure, ...]:
     return task.measures[: 1 + told]
 
 
-def _entrant(name: str, cells: Sequence[Cell]) -> Entrant:
+def _entrant(name: str, cells: Sequence[Cell]) -> tuple[Entrant, dict[str, Given]]:
+    """An entrant without its scores, and what it gives by seed."""
     runs: dict[str, Run] = {}
-    scores: Scores = defaultdict(lambda: defaultdict(dict))
+    gives: dict[str, Given] = {}
     checked = []
     for cell in cells:
         if cell.status == "done":
@@ -185,45 +224,96 @@ def _entrant(name: str, cells: Sequence[Cell]) -> Entrant:
                 if run.task is None:
                     raise UserError(f"{cell.folder} was not scored; run the comparison again")
                 rows = read_cases(cell.folder / "cases.csv", run.task)
-                found = run_scores(run, run.task, rows)
+                found = given(run, run.task, rows)
                 if not found:
                     raise UserError(f"{cell.folder} has no scored case in its test split")
             except UserError as error:
                 checked.append(replace(cell, status="failed", error=str(error)))
                 continue
-            runs[cell.seed] = run
-            for (site, subject), score in found.items():
-                scores[site][subject][cell.seed] = score
+            runs[cell.seed], gives[cell.seed] = run, found
         checked.append(cell)
     settings = {key: value for key, value in cells[0].settings.items() if key != "seed"}
-    return Entrant(name, settings, tuple(checked), scores, runs)
+    return Entrant(name, settings, tuple(checked), {}, runs), gives
 
 
-def run_scores(
-    run: Run, task: TaskCard, case_rows: Sequence[Row]
-) -> dict[tuple[str, str], np.ndarray]:
-    """What the run's strategy gives each (site, subject) of the test split, (len(measures),).
+@dataclass(frozen=True)
+class Reached:
+    """What one model reaches at a site: its ``rows`` of ``cases.csv`` in the test split, and its
+    values of whole splits, by measure and part."""
+
+    rows: Sequence[Row]
+    wholes: Mapping[str, Mapping[str, float]]
+
+    def parts(self, measure: Measure) -> set[str]:
+        """Those that it was scored on."""
+        return set(self.wholes.get(measure.name, ())) if measure.whole else self._listed
+
+    @cached_property
+    def _listed(self) -> set[str]:
+        return {row["part"] for row in self.rows}
+
+
+Given = Mapping[str, Sequence[Reached]]
+"""Site -> what the models reach whose mean score a run stands for there: mostly one."""
+
+Counting = Mapping[str, Mapping[str, set[str]]]
+"""Site -> measure -> the parts that count in it."""
+
+
+def given(run: Run, task: TaskCard, case_rows: Sequence[Row]) -> Given:
+    """What the run's strategy gives each site at which it was scored by the headline.
 
     A site that trains is given its own model where the strategy keeps or trains one for it
     (``personal``, ``local``), else the shared one. A site that the models never saw, or that has no
     labels to train its own with, is given the shared one or, where there is none, the mean score of
-    the sites' models. A subject's score is the mean over its cases, then over the parts.
+    the sites' models.
     """
-    measures = compared(task)
     rows: dict[str, dict[Model, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in case_rows:
         if row["split"] == "test":
             rows[row["site"]][row["model"], row["trained_on"]].append(row)
-    wholes: dict[str, dict[Model, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for measure in measures:
-        if measure.whole:
-            for model, values in site_values(run.cross_site, measure).items():
-                for site, value in values.items():
-                    wholes[site][model][measure.name] = value
-    scores = {}
-    for site in rows.keys() | wholes.keys():
+    wholes: dict[str, dict[Model, dict[str, dict[str, float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(dict))
+    )
+    names = {measure.name for measure in compared(task) if measure.whole}
+    for row in run.cross_site:
+        if row["metric"] in names:
+            model = row["model"], row["trained_on"]
+            wholes[row["site"]][model][row["metric"]][row["part"]] = row["mean"]
+    found = {}
+    for site in sorted(rows.keys() | wholes.keys()):
         models = _given(run, site, {*rows[site], *wholes[site]})
-        found = [_scores(rows[site][model], measures, wholes[site][model]) for model in models]
+        reached = [Reached(rows[site][model], wholes[site][model]) for model in models]
+        if reached and all(one.parts(task.headline) for one in reached):
+            found[site] = reached
+    return found
+
+
+def counting(runs: Sequence[Given], measures: Sequence[Measure]) -> Counting:
+    """The parts on which all that is compared was scored. A run whose own models have none in
+    common has no score at the site, and narrows nothing there."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for site in sorted(set().union(*runs)):
+        found[site] = {}
+        for measure in measures:
+            shared = [
+                set.intersection(*(one.parts(measure) for one in run[site]))
+                for run in runs
+                if site in run
+            ]
+            shared = [parts for parts in shared if parts]
+            found[site][measure.name] = set.intersection(*shared) if shared else set()
+    return found
+
+
+def run_scores(
+    run: Given, measures: Sequence[Measure], count: Counting
+) -> dict[tuple[str, str], np.ndarray]:
+    """What the run reaches for each (site, subject) of the test split, (len(measures),). A
+    subject's score is the mean over its cases, then over the parts that ``count``."""
+    scores = {}
+    for site, models in run.items():
+        found = [_scores(one, measures, count[site]) for one in models]
         for subject in sorted(set().union(*found)):
             # A subject that one of the models was not scored on would be scored by fewer of them.
             if all(subject in means for means in found):
@@ -249,17 +339,25 @@ def _given(run: Run, site: str, scored: set[Model]) -> list[Model]:
 
 
 def _scores(
-    rows: Sequence[Row], measures: Sequence[Measure], wholes: Mapping[str, float]
+    reached: Reached, measures: Sequence[Measure], count: Mapping[str, set[str]]
 ) -> dict[str, np.ndarray]:
-    """A model's score for each subject of a site, from its ``rows`` there and its values on the
-    ``wholes`` of the split."""
+    """A model's score for each subject of a site; none where it lacks a part that counts."""
+    wholes = {
+        measure.name: mean(reached.wholes[measure.name][part] for part in count[measure.name])
+        for measure in measures
+        if measure.whole and count[measure.name] <= reached.parts(measure) and count[measure.name]
+    }
+    listed = next((measure for measure in measures if not measure.whole), None)
+    kept = count[listed.name] if listed else set()
     values: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in sorted(rows, key=lambda row: (row["subject"], row["part"], row["case"])):
-        score = [
-            wholes.get(measure.name, math.nan) if measure.whole else row[measure.name]
-            for measure in measures
-        ]
-        values[row["subject"]][row["part"]].append(score)
+    if listed and kept <= reached.parts(listed):
+        for row in sorted(reached.rows, key=lambda row: (row["subject"], row["part"], row["case"])):
+            if row["part"] in kept:
+                score = [
+                    wholes.get(measure.name, math.nan) if measure.whole else row[measure.name]
+                    for measure in measures
+                ]
+                values[row["subject"]][row["part"]].append(score)
     found = {
         subject: np.mean([np.mean(cases, axis=0) for cases in parts.values()], axis=0)
         for subject, parts in values.items()

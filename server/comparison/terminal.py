@@ -45,5 +45,6 @@ def summary(result: Result, out: Path) -> RenderableType:
             known(deciding_p(row), p_value),
             Text(outcome(row), style=STYLES.get(row.outcome, "")),
         )
-    said = [*sentences(result.standings, headline), f"comparison: {out / 'comparison.html'}"]
+    said = [*sentences(result.standings, headline), *result.comparison.parts_told]
+    said.append(f"comparison: {out / 'comparison.html'}")
     return Group(table, *map(Text, said))

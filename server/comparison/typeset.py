@@ -144,15 +144,16 @@ def _seeds(row: Standing) -> str:
 
 def _caption(result: Result) -> str:
     label, against = result.comparison.headline.label, result.against
+    told = "".join(f" {sentence}" for sentence in result.comparison.parts_told)
     if result.comparison.headline.whole:
         return (
             f"{label} of the whole test split; gains on {against}, with Holm-corrected p-values of "
-            "a t-test over seeds."
+            f"a t-test over seeds.{told}"
         )
     return (
         f"{label} on the test split with 95 % bootstrap intervals, subjects resampled within "
         f"sites; gains on {against}, with Holm-corrected p-values: a signed-rank test over "
-        "subjects, and a t-test over seeds where there are several."
+        f"subjects, and a t-test over seeds where there are several.{told}"
     )
 
 

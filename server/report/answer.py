@@ -11,7 +11,7 @@ from fedshift.protocol.measures import Measure
 from fedshift.protocol.words import count, some
 from fedshift.server.report.run import Run
 from fedshift.server.report.words import EACH_OWN
-from fedshift.server.tables.overview import Overview, overview
+from fedshift.server.tables.overview import Overview, overview, site_values
 
 UPPER_BOUND = "all data in one place; simulation only"
 
@@ -26,6 +26,10 @@ class Answer:
 
     ``home`` and ``away`` are means over the single-site models: where each was trained, and at the
     other training sites. The ``unseen_*`` values are means over the sites that train nothing.
+    Where parts count at some sites alone, ``away`` and ``home`` would be of unlike parts: ``away``
+    is then nan and ``lost`` the mean of what single-site models lose from home to another training
+    site; nan elsewhere.
+    ``parts_told`` says over which parts the means are where that differs (``Run.parts_told``).
     """
 
     headline: Measure
@@ -36,17 +40,21 @@ class Answer:
     worst: float
     home: float
     away: float
+    lost: float
     personal: float
     pooled: float
     unseen: tuple[str, ...]
     unseen_federated: float
     unseen_single: float
     unseen_pooled: float
+    parts_told: tuple[str, ...]
 
     def sentences(self) -> list[str]:
         """Return the result in plain sentences, without what was not measured."""
-        if self.in_turn:
-            return self._sentences_in_turn()
+        said = self._sentences_in_turn() if self.in_turn else self._sentences_together()
+        return [*said, *self.parts_told]
+
+    def _sentences_together(self) -> list[str]:
         said = []
         reach, cell = self.headline.said, self.headline.cell
         if _known(self.federated):
@@ -59,6 +67,12 @@ class Answer:
             said.append(
                 f"Models trained at a single site reach {reach(self.home)} at home "
                 f"and {reach(self.away)} at the other sites."
+            )
+        elif _known(self.home) and _known(self.lost):
+            said.append(
+                f"Models trained at a single site reach {reach(self.home)} at home; at another "
+                f"training site they are {reach(abs(self.lost))} "
+                f"{'worse' if self.lost > 0 else 'better'} in the mean over what is scored at both."
             )
         elif _known(self.home):
             said.append(f"The single site's own model reaches {reach(self.home)} there.")
@@ -123,6 +137,12 @@ def answer(run: Run) -> Answer:
     federated = next((item for item in found if item.model == "global"), None)
     pooled = next((item for item in found if item.model == "pooled"), None)
     scored = {row["site"] for row in run.cross_site}
+    told = run.parts_told(run.headline)
+    drops = [drop for pair, drop in run.drops.items() if not run.unseen.intersection(pair)]
+    compared = site_values(run.scores, run.headline)
+    by_single = [values for (model, _), values in compared.items() if model == "local"]
+    # A mean over fewer unseen sites than the shared model's would not compare.
+    everywhere = all(any(site in values for values in by_single) for site in scored & run.unseen)
     return Answer(
         headline=run.headline,
         in_turn=run.in_turn,
@@ -131,13 +151,15 @@ def answer(run: Run) -> Answer:
         worst_site=federated.worst_site if federated else "",
         worst=federated.worst if federated else np.nan,
         home=_mean([item.home for item in single]),
-        away=_mean([item.away for item in single]),
+        away=np.nan if told and not run.in_turn else _mean([item.away for item in single]),
+        lost=_mean(drops) if told else np.nan,
         personal=_mean([_own(item) for item in found if item.model == "personal"]),
         pooled=pooled.macro_mean if pooled else np.nan,
         unseen=tuple(sorted(scored & run.unseen)),
         unseen_federated=federated.unseen if federated else np.nan,
-        unseen_single=_mean([item.unseen for item in single]),
+        unseen_single=_mean([item.unseen for item in single]) if everywhere else np.nan,
         unseen_pooled=pooled.unseen if pooled else np.nan,
+        parts_told=tuple(told),
     )
 
 

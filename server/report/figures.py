@@ -23,6 +23,7 @@ from fedshift.protocol.words import count, short, some
 from fedshift.server.report.matrix import Matrix
 from fedshift.server.report.run import Run
 from fedshift.server.report.words import format_bytes, shift_label, time_unit
+from fedshift.server.tables.overview import comparable
 
 MANY_SITES = 12
 LISTED_SITES = 60
@@ -185,7 +186,7 @@ def heat_map(run: Run, measure: Measure) -> Figure:
         f"{measure.label}: "
         + ("means over the models and the sites of each vendor" if groups else "each model (row)")
         + ("\n" if groups else " at each site (column)\n")
-        + f"test split{_part_words(run)}"
+        + f"test split{_part_words(run, measure)}"
         + ("; every model trained without the column's site" if run.in_turn else "")
         + {"vendor": "'s vendor", "labels": "'s labels"}.get(run.in_turn, ""),
         x=0.01,
@@ -492,8 +493,13 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
     )
 
 
-def _part_words(run: Run) -> str:
+def _part_words(run: Run, measure: Measure) -> str:
     if not run.part_name:
         return ""
-    mean = "mean of " if len(run.parts) > 1 else ""
-    return f", {mean}{some([short(name) for name in run.parts])}"
+    names = some([short(name) for name in run.parts])
+    count: dict[str, set[str]] = {}
+    for row in comparable(run.scores, measure):
+        count.setdefault(row["site"], set()).add(row["part"])
+    if any(parts != set(run.parts) for parts in count.values()):
+        return f"\nmean of those of {names} that count at the site"
+    return f", {'mean of ' if len(run.parts) > 1 else ''}{names}"

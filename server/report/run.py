@@ -20,11 +20,11 @@ from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
 from fedshift.server.record import read_method, read_rounds
 from fedshift.server.report.matrix import Matrix
-from fedshift.server.report.words import Model, format_time, model_key, model_label
+from fedshift.server.report.words import Model, counting_words, format_time, model_key, model_label
 from fedshift.server.shift import NO_DISTANCES
-from fedshift.server.tables.correlation import RankCorrelation, rank_correlation
+from fedshift.server.tables.correlation import RankCorrelation, lost, rank_correlation
 from fedshift.server.tables.files import read_cross_site, read_shift
-from fedshift.server.tables.overview import Overview, overview
+from fedshift.server.tables.overview import Overview, comparable, narrowed, overview
 
 Row = dict[str, Any]
 
@@ -312,7 +312,7 @@ class Run:
 
     def matrix(self, measure: Measure, part: str | None = None) -> Matrix:
         """Return ``measure`` of every model at every scored site; ``part=None`` averages over the
-        parts."""
+        parts that compare there (:func:`fedshift.server.tables.overview.comparable`)."""
         rows = self.rows(measure, part)
         models = tuple(sorted({(row["model"], row["trained_on"]) for row in rows}, key=model_key))
         scored = {row["site"] for row in rows}
@@ -322,7 +322,7 @@ class Run:
         shape = (len(models), len(sites))
         total, low, high = np.zeros(shape), np.full(shape, np.nan), np.full(shape, np.nan)
         count, scores, failed = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
-        for row in rows:
+        for row in comparable(rows, measure):
             cell = row_of[row["model"], row["trained_on"]], column_of[row["site"]]
             scores[cell] += row["n"]
             failed[cell] += row["n_failed"]
@@ -332,6 +332,18 @@ class Run:
         low[count > 1] = high[count > 1] = np.nan
         mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
         return Matrix(measure, part, models, sites, mean, low, high, scores, failed)
+
+    def parts_told(self, measure: Measure) -> list[str]:
+        """Over which parts the means of ``measure`` are, where not all models of a site were scored
+        on the same: a sentence for all sites that are alike in that, and what it means."""
+        found = narrowed(self.scores, measure)
+        if not found:
+            return []
+        alone = f"a {self.part_name} by itself is in the report and in cross_site.csv"
+        return [
+            *counting_words(found, self.parts),
+            f"A single site's model has no mean where it lacks one that counts; {alone}.",
+        ]
 
     def overviews(self, measure: Measure, part: str | None = None) -> dict[Model, Overview]:
         """The overview of each model that every training site of the matrix scored: a mean over
@@ -436,21 +448,9 @@ class Run:
 
     @cached_property
     def drops(self) -> dict[tuple[str, str], float]:
-        """What each site's own model loses at each other site, in the headline, sorted by name."""
-        if not self.scored:
-            return {}
-        matrix, sign = self.matrix(self.headline), self.headline.sign
-        found: dict[tuple[str, str], float] = {}
-        for row, (model, home) in enumerate(matrix.models):
-            if model != "local" or home not in matrix.sites:
-                continue
-            drops = sign * (matrix.mean[row, matrix.sites.index(home)] - matrix.mean[row])
-            found |= {
-                (home, site): float(drop)
-                for site, drop in zip(matrix.sites, drops, strict=True)
-                if site != home and np.isfinite(drop)
-            }
-        return dict(sorted(found.items()))
+        """What each site's own model loses at each other site, in the headline over the parts that
+        both score, sorted by name."""
+        return lost(self.cross_site, self.headline) if self.scored else {}
 
     def pairs(self, shift_metric: str) -> list[Pair]:
         """The ordered pairs of sites with both a shift and a drop, sorted by name."""

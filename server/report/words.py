@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
+
+from fedshift.protocol.words import some
 
 Model = tuple[str, str]
 """(``model``, ``trained_on``), as in ``cross_site.csv``."""
@@ -44,6 +47,34 @@ def model_label(model: Model) -> str:
     if model == EACH_OWN:
         return "personal (each site's own)"
     return name if trained_on == "all" else f"{name}, {trained_on}"
+
+
+def counting_words(
+    found: Mapping[str, tuple[Collection[str], Collection[str]]], order: Sequence[str]
+) -> list[str]:
+    """Which parts count in the means at each site and which do not, in the ``order`` of the labels:
+    a sentence for the sites that are alike. A part may be in both, where it is one with some seeds
+    alone."""
+    place = {name: number for number, name in enumerate(order)}
+    alike: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for site, parts in found.items():
+        key = tuple(
+            tuple(sorted(of, key=lambda name: (place.get(name, math.inf), name))) for of in parts
+        )
+        alike.setdefault(key, []).append(site)
+    said = []
+    for (count, left), sites in alike.items():
+        if not left:
+            continue
+        at = f"At {some(sites)}"
+        why = f"not every model that is compared there is scored on {some(left)}"
+        if set(left) & set(count):
+            said.append(f"{at} {some(left)} does not count with every seed: with some, {why}.")
+        elif count:
+            said.append(f"{at} means are over {some(count)} alone: {why}.")
+        else:
+            said.append(f"{at} no part counts, and there is no mean: {why}.")
+    return said
 
 
 def shift_label(metric: str) -> str:

@@ -55,7 +55,7 @@ def rank_correlation(
     left out. ``skip`` names the rows' metrics that are no distances, such as p-values. Raises
     ``ValueError`` for a ``measure`` of which neither more nor less is better.
     """
-    drops = _drops(cross_site_rows, measure)
+    drops = lost(cross_site_rows, measure)
     scored = sorted({site for pair in drops for site in pair})
     shifts: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for row in shift_rows:
@@ -88,7 +88,7 @@ def _both_ways(shift: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], 
     return {(b, a): value for (a, b), value in known.items()} | known
 
 
-def _drops(
+def lost(
     cross_site_rows: Sequence[Mapping[str, Any]], measure: Measure
 ) -> dict[tuple[str, str], float]:
     """What each local model loses from home to another site, the mean over the parts that
@@ -104,8 +104,8 @@ def _drops(
             own = by_site.get(home, {})
             common = [name for name in found if name in own]
             if site != home and common:
-                lost = mean(own[name] for name in common) - mean(found[name] for name in common)
-                drops[home, site] = sign * lost
+                drop = mean(own[name] for name in common) - mean(found[name] for name in common)
+                drops[home, site] = sign * drop
     return drops
 
 

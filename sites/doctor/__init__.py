@@ -15,6 +15,7 @@ from fedshift.sites.doctor.acquisition import (
     check_modalities,
     check_spacings,
 )
+from fedshift.sites.doctor.coordinates import check_coordinates
 from fedshift.sites.doctor.duplicates import check_duplicates, check_likeness
 from fedshift.sites.doctor.files import check_labelled, check_site, check_splits
 from fedshift.sites.doctor.image import Image
@@ -22,7 +23,7 @@ from fedshift.sites.doctor.names import check_label_values, check_names
 from fedshift.sites.doctor.placement import check_orientation, check_planes
 from fedshift.sites.doctor.structures import check_structures
 from fedshift.sites.doctor.values import check_values
-from fedshift.sites.findings import Finding
+from fedshift.sites.findings import Finding, number_of
 from fedshift.sites.labels import form_of
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import DataSettings
@@ -60,6 +61,7 @@ def check(
     findings += check_hounsfield(images, data)
     findings += check_modalities(images)
     findings += check_graphs(images, form)
+    findings += check_coordinates(images, form, data)
     unsaid: list[Finding] = []
     if form.by_value:
         unsaid = check_values(images, data)
@@ -73,17 +75,7 @@ def check(
     findings += check_likeness(federation, hashes or {})
     if data.manifest is not None:
         table = read_manifest(data)
-        findings += [
-            Finding(
-                "warning",
-                "label-without-image",
-                "",
-                file,
-                problem,
-                "add the images to the manifest, or take the rows out",
-            )
-            for file, problem in form.strays(table)
-        ]
+        findings += form.check_joined(table, data)
         unmatched = table.unmatched
         if data.site_pattern is not None and unmatched:
             findings.append(
@@ -92,7 +84,7 @@ def check(
                     "rows-unmatched",
                     "",
                     data.manifest,
-                    f"has {unmatched} rows that match no site",
+                    f"has {number_of(unmatched, 'row that matches', 'rows that match')} no site",
                     "widen data.site_pattern, or leave them out on purpose",
                 )
             )

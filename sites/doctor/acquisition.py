@@ -10,7 +10,7 @@ import numpy as np
 
 from fedshift.sites import readers
 from fedshift.sites.doctor.image import Image, axis_of
-from fedshift.sites.findings import Finding, listed
+from fedshift.sites.findings import Finding, listed, number_of
 from fedshift.sites.labels import Form
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.survey import HOUNSFIELD_LOW, OTHER, in_mm
@@ -104,8 +104,8 @@ def check_graphs(images: Sequence[Image], form: Form) -> Iterable[Finding]:
             yield images[number].of_label(
                 "error",
                 "graph-size",
-                f"has {own} nodes, and {alike} of the federation's {len(nodes)} graphs have "
-                f"{usual}: a node must be the same region in all",
+                f"has {number_of(own, 'node', 'nodes')}, and {alike} of the federation's "
+                f"{len(nodes)} graphs have {usual}: a node must be the same region in all",
                 "make all graphs by one parcellation, or leave it out",
             )
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedshift.sites.doctor.image import Image, axis_of, half_of, looked_at
-from fedshift.sites.findings import Finding, listed
+from fedshift.sites.findings import FileFault, Finding, listed
 from fedshift.sites.labels import form_of
-from fedshift.sites.labels.annotation import is_negative, no_structure
+from fedshift.sites.labels.annotation import (
+    annotated_classes,
+    contradiction,
+    contradicts,
+    is_negative,
+    no_structure,
+)
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.opening import legends
 from fedshift.sites.settings import MOST_STRUCTURES, DataSettings
@@ -43,21 +49,27 @@ def check_site(
         ]
         if found.facts is None or found.left_out:
             continue
-        if source.annotates is not None and not source.annotates:
-            fault = no_structure(source, found.facts.names, form, data)
+        mapping = legend.classes(found.facts.names) if legend is not None else {}
+        fault: FileFault | None = None
+        if (told := annotated_classes(source, federation.parts)) is not None:
+            shown = [mapping[value] for value in found.facts.values or () if value in mapping]
+            if not told:
+                fault = no_structure(source, found.facts.names, form, data)
+            elif contradicts(form, shown, told):
+                fault = contradiction(source, form)
+        if fault is not None:
             findings.append(
                 Finding(
                     "error",
                     fault.code,
                     site.name,
-                    source.label_path,
+                    fault.path,
                     fault.problem,
                     fault.way_out,
                     source.row,
                 )
             )
             continue
-        mapping = legend.classes(found.facts.names) if legend is not None else {}
         classes = range(1, len(federation.parts) + 1)
         values = tuple(tuple(v for v, c in mapping.items() if c == k) for k in classes)
         own = source.label_path and not form.shared(source)

@@ -13,7 +13,7 @@ from fedshift.sites.findings import FileFault, listed
 from fedshift.sites.labels.base import Form, Own
 from fedshift.sites.labels.meaning import parse_label_values
 from fedshift.sites.settings import EMPTY_MASKS, IGNORE, DataSettings, nearest
-from fedshift.sites.types import ImageSource
+from fedshift.sites.types import IGNORED, ImageSource
 
 
 def parse_annotates(text: str) -> tuple[str, ...] | None:
@@ -107,6 +107,23 @@ def never_shown(
 def is_negative(source: ImageSource, data: DataSettings) -> bool:
     """Whether an empty mask says that somebody looked and nothing is there."""
     return (source.empty or data.empty_masks) == "negative"
+
+
+def contradicts(form: Form, shown: Collection[int], told: Collection[int]) -> bool:
+    """Whether a label that can show one part alone shows another (by number) than those it is said
+    to tell of, ``told``."""
+    return not form.together and bool({*shown} - {0, IGNORED, *told})
+
+
+def contradiction(source: ImageSource, form: Form) -> FileFault:
+    """The fault of a label that contradicts what is said of it (:func:`contradicts`)."""
+    return FileFault(
+        "not-annotated",
+        source.path,
+        f"has {form.told(source, [1], {})}, and its label is said to tell of "
+        f"{listed(source.annotates or ())} alone",
+        f"mend the {form.part}, or add it in data.annotates or the column annotates",
+    )
 
 
 def no_structure(

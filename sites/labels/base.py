@@ -22,11 +22,12 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.facts import Surveyed
-from fedshift.sites.findings import Remark
+from fedshift.sites.findings import Finding, Remark, number_of
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.meaning import called
 from fedshift.sites.legend import Legend
+from fedshift.sites.names import fold, meant
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import RESERVED, DataSettings
 from fedshift.sites.types import ImageSource, SiteSpec, Table
@@ -95,7 +96,7 @@ class Form(ABC):
     def named(self, cells: Mapping[str, str]) -> str:
         """What a row of the manifest, its ``cells`` by column, names as the label; empty where it
         names none."""
-        return next((cells[name] for name in self.columns if cells[name]), "")
+        return next((cells[name] for name in self.columns if meant(cells[name])), "")
 
     def in_table(self, table: Path, image: str, cells: Mapping[str, str]) -> str:
         """The file of the label that ``data.label_table`` gives the ``image`` of a row, or nothing.
@@ -103,8 +104,8 @@ class Form(ABC):
         Raises :class:`fedshift.UserError` where that is no table of such labels."""
         raise NotImplementedError
 
-    def strays(self, table: Table) -> Iterator[tuple[str, str]]:
-        """Labels that belong to no image of the manifest: the file, and what is the matter."""
+    def check_joined(self, table: Table, data: DataSettings) -> Iterator[Finding]:
+        """What does not fit between the manifest and the tables of labels that it is joined to."""
         return iter(())
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
@@ -260,15 +261,40 @@ def parts_by_name(data: DataSettings, form: Form) -> tuple[str, ...] | None:
                 raise UserError(
                     f"data.labels.{name} is the number {one}, and labels of the form {form.name} "
                     f"have names: write those that they have, 'data.labels={{{name}: [NAME, "
-                    "...]}', or leave data.labels out to keep them."
+                    f'...]}}\' (a name that is a number in quotation marks, "{one}"), or leave '
+                    "data.labels out to keep them."
                 )
     return named_parts(data)
+
+
+def check_meant(name: str, form: Form, where: str) -> None:
+    """Raise :class:`fedshift.UserError` for a ``name`` of a part of ``form`` that can also say that
+    there is none; ``data.labels`` settles it."""
+    if fold(name) in ("none", "null", "na"):
+        raise UserError(
+            f"{where} holds the {form.part} {name!r}, which can be one or say that there is none: "
+            "empty its cells where there is none, or name it among the others in data.labels."
+        )
 
 
 def kept_parts(parts: Sequence[str], told: Collection[int]) -> tuple[str, ...] | None:
     """The names among ``parts`` whose numbers are ``told``; None for all."""
     kept = tuple(name for k, name in enumerate(parts, 1) if k in told)
     return None if len(kept) == len(parts) else kept
+
+
+def stray(file: Path, rows: int, line: int) -> Finding:
+    """What is told of ``rows`` of a table of labels, the first on ``line``, that belong to no image
+    of the manifest."""
+    return Finding(
+        "warning",
+        "label-without-image",
+        "",
+        str(file),
+        f"has {number_of(rows, 'row', 'rows')} for images that the manifest does not list, "
+        f"the first on line {line}",
+        "add the images to the manifest, or take the rows out",
+    )
 
 
 def padded(slices: Sequence[np.ndarray], width: int, least: int = 0) -> np.ndarray:

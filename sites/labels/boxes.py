@@ -37,6 +37,8 @@ class Boxes(Placed):
     coordinates = 4
 
     def names_in(self, table: LabelTable) -> tuple[str, ...]:
+        if not table.columns:  # As a list of nothing.
+            return ()
         if not {*CORNERS} <= {*table.columns}:
             raise lacks(table, CORNERS[0], "boxes (columns x1, y1, x2 and y2)")
         return classes_in(table, "box")

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Survey, parts_by_name
+from fedshift.sites.labels.base import Drawing, Form, Survey, check_meant, parts_by_name
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
@@ -42,6 +42,7 @@ class Category(Form):
         found: dict[str, str] = {}
         every = sorted({i.category for images in table.images.values() for i in images} - {""})
         for name in every:
+            check_meant(name, self, str(data.manifest))
             if found.setdefault(fold(name), name) != name:
                 raise UserError(
                     f"{data.manifest}: the categories {found[fold(name)]!r} and {name!r} differ in "

@@ -15,8 +15,9 @@ import numpy as np
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Form
 from fedshift.sites.legend import Legend
-from fedshift.sites.readers import Contents
-from fedshift.sites.readers.matrix import SUFFIXES, read_matrix
+from fedshift.sites.names import meant
+from fedshift.sites.readers import Contents, is_matrix
+from fedshift.sites.readers.matrix import read_matrix
 from fedshift.sites.settings import DataSettings
 from fedshift.sites.types import ImageSource
 
@@ -35,8 +36,8 @@ class Graph(Form):
     one_size = True
 
     def named(self, cells: Mapping[str, str]) -> str:
-        own = cells["path"] if Path(cells["path"]).suffix.lower() in SUFFIXES else ""
-        return cells["graph_path"] or own
+        own = cells["path"] if is_matrix(cells["path"]) else ""
+        return cells["graph_path"] if meant(cells["graph_path"]) else own
 
     def decode(
         self,
@@ -55,5 +56,8 @@ class Graph(Form):
         return {1: drawing.values.shape[1]}
 
     def draw(self, axes: Axes, label: np.ndarray, parts: Sequence[str]) -> None:
-        """The matrix as a picture."""
-        axes.imshow(label, cmap="viridis", interpolation="nearest")
+        """The matrix as a picture, as large as the image."""
+        place = (*axes.get_xlim(), *axes.get_ylim())
+        axes.imshow(
+            label, cmap="viridis", interpolation="nearest", extent=place, aspect=axes.get_aspect()
+        )

@@ -6,7 +6,9 @@ images are, or by ``data.normalise_pair``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +18,16 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites import geometry, readers
 from fedshift.sites.alignment import lay_on
-from fedshift.sites.findings import FileFault
+from fedshift.sites.findings import FileFault, Finding, Remark
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded, normalise
-from fedshift.sites.labels.base import Drawing, Form
+from fedshift.sites.labels.base import Drawing, Form, stray
 from fedshift.sites.legend import Legend
+from fedshift.sites.names import fold, meant
+from fedshift.sites.paths import Files
 from fedshift.sites.settings import DataSettings, nearest
 from fedshift.sites.table import read_table
-from fedshift.sites.types import ImageSource
+from fedshift.sites.types import ImageSource, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,12 +45,35 @@ class PairedImage(Form):
 
     def in_table(self, table: Path, image: str, cells: Mapping[str, str]) -> str:
         """The image of the other manifest that has the same ``pair_id``."""
-        if not cells["pair_id"]:
-            raise UserError(
-                f"{image} has no pair_id, by which its pair in {table} is found; fill the column "
-                "pair_id, or give the file itself in a column pair_path."
-            )
-        return _by_pair(table, table.stat().st_mtime_ns).get(cells["pair_id"], "")
+        pair = _by_pair(table, table.stat().st_mtime_ns).get(meant(cells["pair_id"]))
+        return pair.file if pair is not None else ""
+
+    def check_joined(self, table: Table, data: DataSettings) -> Iterator[Finding]:
+        """Pairs of nobody, and pairs that their own table gives to somebody else."""
+        if data.label_table is None:
+            return
+        other = Files(Path()).locate(data.label_table)
+        pairs = {one.file: one for one in _by_pair(other, other.stat().st_mtime_ns).values()}
+        named = data.site_column is None and data.site_pattern is None
+        for site, images in table.images.items():
+            for image in images:
+                if (pair := pairs.pop(image.label_path, None)) is None:
+                    continue
+                for what, own in (("subject", image.subject), *([("site", site)] * named)):
+                    said = meant(pair.cells.get(what, ""))
+                    if said and fold(said) != fold(own):
+                        yield Finding(
+                            "error",
+                            "pair-of-another",
+                            site,
+                            image.path,
+                            f"is of the {what} {own!r}, and {other} (line {pair.line}) gives its "
+                            f"pair to the {what} {said!r}",
+                            "mend pair_id, or the name in one of the tables",
+                            image.row,
+                        )
+        if pairs:
+            yield stray(other, len(pairs), min(one.line for one in pairs.values()))
 
     def decode(
         self,
@@ -57,6 +84,14 @@ class PairedImage(Form):
         meant: Legend | None = None,
     ) -> Drawing:
         """Intensities (S, 1, R, C) float32, as the file has them."""
+        if os.path.realpath(source.label_path) == os.path.realpath(source.path):
+            raise FileFault(
+                "pair-itself",
+                source.label_path,
+                "is given as its own pair",
+                "name the image of the other kind in pair_path, or its manifest in "
+                "data.label_table",
+            )
         volume = readers.decode(Path(source.label_path), contents)
         own, theirs = volume.array.shape, image.volume.array.shape
         if sorted(own) != sorted(theirs):
@@ -69,7 +104,10 @@ class PairedImage(Form):
             )
         volume = lay_on(image.volume, volume, source)
         values, _ = geometry.orient(volume.array, image.volume.affine, image.axis)
-        return Drawing(values[:, None], remarks=volume.remarks)
+        remarks = volume.remarks
+        if values.min() == values.max():
+            remarks += (Remark("constant", "is constant", "export it again"),)
+        return Drawing(values[:, None], remarks=remarks)
 
     def normalised(self, native: np.ndarray, grid: Grid, data: DataSettings) -> np.ndarray:
         return normalise(native[:, 0], data, grid, data.normalise_pair)[:, None]
@@ -82,9 +120,18 @@ class PairedImage(Form):
         axes.imshow(label[0], cmap="gray")
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A row of the other manifest: its line, its image's file, and its cells by column."""
+
+    line: int
+    file: str
+    cells: Mapping[str, str]
+
+
 @lru_cache(maxsize=8)
-def _by_pair(table: Path, changed: int) -> dict[str, str]:
-    """The images of a manifest by their ``pair_id``."""
+def _by_pair(table: Path, changed: int) -> dict[str, _Pair]:
+    """The rows of a manifest by their ``pair_id``; those without one are left out."""
     header, rows = read_table(table, ("path", "pair_id"))
     for column in ("path", "pair_id"):
         if column not in header:
@@ -92,14 +139,17 @@ def _by_pair(table: Path, changed: int) -> dict[str, str]:
                 f"{table} has no column {column!r}, by which pairs are found; "
                 f"{nearest('rename', column, header)}."
             )
-    found: dict[str, str] = {}
-    lines: dict[str, int] = {}
+    found: dict[str, _Pair] = {}
+    files = Files(table.parent)
     for line, cells in rows:
-        pair = cells.get("pair_id", "")
-        if pair and lines.setdefault(pair, line) != line:
+        if not (name := meant(cells["pair_id"])):
+            continue
+        if not cells["path"]:
+            raise UserError(f"{table}, line {line}: the column 'path' is empty; fill it.")
+        pair = found.setdefault(name, _Pair(line, str(files.locate(cells["path"])), cells))
+        if pair.line != line:
             raise UserError(
-                f"{table}: lines {lines[pair]} and {line} have the pair_id {pair!r}; keep the one "
+                f"{table}: lines {pair.line} and {line} have the pair_id {name!r}; keep the one "
                 "that is meant."
             )
-        found[pair] = str(table.parent / cells.get("path", ""))
     return found

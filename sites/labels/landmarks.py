@@ -17,7 +17,7 @@ from fedshift import UserError
 from fedshift.sites.findings import FileFault
 from fedshift.sites.labels.base import Drawing, Own, Survey, kept_parts
 from fedshift.sites.labels.meaning import LabelMapError, legend_of
-from fedshift.sites.labels.placed import Found, Marks, is_flat, place_of, wide_names
+from fedshift.sites.labels.placed import Found, Marks, image_names, is_flat, place_of, wide_names
 from fedshift.sites.labels.table import NAME, LabelTable, Row, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
@@ -107,7 +107,14 @@ def _wide(table: LabelTable) -> tuple[str, ...]:
     """The names of a table with columns ``NAME_x`` and ``NAME_y``; none of one with a row a point.
 
     Raises :class:`fedshift.UserError` where it is both or neither."""
+    if not table.columns:  # As a list of nothing.
+        return ()
     names = wide_names(table)
+    if not is_flat(table) and (doubtful := image_names(table)):
+        raise UserError(
+            f"{table.file} has the columns {doubtful[0]}_x and {doubtful[0]}_y: a landmark, or "
+            "how the image lies? Rename them if it is one, or else take them out."
+        )
     if names and is_flat(table):
         raise UserError(
             f"{table.file} has the columns {names[0]}_x and x: points by name or a point a row? "

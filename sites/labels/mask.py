@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,14 @@ class Mask(Form):
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         """The names of ``data.labels``, of the table, or ``label VALUE`` of the files."""
+        for name, given in (data.labels or {}).items():
+            for one in given:
+                if isinstance(one, str) and re.fullmatch(r"[\d\s-]+", one):
+                    raise UserError(
+                        f"data.labels.{name} is the text {one!r}, and a mask has whole numbers up "
+                        "to 65535, or the names that files give them: take it out of its quotation "
+                        "marks, or mend it."
+                    )
         if (named := named_parts(data)) is not None:
             return named
         labelled = [i for images in table.images.values() for i in images if i.label_path]

@@ -18,14 +18,23 @@ import numpy as np
 
 from fedshift import UserError
 from fedshift.sites import geometry
-from fedshift.sites.findings import FileFault
+from fedshift.sites.findings import FileFault, Finding
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
-from fedshift.sites.labels.base import Drawing, Form, Places, Survey, padded, parts_by_name
+from fedshift.sites.labels.base import (
+    Drawing,
+    Form,
+    Places,
+    Survey,
+    check_meant,
+    padded,
+    parts_by_name,
+    stray,
+)
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read_labels
 from fedshift.sites.legend import Legend
-from fedshift.sites.names import fold, tidy
+from fedshift.sites.names import fold, meant
 from fedshift.sites.readers import Contents
 from fedshift.sites.settings import BACKGROUND, IGNORE, DataSettings, check_count
 from fedshift.sites.types import ImageSource, Table
@@ -84,16 +93,12 @@ class Placed(Form):
             )
         return str(table) if labels.of(image) else ""
 
-    def strays(self, table: Table) -> Iterator[tuple[str, str]]:
+    def check_joined(self, table: Table, data: DataSettings) -> Iterator[Finding]:
         listed = {os.path.realpath(i.path) for images in table.images.values() for i in images}
         for one in self.tables(table, strict=False):
             lost = [row for image, rows in one.rows.items() if image not in listed for row in rows]
             if one.shared and lost:
-                yield (
-                    str(one.file),
-                    f"has {len(lost)} rows for images that the manifest does not list, the first "
-                    f"on line {lost[0].line}",
-                )
+                yield stray(one.file, len(lost), lost[0].line)
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:
         if (named := parts_by_name(data, self)) is not None:
@@ -103,6 +108,7 @@ class Placed(Form):
         found: dict[str, str] = {}
         for one in self.tables(table):
             for name in self.names_in(one):
+                check_meant(name, self, str(one.file))
                 if fold(name) == IGNORE:
                     raise self.cannot_ignore(str(one.file))
                 if fold(name) == BACKGROUND:
@@ -195,14 +201,29 @@ class Placed(Form):
         """What a row calls its thing; ``default`` in a table without the column."""
         if column not in table.columns:
             return default
-        if not (text := tidy(row.cells.get(column, ""))):
+        if not (text := meant(row.cells.get(column, ""))):
             raise FileFault(
                 "no-name",
                 table.file,
-                f"has nothing in the column {column!r} on line {row.line}",
+                f"has no name in the column {column!r} on line {row.line}",
                 "fill it, or take the row out",
             )
         return text
+
+    def coordinates_of(self, source: ImageSource) -> list[tuple[int, str, tuple[float, ...]]]:
+        """The line, the name (empty where columns or nothing say it) and the coordinates of each
+        row for an image, as they are written; those of its points by name are one."""
+        table = self.table(source.label_path)
+        wide = [f"{name}_{axis}" for name in wide_names(table) for axis in "xyz"]
+        columns = [name for name in table.columns if name in ("x", "y", "z", *CORNERS, *wide)]
+        return [
+            (
+                row.line,
+                meant(row.cells.get(self.naming, "")),
+                tuple(value for name in columns if (value := table.number(row, name)) is not None),
+            )
+            for row in table.of(source.path)
+        ]
 
     def drawing(self, table: LabelTable, values: np.ndarray, called: Sequence[str]) -> Drawing:
         """The slices and coordinates (n, k + 1) of things and what they are called."""
@@ -224,7 +245,7 @@ class Placed(Form):
         table = self.table(source.label_path)
         rows, name = table.of(source.path), names[values[0]]
         # Columns that carry the names are of one row.
-        own = [row for row in rows if tidy(row.cells.get(self.naming, "")) == name] or rows
+        own = [row for row in rows if meant(row.cells.get(self.naming, "")) == name] or rows
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""
         return f"the {self.part} {name!r} (line {own[0].line} of {table.file}){more}"
 
@@ -291,8 +312,24 @@ def is_flat(table: LabelTable) -> bool:
 
 def wide_names(table: LabelTable) -> tuple[str, ...]:
     """The names of points that have columns ``NAME_x`` and ``NAME_y``."""
+    return tuple(name for name in _pairs_of_columns(table) if not _of_the_image(name))
+
+
+def image_names(table: LabelTable) -> tuple[str, ...]:
+    """What has columns ``NAME_x`` and ``NAME_y`` and is called as what an image has, too."""
+    return tuple(name for name in _pairs_of_columns(table) if _of_the_image(name))
+
+
+def _pairs_of_columns(table: LabelTable) -> tuple[str, ...]:
     every = (text[:-2] for text in table.columns if text.endswith("_x"))
     return tuple(name for name in every if f"{name}_y" in table.columns)
+
+
+def _of_the_image(name: str) -> bool:
+    return fold(name).replace("_", "") in (
+        *("spacing", "pixelspacing", "pixelsize", "resolution", "scale"),
+        *("size", "imagesize", "shape", "origin", "offset", "direction"),
+    )
 
 
 def place_of(table: LabelTable, row: Row, prefix: str = "") -> list[float] | None:

@@ -35,6 +35,8 @@ class Points(Marks):
     marks = "points"
 
     def names_in(self, table: LabelTable) -> tuple[str, ...]:
+        if not table.columns:  # As a list of nothing.
+            return ()
         if is_flat(table) and {NAME, CLASS} <= {*table.columns}:
             raise UserError(
                 f"{table.file} has the columns name and class: one point of each name, or any "

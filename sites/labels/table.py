@@ -17,7 +17,8 @@ from pathlib import Path
 
 from fedshift import UserError
 from fedshift.sites.findings import FileFault
-from fedshift.sites.names import tidy
+from fedshift.sites.names import meant, tidy
+from fedshift.sites.paths import Files
 from fedshift.sites.settings import nearest
 from fedshift.sites.table import DELIMITERS, decimal, read_table
 
@@ -117,15 +118,16 @@ def _read(path: Path, wanted: tuple[str, ...], changed: tuple[int, ...]) -> Labe
         )
     by_image: dict[str, list[Row]] = defaultdict(list)
     places: dict[str, str] = {"": ""}
+    files = Files(path.parent)
     for line, cells in rows:
         text = cells.get(PATH, "")
         if PATH in columns and not text:
             raise UserError(f"{path}, line {line}: the column 'path' is empty; fill it.")
         if text not in places:
-            places[text] = os.path.realpath(path.parent / text.replace("\\", "/"))
+            places[text] = os.path.realpath(files.locate(text))
         by_image[places[text]].append(Row(line, cells))
     names = {
-        column: tuple(dict.fromkeys(tidy(cells.get(column, "")) for _, cells in rows))
+        column: tuple(dict.fromkeys(meant(cells.get(column, "")) for _, cells in rows))
         for column in (CLASS, NAME)
     }
     grouped = {key: tuple(own) for key, own in by_image.items()}

@@ -42,7 +42,8 @@ __all__ = [
 
 FORMATS = (
     "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), PNG, BMP, TIFF, JPEG (no "
-    "labels), DICOM (.dcm, .ima, or a folder with one series), matrices of graphs (.npy, .npz)"
+    "labels), DICOM (.dcm, .ima, or a folder with one series), matrices of graphs (.npy, .npz, "
+    ".csv)"
 )
 _CONVERSIONS = {
     ".mgz": "mri_convert of FreeSurfer writes .nii.gz",
@@ -152,7 +153,7 @@ _DRAWN = dict.fromkeys(dicom_seg.SOP_CLASSES, dicom_seg.read_seg) | dict.fromkey
 
 def is_matrix(path: str) -> bool:
     """Whether an image is the matrix of a graph: no picture, whose pixels have a size."""
-    return path.lower().endswith(matrix.SUFFIXES)
+    return path.lower().endswith((*matrix.SUFFIXES, *matrix.TABLES))
 
 
 def may_name(path: Path) -> bool:

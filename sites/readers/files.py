@@ -28,7 +28,7 @@ SUFFIXES = (
 
 def stem(path: Path) -> str:
     """A file's name without the suffix of its format."""
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *matrix.TABLES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fedshift import UserError
 from fedshift.sites.findings import FileFault
+from fedshift.sites.table import text_of
 
 SUFFIXES = (".npy", ".npz")
-"""Matrices that can also be an image."""
+TABLES = (".csv", ".tsv", ".txt")
+"""Tables, which are a matrix only where a cell names them as one."""
 EDGES = "edges"
 ROUNDING = 1e-4
 """How far weights may differ from their mirror image, of the largest."""
@@ -31,7 +34,7 @@ def read_matrix(path: Path, data: bytes) -> np.ndarray:
     array = _array(path, data)
     nodes = (1 + math.isqrt(1 + 8 * array.size)) // 2
     if array.ndim == 1 and array.size and nodes * (nodes - 1) // 2 == array.size:
-        upper = np.zeros((nodes, nodes), np.float32)
+        upper = np.zeros((nodes, nodes))
         upper[np.triu_indices(nodes, 1)] = array
         array = upper + upper.T
     if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
@@ -42,10 +45,14 @@ def read_matrix(path: Path, data: bytes) -> np.ndarray:
             "upper triangle",
             "save the adjacency matrix (an image of another kind as .nii.gz or .png)",
         )
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # What is too large is infinite, which is told.
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise FileFault(
-            "not-finite", path, "holds NaN or infinite values", "export it again without them"
+            "not-finite",
+            path,
+            "holds NaN or infinite values, or too large ones",
+            "export it again without them",
         )
     apart = np.abs(array - array.T)
     if apart.max() > ROUNDING * max(float(np.abs(array).max()), 1e-12):
@@ -71,10 +78,12 @@ def _array(path: Path, data: bytes) -> np.ndarray:
                 raise ValueError(f"it holds {', '.join(names) or 'nothing'}, and no {EDGES}")
             found = arrays[EDGES if EDGES in names else names[0]]
         else:
-            text = data.decode("utf-8-sig")
+            text = text_of(path, data)
             rows = [line.replace(",", " ").replace(";", " ").split() for line in text.splitlines()]
             found = np.array([[float(cell) for cell in row] for row in rows if row])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            if found.ndim == 2 and 1 in found.shape and found.size > 1:
+                found = found.ravel()  # An upper triangle, as a row or as a column.
+    except (UserError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise FileFault(
             "damaged",
             path,

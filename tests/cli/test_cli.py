@@ -53,15 +53,25 @@ def test_a_new_folder_and_config_are_installed_without_an_edit(tmp_path: Path) -
     code = tmp_path / "checkout"
     skipped = shutil.ignore_patterns(".*", "build", "tests", "docs", "*.egg-info", "__pycache__")
     shutil.copytree(root, code, ignore=skipped)
-    new = ("client/methods/new_method/__init__.py", "configs/method/new_method.yaml")
-    (code / "client/methods/new_method").mkdir()
-    for name in new:
+    new = (
+        "client/methods/new_method/__init__.py",
+        "client/methods/new_method/atlas.npz",
+        "client/methods/new_method/parts/network.py",
+        "client/methods/new_method/parts/deep/means.json",
+        "strategies/new_strategy/__init__.py",
+        "strategies/new_strategy/table.csv",
+        "configs/method/new_method.yaml",
+    )
+    cache = "client/methods/new_method/parts/__pycache__/network.cpython-311.pyc"
+    for name in (*new, cache):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).touch()
     build = [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path / "built")]
     subprocess.run(build, cwd=code, check=True, capture_output=True)
     installed = tmp_path / "built" / "fedshift"
     found = {path.relative_to(installed).as_posix() for path in installed.rglob("*.*")}
     assert {*new, "py.typed", "server/report/page.css", "cli/__init__.py"} <= found
+    assert cache not in found
     left_out = {"tests", "benchmarks", "docs", "setup.py"}
     assert not {name.partition("/")[0] for name in found} & left_out
 

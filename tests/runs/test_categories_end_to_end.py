@@ -97,7 +97,8 @@ class Sorting(Task):
 
     def distribution(self, cases: Sequence[Case], min_count: int) -> np.ndarray:
         every = np.concatenate([case.labels["category"].grid[case.labelled] for case in cases])
-        return np.bincount(every, minlength=self.outputs + 1)[1:].astype(float)
+        counts = np.bincount(every, minlength=self.outputs + 1)[1:].astype(float)
+        return np.array([np.nan, *counts])  # every image is of some category
 
     def draw(
         self, case: Case, predictions: Mapping[str, np.ndarray], path: Path, *, site: str

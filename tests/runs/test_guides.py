@@ -78,6 +78,9 @@ def test_the_guide_to_a_new_method(run: Run, tmp_path: Path) -> None:
     cells = [*(tmp_path / "fedshift" / "runs" / "mean_teacher" / "cells").iterdir()]
     ends = {(cell / "checkpoints" / "round_0002.safetensors").read_bytes() for cell in cells}
     assert len(ends) == len(cells) == 6, "two strategies came to the same model"
+    assert "follow the rule clipping (limit=0.5)" in printed
+    assert (tmp_path / "fedshift" / "runs" / "clipped" / "report.html").exists()
+    assert "model,trained_on,site," in printed, "the notebook shows its table"
 
 
 def test_the_guide_to_a_new_task(run: Run, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from kit.measured import SEGMENTATION
 
 import fedshift
 from fedshift import UserError, strategies
@@ -20,7 +21,9 @@ from fedshift.client.tasks import TASKS
 from fedshift.protocol import registry
 from fedshift.protocol.registry import Registry, in_words
 from fedshift.runs import plugins
-from fedshift.runs.config import choices, load
+from fedshift.runs.config import as_made, choices, completed, load
+from fedshift.server.advice.families import options
+from fedshift.server.advice.rules import Evidence, advise
 from fedshift.strategies import STRATEGIES
 from fedshift.strategies.base import Strategy
 from fedshift.strategies.fedavg import FedAvg
@@ -136,6 +139,72 @@ def test_a_class_must_be_a_dataclass() -> None:
         bare.build({"name": "bare"})
 
 
+@dataclass(frozen=True)
+class Whole(Supervised):
+    """A method that adds a setting."""
+
+    extra: int = 3
+
+
+class Annotated(Supervised):
+    extra: int = 3
+
+
+class Made(Supervised):
+    def __init__(self, width: int = 3) -> None: ...
+
+
+class Renamed(Whole):
+    """Adds no setting, and needs no mark."""
+
+    stages: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Below(Annotated):
+    """Its parent's annotation is no setting of it."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "named"), [(Annotated, "Annotated"), (Made, "Made"), (Below, "Annotated")]
+)
+def test_a_child_of_a_dataclass_that_adds_to_it_must_be_one(cls: type, named: str) -> None:
+    fedshift.register(cls, "mine")
+    with pytest.raises(UserError, match=f"^method=mine: {named} is no dataclass, .*@dataclass"):
+        load(["method=mine"])
+    fedshift.register(Renamed, "other")
+    assert load(["method=other", "method.extra=4"])["method"]["extra"] == 4
+
+
+REQUIRED = """
+from dataclasses import dataclass
+from fedshift.strategies.base import Strategy
+
+@dataclass(eq=False, kw_only=True)
+class Asking(Strategy):
+    family = "harmonise"
+    pace: float
+"""
+
+
+def test_a_strategy_with_a_setting_to_be_given_is_in_nobody_elses_way(
+    installed: Callable[..., None], command: Command
+) -> None:
+    installed("asking_package", REQUIRED, {"fedshift.strategies": "asking = asking_package:Asking"})
+    assert command("explain", "federation.subjects=3").code == 0
+    evidence = Evidence(shift=[], cross_site=[], task=SEGMENTATION, cards={})
+    tried = options("harmonise", advise(evidence))["strategy"]
+    assert "asking" not in tried and "fedbn" in tried
+    with pytest.raises(UserError, match=r"^strategy\.pace has no default; give it a value$"):
+        strategies.build({"name": "asking"})
+    assert strategies.build({"name": "asking", "pace": 2}).name == "asking"
+    with pytest.raises(UserError, match=r"^strategy\.pace has no default; give it a value$"):
+        load(["strategy=asking"])
+    config = load(["strategy=asking", "strategy.pace=2"])
+    assert config["strategy"]["pace"] == 2
+    assert completed({**config, "seed": 7}, config) == {**config, "seed": 7}
+
+
 # Entry points
 
 
@@ -164,7 +233,8 @@ def test_two_of_one_name_are_refused(installed: Callable[..., None]) -> None:
         ("broken_package:Other", r"strategy=calm: broken_package:Other of broken_package cannot"),
         (
             "no_such_module:Calm",
-            r"\(ModuleNotFoundError: No module named 'no_such_module', at ",
+            r"no_such_module:Calm of broken_package cannot be imported "
+            r"\(ModuleNotFoundError: No module named 'no_such_module'\); repair or remove that",
         ),
         ("broken_package:dataclass", r"is no subclass of fedshift\.strategies\.base:Strategy;"),
     ],
@@ -280,12 +350,47 @@ class Quiet(LocalRule):
     """A rule that does nothing."""
 
 
+class Steep(LocalRule):
+    """A rule whose step has a descent of its own, in whatever round it comes."""
+
+    needs = frozenset({"descend"})
+
+
+@dataclass(eq=False)
+class TwoDescents(Strategy):
+    """Two rules that say how gradients come about, one from the second round on."""
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"change", "descend"})
+
+    def rules(self) -> dict[str, dict[str, Any]]:
+        exchange = {"reach": 0.1, "inner_lr": 0.1, "boundary": 0.0, "temperature": 1.0}
+        return {"sharpness": {"rho": 0.1}, "amplitude_exchange": exchange}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("engine.workers=2",), r"^rule=quiet is registered .* add engine\.workers=1$"),
-        (("strategy.rule=quite",), r"^rule=quite is not known; did you mean quiet\?$"),
-        (("strategy.loud=true",), r"^strategy=ruled gives its rule quiet other settings than that"),
+        (
+            ("strategy=ruled", "engine.workers=2"),
+            r"^rule=quiet is registered .* add engine\.workers=1$",
+        ),
+        (
+            ("strategy=ruled", "strategy.rule=quite"),
+            r"^rule=quite is not known; did you mean quiet\?$",
+        ),
+        (
+            ("strategy=ruled", "strategy.loud=true"),
+            r"^strategy=ruled gives its rule quiet other settings than that",
+        ),
+        (
+            ("strategy=ruled", "strategy.rule=steep"),
+            r"^strategy=ruled has the rule steep, which needs descend, and does not say so",
+        ),
+        (
+            ("strategy=two_descents",),
+            r"^strategy=two_descents has the rules sharpness and amplitude_exchange, which all say",
+        ),
     ],
 )
 def test_a_rule_that_no_site_could_follow_is_refused_before_the_run(
@@ -295,13 +400,13 @@ def test_a_rule_that_no_site_could_follow_is_refused_before_the_run(
     options: tuple[str, ...],
     words: str,
 ) -> None:
-    fedshift.register(Ruled)
-    fedshift.register(Quiet)
+    for cls in (Ruled, TwoDescents, Quiet, Steep):
+        fedshift.register(cls)
     with pytest.raises(UserError, match=words):
-        simulate_undrawn(tmp_path / "run", "strategy=ruled", *options)
+        simulate_undrawn(tmp_path / "run", *options)
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
     if "engine.workers=2" not in options:
-        assert command("explain", "strategy=ruled", *options).code == 2
+        assert command("explain", *options).code == 2
 
 
 def test_a_comparison_refuses_a_registered_rule(
@@ -340,7 +445,14 @@ def test_a_users_configs_stand_beside_the_shipped_ones(config_dir: Path, command
     ("file", "text", "overrides", "words"),
     [
         ("methods/slim.yaml", "", (), r"methods is no group of configs; did you mean method\?"),
-        ("method/drai.yaml", "name: drai", (), "has the name of a config of fedshift; give it"),
+        (
+            "method/drai.yaml",
+            "name: drai",
+            ("method=drai",),
+            r"method/drai\.yaml has the name of a config of fedshift; give it another$",
+        ),
+        # What is chosen unless something else is, would be fedshift's in silence.
+        ("strategy/fedavg.yaml", "name: fedavg", (), r"strategy/fedavg\.yaml has the name of a"),
         ("method/slim.yaml", "name: [", ("method=slim",), r"method/slim\.yaml "),
         ("method/slim.yaml", "- 3", ("method=slim",), r"method/slim\.yaml "),
         (
@@ -373,6 +485,40 @@ def test_a_wrong_config_is_named(
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=words):
         load(overrides, tmp_path)
+
+
+def test_a_clash_of_names_is_in_nobodys_way_who_asks_for_neither(
+    config_dir: Path,
+) -> None:
+    (config_dir / "method" / "drai.yaml").write_text("name: drai\nwidth: 3\n")
+    assert load(["method=slim"], config_dir)["method"]["width"] == 5
+    (config_dir / "method" / "slimmer.yaml").write_text("defaults: [slim]\nwidth: 4\n")
+    (config_dir / "method" / "worse.yaml").write_text("defaults: [slimmer, drai]\n")
+    assert load(["method=slimmer"], config_dir)["method"]["width"] == 4
+    with pytest.raises(UserError, match=r"method/drai\.yaml has the name of a config of fedshift"):
+        load(["method=worse"], config_dir)
+
+
+def test_a_users_config_builds_on_a_plug_in_without_one(
+    installed: Callable[..., None], config_dir: Path
+) -> None:
+    installed(
+        "calm_package", STRATEGY.format("Calm"), {"fedshift.strategies": "calm = calm_package:Calm"}
+    )
+    installed("asking_package", REQUIRED, {"fedshift.strategies": "asking = asking_package:Asking"})
+    for name, base in (("calmer", "calm"), ("calmest", "calmer"), ("asked", "asking")):
+        text = f"defaults: [{base}]\npace: 0.25\n"
+        (config_dir / "strategy" / f"{name}.yaml").write_text(text)
+        config = load([f"strategy={name}", "strategy.fraction=0.5"], config_dir)["strategy"]
+        assert (config["pace"], config["fraction"], config["min_sites"]) == (0.25, 0.5, 1)
+
+
+def test_what_is_no_choice_of_fedshift_is_filled_with_no_other_ones_settings() -> None:
+    config = load(["federation=manifest", "data.manifest=heads/MANIFEST.tsv"])
+    config["federation"]["name"] = "heads"  # As a run calls its sites.
+    earlier = {key: node for key, node in config.items() if key != "deadline_s"}
+    assert completed(earlier, config) == config
+    assert as_made(config, earlier)["federation"] == config["federation"]
 
 
 def test_a_folder_of_configs_that_is_none_is_named(tmp_path: Path) -> None:

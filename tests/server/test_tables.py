@@ -26,7 +26,13 @@ from fedshift.server.tables.files import (
     write_cross_site,
     write_shift,
 )
-from fedshift.server.tables.overview import Overview, overview
+from fedshift.server.tables.overview import (
+    Overview,
+    comparable,
+    narrowed,
+    overview,
+    site_values,
+)
 from fedshift.server.tables.summary import summarise
 
 CASE_COLUMNS, CROSS_SITE_COLUMNS = SEGMENTATION.case_columns, SEGMENTATION.summary_columns
@@ -322,6 +328,44 @@ def test_overview_averages_structures_before_sites() -> None:
     assert found.macro_mean == pytest.approx((0.3 + 0.9) / 2)
     assert (found.worst_site, found.worst) == ("a", pytest.approx(0.3))
     assert all(math.isnan(value) for value in (found.home, found.away, found.unseen))
+
+
+def test_models_are_compared_over_the_parts_that_count_at_a_site() -> None:
+    """Site b never taught y; the model of c was taught y alone."""
+    values: dict[tuple[str, str], dict[str, tuple[float | None, ...]]] = {
+        ("global", "all"): {"a": (0.5, 0.25), "b": (0.75, 0.125), "c": (0.5, 0.5)},
+        ("local", "a"): {"a": (0.75, 0.5), "b": (0.5, 0.25), "c": (0.25, 0.25)},
+        ("local", "b"): {"a": (0.5, None), "b": (0.875, None), "c": (0.25, None)},
+        ("local", "c"): {"a": (None, 0.5), "b": (None, 0.25), "c": (None, 0.75)},
+    }
+    rows = [
+        cross_row(*model, site, value, part=part)
+        for model, sites in values.items()
+        for site, found in sites.items()
+        for part, value in zip("xy", found, strict=True)
+        if value is not None
+    ]
+
+    assert site_values(rows, DICE) == {
+        ("global", "all"): {"a": 0.375, "b": 0.75, "c": 0.5},
+        ("local", "a"): {"a": 0.625, "b": 0.5, "c": 0.25},
+        ("local", "b"): {"b": 0.875},  # at a both parts count, at c y does
+        ("local", "c"): {"c": 0.75},
+    }
+    assert narrowed(rows, DICE) == {
+        "a": ({"x", "y"}, set()),
+        "b": ({"x"}, {"y"}),
+        "c": ({"y"}, {"x"}),
+    }
+    (_, found, *_) = overview(rows, DICE)
+    assert (found.home, found.away) == (0.625, 0.375)
+    # Nobody's own model: what all were scored on, here nothing.
+    elsewhere = [row for row in rows if row["model"] == "local" and row["site"] == "a"]
+    elsewhere = [{**row, "site": "new"} for row in elsewhere]
+    assert comparable(elsewhere, DICE) == []
+    assert narrowed(elsewhere, DICE) == {"new": (set(), {"x", "y"})}
+    whole = [row for row in rows if row["trained_on"] in ("all", "a")]
+    assert comparable(whole, DICE) == whole and narrowed(whole, DICE) == {}
 
 
 def test_the_worst_site_has_the_largest_distance() -> None:

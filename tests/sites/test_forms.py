@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import nibabel
@@ -74,6 +75,49 @@ def test_only_labels_with_parts_can_say_that_there_is_nothing(tables: Tables) ->
         tables.png(name, pair_path=pair(tables, f"pair_{name}.png"))
     tables.png("s", pair_path="", empty="negative")
     assert not tables.cases("image")["s"].labels
+
+
+def test_categories_that_are_numbers_are_names(tables: Tables) -> None:
+    for name, text in (("p", "0"), ("q", "1"), ("r", "2")):
+        tables.png(name, category=text)
+    labels = {"high": ["1", "2"], "low": "0"}
+    assert tables.federation("category", labels=labels).parts == ("high", "low")
+    found = {n: c.labels["category"].grid.tolist() for n, c in
+             tables.cases("category", labels=labels).items()}  # fmt: skip
+    assert found == {"p": [2], "q": [1], "r": [1]}
+
+
+@pytest.mark.parametrize("blank", ["n/a", "nan", "NaN", "N/A"])
+def test_a_category_that_is_missing_is_no_category(tables: Tables, blank: str) -> None:
+    for name, text in (("p", "a"), ("q", "b"), ("r", "a"), ("s", blank)):
+        tables.png(name, category=text)
+    assert tables.federation("category").parts == ("a", "b")
+    assert not tables.cases("category")["s"].labels
+
+
+def test_a_label_that_is_missing_is_no_file(tables: Tables) -> None:
+    for k, name in enumerate("pqr"):
+        tables.png(name, pair_path=pair(tables, f"pair_{name}.png", seed=k))
+    tables.png("s", pair_path="n/a")
+    assert not tables.cases("image")["s"].labels and tables.faults("image") == ""
+
+
+def test_a_category_that_may_be_missing_is_asked_about(tables: Tables) -> None:
+    for name, text in (("p", "a"), ("q", "None"), ("r", "a")):
+        tables.png(name, category=text)
+    assert "M.tsv holds the category 'None', which can be one or say that there is none: empty" in (
+        tables.faults("category")
+    )
+    assert tables.federation("category", labels={"none": "None", "a": "a"}).parts == ("none", "a")
+
+
+def test_a_category_that_was_not_looked_for_is_a_contradiction(tables: Tables) -> None:
+    for name, text in (("p", "a"), ("q", "b"), ("r", "b"), ("s", "b")):
+        tables.png(name, category=text, annotates="b")
+    told = tables.faults("category")
+    assert "p.png: has the category 'a' (line 2 of the manifest), and its label is said" in told
+    assert set(tables.cases("category")) == {"q", "r", "s"}
+    assert "left out: 1 of 4 images (row 2: not-annotated)" in tables.open("category").notes
 
 
 # Instances.
@@ -174,6 +218,85 @@ def test_a_paired_volume_is_laid_on_its_image_by_their_places(tables: Tables) ->
         np.testing.assert_array_equal(case.labels["image"].grid, case.image)
 
 
+def paired(tables: Tables, **cells: str) -> None:
+    """Three images, and the images of another table that are to be their pairs."""
+    for k, name in enumerate("pqr"):
+        tables.png(name, pair_id=f"id{k}", **cells)
+        pair(tables, f"ct_{name}.png", seed=k)
+
+
+def test_a_pair_of_somebody_else_is_told(tables: Tables) -> None:
+    paired(tables)
+    tables.write(
+        "CT.tsv", "path pair_id subject site", "ct_p.png id0 p A", "ct_q.png id1 z A",
+        "ct_r.png id2 R B",
+    )  # fmt: skip
+    told = tables.faults("image", label_table="CT.tsv")
+    assert "q.png: is of the subject 'q', and " in told
+    assert "CT.tsv (line 3) gives its pair to the subject 'z'; mend pair_id" in told
+    assert "CT.tsv (line 4) gives its pair to the site 'B'" in told and "p.png" not in told
+    # Sites by another rule have other names there.
+    told = tables.faults("image", label_table="CT.tsv", site_pattern="^([pqr])")
+    assert "to the subject 'z'" in told and "site 'B'" not in told
+
+
+def test_pairs_of_nobody_are_told(tables: Tables) -> None:
+    paired(tables)
+    tables.write("CT.tsv", "path pair_id", "ct_p.png id0", "ct_q.png id1", "ct_r.png id9")
+    settings = tables.settings("image", label_table="CT.tsv")
+    found = [
+        finding.told()
+        for finding in check(load_federation(KIND, settings, 0), settings, 0)
+        if finding.code == "label-without-image"
+    ]
+    assert found == [
+        f"{tables.folder}/CT.tsv: has 1 row for images that the manifest does not list, the first "
+        "on line 4; add the images to the manifest, or take the rows out"
+    ]
+
+
+@pytest.mark.parametrize("blank", ["", "n/a"])
+def test_an_image_without_a_pair_id_is_unlabelled(tables: Tables, blank: str) -> None:
+    paired(tables)
+    tables.png("s", pair_id=blank)
+    tables.write("CT.tsv", "path pair_id", *(f"ct_{n}.png id{k}" for k, n in enumerate("pqr")))
+    cases = tables.cases("image", label_table="CT.tsv")
+    assert not cases["s"].labels and cases["p"].labels
+
+
+@pytest.mark.parametrize("data", [{"label_table": "M.tsv"}, {}])
+def test_an_image_is_not_its_own_pair(tables: Tables, data: dict[str, str]) -> None:
+    paired(tables)
+    for row in tables.rows:
+        row["pair_path"] = f"./{row['path']}"
+    assert "is given as its own pair; name the image of the other kind" in tables.faults(
+        "image", **data
+    )
+
+
+def test_a_paired_image_that_is_constant_is_told(tables: Tables) -> None:
+    paired(tables)
+    Image.fromarray(np.full((30, 40), 7, np.uint8)).save(tables.folder / "ct_q.png")
+    for row in tables.rows:
+        row["pair_path"] = f"ct_{row['path']}"
+    assert tables.codes("image") == ["constant"]
+
+
+def test_pairs_and_label_tables_name_paths_as_manifests_do(tables: Tables) -> None:
+    paired(tables)
+    (tables.folder / "é").mkdir()
+    for row in tables.rows:
+        for name in (row["path"], f"ct_{row['path']}"):
+            (tables.folder / name).rename(tables.folder / "é" / name)
+        row["path"] = f"é/{row['path']}"
+    decomposed = unicodedata.normalize("NFD", "é")
+    lines = [f".\\{decomposed}\\ct_{n}.png id{k}" for k, n in enumerate("pqr")]
+    tables.write("CT.tsv", "path pair_id", *lines)
+    assert all(case.labels for case in tables.cases("image", label_table="CT.tsv").values())
+    tables.write("P.tsv", "path x y", *(f"{decomposed}\\{n}.png 10.5 10" for n in "pqr"))
+    assert all(case.labels for case in tables.cases("points", label_table="P.tsv").values())
+
+
 # Graphs.
 
 
@@ -209,6 +332,46 @@ def test_graphs_are_matrices_beside_images_or_alone(tables: Tables) -> None:
     np.testing.assert_array_equal(case.labels["graph"].grid[0], symmetric(9, 1))
     np.testing.assert_array_equal(case.image[0, 0], symmetric(9, 1))
     assert tables.codes("graph", size=9) == []
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_upper_triangle_is_a_column_or_a_row_of_a_table(tables: Tables, wide: bool) -> None:
+    for k, name in enumerate("pqr"):
+        upper = symmetric(9, k)[np.triu_indices(9, 1)].reshape((1, -1) if wide else (-1, 1))
+        tables.png(name, graph_path=graph(tables, f"{name}.csv", upper))
+    for k, name in enumerate("pqr"):
+        label = tables.cases("graph")[name].labels["graph"]
+        np.testing.assert_allclose(label.native[0], symmetric(9, k), atol=1e-6)
+
+
+def test_tables_in_the_column_path_are_matrices_where_graphs_are_read(tables: Tables) -> None:
+    for k, name in enumerate("pqr"):
+        tables.row(graph(tables, f"{name}.csv", symmetric(9, k)))
+    text = (tables.folder / "p.csv").read_text()
+    (tables.folder / "p.csv").write_text(text, encoding="utf-16")
+    cases = tables.cases("graph", normalise="none", size=9)
+    for k, name in enumerate("pqr"):
+        label = cases[name].labels["graph"].grid[0]
+        np.testing.assert_allclose(label, symmetric(9, k), atol=1e-6)
+        np.testing.assert_array_equal(cases[name].image[0, 0], label)
+    assert tables.codes("graph", size=9) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_that_are_too_large_are_told(tables: Tables) -> None:
+    three(tables)
+    for k, row in enumerate(tables.rows):
+        row["graph_path"] = graph(
+            tables, f"g{k}.npy", symmetric(4).astype(float) * 10.0 ** (100 * k)
+        )
+    assert "g1.npy" in tables.faults("graph") and "too large" in tables.faults("graph")
+
+
+def test_a_graph_is_drawn_as_large_as_its_image() -> None:
+    axes = Figure().add_axes((0, 0, 1, 1))
+    picture = axes.imshow(np.zeros((64, 48)))
+    FORMS["graph"].draw(axes, symmetric(8), ())
+    assert axes.images[1].get_extent() == picture.get_extent() and axes.get_aspect() == 1
 
 
 def test_graphs_of_a_federation_have_one_size(tables: Tables) -> None:

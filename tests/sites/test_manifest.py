@@ -174,7 +174,7 @@ def test_slices_without_a_label_are_unlabelled_and_an_empty_mask_too(maker: Make
     assert cases["A0"].labelled.tolist() == [True] * 3 + [False] * 2
     assert not cases["A1"].labels and not cases["A1"].labelled.any()
     assert cases["A1"] in site.splits["train"]
-    assert any("1 images have an empty mask" in note for note in site.notes)
+    assert any("1 image has an empty mask" in note for note in site.notes)
     assert any("2 slices of labelled volumes" in note for note in site.notes)
 
 

@@ -378,9 +378,17 @@ def test_names_in_the_setting() -> None:
     assert labels == {"liver": ("Liver", 1, 2, 3), "x": ("B c",)}
     with pytest.raises(UserError, match=r"gives the name liver to both a and b"):
         DataSettings.from_config({"labels": {"a": "Liver", "b": ["liver"]}})
-    for bad in ("3", "3-2", "", None, True, ["a", 1.5]):
+    for bad in ("", None, True, ["a", 1.5]):
         with pytest.raises(UserError, match="whole numbers from 1 to 65535, or the names that"):
             DataSettings.from_config({"labels": {"a": bad}})
+
+
+@pytest.mark.parametrize("text", ["3", "3-2", "1-70000"])
+def test_a_number_in_quotation_marks_is_no_value_of_a_mask(hospital: Hospital, text: str) -> None:
+    for _ in range(3):
+        hospital.segments("A", truth((LIVER, 2)), {2: "Liver"})
+    with pytest.raises(UserError, match=rf"data.labels.a is the text '{text}', and a mask has who"):
+        hospital.check(labels={"a": text})
 
 
 def test_every_code_is_known() -> None:

@@ -115,9 +115,34 @@ def test_numbers_say_nothing_of_labels_with_names(
         tables.federation(form, label_table="T.tsv", labels={name: 1, "base": "2-3"})
     assert str(told.value) == (
         f"data.labels.{name} is the number 1, and labels of the form {form} have names: write "
-        f"those that they have, 'data.labels={{{name}: [NAME, ...]}}', or leave data.labels out to "
-        "keep them."
+        f"those that they have, 'data.labels={{{name}: [NAME, ...]}}' (a name that is a number in "
+        'quotation marks, "1"), or leave data.labels out to keep them.'
     )
+
+
+@pytest.mark.parametrize(
+    ("form", "header", "line"),
+    [
+        ("points", "path class x y", "{} 5 6"),
+        ("boxes", "path class x1 y1 x2 y2", "{} 1 2 3 4"),
+        ("landmarks", "path name x y", "{} 5 6"),
+    ],
+)
+def test_names_that_are_numbers_are_joined_ordered_and_left_out(
+    tables: Tables, form: str, header: str, line: str
+) -> None:
+    three(tables)
+    rows = [f"{image}.png {line.format(k)}" for k, image in enumerate("pqr")]
+    tables.write("T.tsv", header, *rows)
+    assert tables.federation(form, label_table="T.tsv").parts == ("0", "1", "2")
+    data = {"label_table": "T.tsv", "labels": {"b": ["2", "1"], "background": "0"}}
+    assert tables.federation(form, **data).parts == ("b",)
+    cases = tables.cases(form, **data)
+    shown = {name: np.isfinite(case.labels[form].native[..., 0]).any() for name, case in
+             cases.items() if case.labels}  # fmt: skip
+    assert shown["q"] and shown["r"] and not shown.get("p")
+    ordered = {"label_table": "T.tsv", "labels": {"2": "2", "1": "1", "0": "0"}}
+    assert tables.federation(form, **ordered).parts == ("2", "1", "0")
 
 
 @pytest.mark.parametrize("labels", [{"p": ["tip", "base"]}, {"p": "tip", "q": ["base", "side"]}])
@@ -134,6 +159,27 @@ def test_two_landmarks_of_one_name_are_told_before_a_run(
     told = tables.faults("landmarks", **data)
     assert re.search(r"p.png: has '(tip' and 'base|base' and 'side)' for one landmark, ", told)
     assert tables.codes("landmarks", **data).count("label-map") == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "header", "place"),
+    [
+        ("points", "path class x y", "1 2"),
+        ("landmarks", "path name x y", "1 2"),
+        ("boxes", "path class x1 y1 x2 y2", "1 2 3 4"),
+    ],
+)
+def test_a_name_that_is_missing_is_no_name(
+    tables: Tables, form: str, header: str, place: str
+) -> None:
+    three(tables)
+    tables.write("T.tsv", header, f"p.png tip {place}", f"q.png n/a {place}", f"r.png nan {place}")
+    assert tables.federation(form, label_table="T.tsv").parts == ("tip",)
+    assert "T.tsv: has no name in the column" in tables.faults(form, label_table="T.tsv")
+    tables.write("T.tsv", header, f"p.png tip {place}", f"q.png null {place}")
+    assert "'null', which can be one or say that there is none" in tables.faults(
+        form, label_table="T.tsv"
+    )
 
 
 def test_what_is_background_was_looked_at(tables: Tables) -> None:
@@ -404,7 +450,7 @@ BAD: dict[str, tuple[str, Callable[[Tables], Any], str]] = {
     "no class": (
         "points",
         lambda t: t.write("T.csv", "path,class,x,y", "p.png,,5,6", "q.png,a,5,6"),
-        r"T.csv has nothing in the column 'class' on line 2; fill it, or take the row out",
+        r"T.csv has no name in the column 'class' on line 2; fill it, or take the row out",
     ),
     "no path": (
         "points",
@@ -463,7 +509,7 @@ def test_an_image_with_a_bad_label_is_left_out_and_the_others_train(tables: Tabl
 
 def test_rows_for_images_that_are_not_listed_are_told(tables: Tables) -> None:
     three(tables)
-    tables.write("P.tsv", "path x y", *(f"{n}.png 1 1" for n in ("p", "q", "r", "z", "z")))
+    tables.write("P.tsv", "path x y", *(f"{n}.png 5 5" for n in ("p", "q", "r", "z", "z")))
     assert tables.codes("points", label_table="P.tsv") == ["label-without-image"]
 
 
@@ -525,3 +571,81 @@ def test_mm_need_an_image_that_says_where_it_lies(tables: Tables) -> None:
     assert "does not say where it lies, and its label is in mm" in tables.faults(
         "points", points_in="ras"
     )
+
+
+@pytest.mark.parametrize(
+    ("form", "header", "lines"),
+    [
+        ("points", "path class x y", [".1 .4", ".9 1", "0 0"]),
+        ("landmarks", "path tip_x tip_y", [".1 .4", ".9 1", "0 0"]),
+        ("boxes", "path class x1 y1 x2 y2", [".1 .2 .4 .5", ".1 .2 .4 .5", ".5 0 1 1"]),
+    ],
+)
+def test_coordinates_that_may_be_shares_are_told(
+    tables: Tables, form: str, header: str, lines: list[str]
+) -> None:
+    three(tables)
+    name = "" if form == "landmarks" else "a "
+    written = [f"{image}.png {name}{line}" for image, line in zip("pqr", lines, strict=True)]
+    tables.write("T.tsv", header, *written)
+    assert "coordinates-small" in tables.codes(form, label_table="T.tsv")
+    place = "1 2 3 4" if form == "boxes" else "1 2"
+    tables.write("T.tsv", header, *written[:2], f"r.png {name}{place}")
+    assert "coordinates-small" not in tables.codes(form, label_table="T.tsv")
+
+
+def test_a_point_that_is_given_twice_is_told(tables: Tables) -> None:
+    three(tables)
+    header = "path class x y"
+    tables.write("T.tsv", header, "p.png a 5 6", "q.png a 5 6", "r.png a 5 6", "r.png b 5 6")
+    assert tables.codes("points", label_table="T.tsv") == []
+    tables.write("T.tsv", header, "p.png a 5 6", "q.png b 5 6", "p.png a 5.0 6", "r.png a 1 2")
+    settings = tables.settings("points", label_table="T.tsv")
+    found = check(load_federation(KIND, settings, 0), settings, 0)
+    (one,) = [finding for finding in found if finding.code == "placed-twice"]
+    assert one.problem == (
+        f"has the same of its points on the lines 2 and 4 of {tables.folder}/T.tsv"
+    )
+
+
+def test_columns_that_may_say_how_an_image_lies_are_no_landmark(tables: Tables) -> None:
+    three(tables)
+    rows = [f"{name}.png 3 4 .5 .5" for name in "pqr"]
+    tables.write("T.tsv", "path tip_x tip_y pixel_spacing_x pixel_spacing_y", *rows)
+    assert "T.tsv has the columns pixel_spacing_x and pixel_spacing_y: a landmark, or" in (
+        tables.faults("landmarks", label_table="T.tsv")
+    )
+    rows = [f"{name}.png a 3 4 .5 .5" for name in "pqr"]
+    tables.write("T.tsv", "path class x y spacing_x spacing_y", *rows)
+    assert tables.federation("points", label_table="T.tsv").parts == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("form", "header", "line", "entry"),
+    [
+        ("points", "class x y", "a 5 6", {"class": "a", "x": 5, "y": 6}),
+        ("landmarks", "name x y", "a 5 6", {"name": "a", "x": 5, "y": 6}),
+        ("boxes", "class x1 y1 x2 y2", "a 1 2 3 4", dict(zip(
+            ("class", "x1", "y1", "x2", "y2"), ("a", 1, 2, 3, 4), strict=True
+        ))),
+    ],
+)  # fmt: skip
+def test_a_table_without_rows_marks_nothing(
+    tables: Tables, form: str, header: str, line: str, entry: dict[str, Any]
+) -> None:
+    column = "boxes_path" if form == "boxes" else "points_path"
+    for name in "pqrstu":
+        file = f"{name}.json" if name in "prt" else f"{name}.csv"
+        tables.png(name, **{column: file})
+        if name in "pqrs":
+            tables.write(file, *([json.dumps([entry])] if name in "pr" else [header, line]))
+    (tables.folder / "t.json").write_text("[]")
+    (tables.folder / "u.csv").write_text("")
+    cases = tables.cases(form)
+    assert [name for name in "pqrstu" if cases[name].labels] == [*"pqrs"]
+    cases = tables.cases(form, empty_masks="negative")
+    for name in "tu":
+        assert (
+            cases[name].labelled.all() and np.isnan(cases[name].labels[form].native[..., 0]).all()
+        )
+    assert tables.codes(form) == ["empty-mask", "empty-mask"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +22,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from fedshift import UserError
 from fedshift.client.contract.method import Budget, FitReport, Scene, StatisticsBank
-from fedshift.client.contract.step import Composed, Step
+from fedshift.client.contract.step import Composed, Step, hooks
 from fedshift.client.model import Model
 from fedshift.protocol.messages import Arrays, Instruction
+from fedshift.protocol.needs import CHANGE, DESCEND
+from fedshift.protocol.registry import in_words
 from fedshift.sites.types import SiteData
 
 
@@ -87,6 +90,10 @@ class LocalRule:
 
     step: Step | None = None
     """What it changes in the method's training steps; to be set before the training begins."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Which of :data:`~fedshift.protocol.needs.CHANGE` and ``DESCEND`` a step of it has of its own.
+    The class says so, as a step may come in a later round only: what a strategy's rules need is
+    checked before the run."""
 
     @classmethod
     def at_prediction(cls, scene: Scene, **settings: Any) -> Callable[[Images], Images] | None:
@@ -113,10 +120,19 @@ def run_rules(
     rules: Sequence[LocalRule], fit: Callable[[Budget], FitReport], budget: Budget
 ) -> FitReport:
     """``fit`` with all ``rules`` at work, the first one outermost; their steps are composed in the
-    rules' order."""
+    rules' order. Raises :class:`fedshift.UserError` for a step that does more than the rules'
+    ``needs`` tell of."""
+    told = frozenset().union(*(rule.needs for rule in rules))
 
     def train(*, step: Step | None = None, memory: Arrays | None = None) -> FitReport:
         steps = [found for found in (*(rule.step for rule in rules), step) if found is not None]
+        for found in steps:
+            if untold := sorted((hooks(found) & {CHANGE, DESCEND}) - told):
+                named = " and ".join(in_words(type(rule)) for rule in rules)
+                raise UserError(
+                    f"the rule {named} has the step {type(found).__name__} with a {untold[0]} of "
+                    f'its own; say so in its class: needs = frozenset({{"{untold[0]}"}})'
+                )
         noted = budget.memory if memory is None else memory
         with _stepping(rules):
             return fit(replace(budget, step=Composed(steps), memory=noted))

@@ -25,6 +25,7 @@ from fedshift.server.report.figures import (
     shade_gains,
     site_names,
 )
+from fedshift.server.tables.overview import comparable
 
 
 def heat_maps(result: Result) -> Figure:
@@ -96,7 +97,7 @@ def heat_map(
 @dataclass(frozen=True)
 class SingleSiteModels:
     """The headline of an entrant's single-site models (trained_on x site), the mean over seeds and
-    over parts; nan where a model was not scored."""
+    over the parts that compare; nan where a model was not scored on them."""
 
     label: str
     trained_on: tuple[str, ...]
@@ -111,14 +112,13 @@ def single_site_matrices(result: Result) -> list[SingleSiteModels]:
     if comparison.in_turn or len(comparison.sites) > MANY_SITES:
         return []
     entrants = {entrant.name: entrant for entrant in comparison.entrants}
-    metric = comparison.headline.name
     for row in result.scored:
         entrant = entrants[row.entrant]
         kinds = {"local": ("local",), "federated": ("personal",)}
         by_model: dict[tuple[str, str], list[float]] = defaultdict(list)
         for run in entrant.runs.values():
-            for cell in run.cross_site:
-                if cell["metric"] == metric and cell["model"] in kinds.get(run.main_arm, ()):
+            for cell in comparable(run.cross_site, comparison.headline):
+                if cell["model"] in kinds.get(run.main_arm, ()):
                     by_model[cell["trained_on"], cell["site"]].append(cell["mean"])
         trained_on = tuple(sorted({model for model, _ in by_model}))
         if len(trained_on) < 2 or all(model == site for model, site in by_model):

@@ -96,7 +96,9 @@ def _matrices(run: Run, measures: Sequence[Measure]) -> str:
             body = table(run, run.matrix(measure, part)) if measured else "<p>Not measured.</p>"
             tables.append(f'<div class="scroll" data-table="{i}|{j}"{hidden}>{body}</div>')
     lists = _options("measure", [measure.label for measure in measures])
-    lists += _options(run.part_name, ["mean of all" if name is None else name for name in parts])
+    alike = not any(run.parts_told(measure) for measure in measures)
+    mean = "mean of all" if alike else "mean"
+    lists += _options(run.part_name, [mean if name is None else name for name in parts])
     return f'<div class="matrices"><div class="choose" hidden>{lists}</div>{"".join(tables)}</div>'
 
 
@@ -181,10 +183,10 @@ def evaluated_later(run: Run) -> str:
             continue
         own = found.config.get("data") == run.config.get("data")
         data = "this run's own test split" if own else f"every image of {_manifest(found)}"
-        name = escape(found.folder.name)
+        name, told = escape(found.folder.name), found.parts_told(found.headline)
         shown += (
             f'<h3>{name}</h3><p class="lead">'
-            f"{escape(found.headline.label)} on {escape(data)}.</p>"
+            f"{escape(' '.join([f'{found.headline.label} on {data}.', *told]))}</p>"
             f'<div class="scroll" data-table="evaluation {name}">'
             f"{table(found, found.matrix(found.headline))}</div>"
         )

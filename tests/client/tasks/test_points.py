@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fedshift.client.metrics.points import matched
 from fedshift.client.tasks.landmarks import Landmarks
 from fedshift.client.tasks.points import Points
 from fedshift.client.worker import describe
+from fedshift.server.shift import _label_shift, _total_variation
 from fedshift.sites.geometry import Grid
 from fedshift.sites.types import Case, Domain, Label, SiteData
 
@@ -405,11 +407,61 @@ def test_radii_beyond_half_the_shorter_side_are_remarked() -> None:
 def test_label_shift_counts_points_by_cell(task: Landmarks | Points) -> None:
     case = point_case([[(0, 0, 1), (31, 31, 2)], [(NAN, NAN, 1), (40, 5, 2)]])
 
-    counts = task.described([case], 2)
+    told = task.described([case], 2)
 
-    assert counts is not None and counts.sum() == 3
+    assert told is not None and np.isnan(told[0])  # there is no background
+    counts = told[1:]
+    assert counts.sum() == 3
     assert counts[0] == 1 and counts[17 + 15] == 1 and counts[17 + 16] == 1
     assert task.described([case], 3) is None
+
+
+@pytest.mark.parametrize("task", [Landmarks(("a", "b")), Points(("a", "b"))])
+def test_what_fewer_slices_tell_of_than_the_policy_lets_be_summarised_stays(
+    task: Landmarks | Points,
+) -> None:
+    both = [point_case([[(1, 1, 1), (9, 9, 2)]]) for _ in range(2)]
+    first = [point_case([[(1, 1, 1), (NAN, NAN, 2)]], annotates=(1,)) for _ in range(6)]
+
+    few, enough = (task.distribution([*both, *first], least)[1:].reshape(2, 17) for least in (5, 2))
+
+    assert few[0, 0] == 8 and np.isnan(few[1]).all()
+    # Two slices of eight tell of b: they stand for all.
+    assert enough[1, 5] == 8 and enough[1].sum() == 8
+
+
+@pytest.mark.parametrize("task", [Landmarks(("a", "b")), Points(("a", "b"))])
+def test_label_shift_of_points_is_their_total_variation_wherever_they_lie(
+    task: Landmarks | Points,
+) -> None:
+    def told(places: Sequence[tuple[float, float]], turned: bool) -> np.ndarray:
+        cases = [
+            point_case([[(31 - x, 31 - y, 1) if turned else (x, y, 1)]], annotates=(1,))
+            for x, y in places
+        ]
+        return task.distribution(cases, 1)
+
+    here, there = [(1, 1)] * 7 + [(20, 9)], [(1, 1)] * 6 + [(9, 30)] * 2
+    cells = [Counter((x // 8, y // 8) for x, y in places) for places in (here, there)]
+    apart = sum(abs(cells[0][at] - cells[1][at]) for at in cells[0] | cells[1]) / 8 / 2
+    for turned in (False, True):
+        own, other = (told(places, turned) for places in (here, there))
+        assert _label_shift(own, other[None])[0] == pytest.approx(apart) == 0.25
+        assert _total_variation(own, other[None])[0] == pytest.approx(apart)
+
+
+def test_label_shift_leaves_points_out_that_a_site_did_not_look_for() -> None:
+    task = Points(("a", "b"))
+    alone = [point_case([[(1, 1, 1)]], annotates=(1,)), point_case([[(30, 1, 1)]], annotates=(1,))]
+    both = [point_case([[(1, 1, 1), (9, 9, 2)]]), point_case([[(1, 1, 1), (NAN, NAN, 2)]])]
+    own, other = task.distribution(alone, 1), task.distribution(both, 1)
+
+    for first, second in ((own, other), (other, own)):
+        assert _label_shift(first, second[None])[0] == pytest.approx(0.5)
+    only_b = task.distribution([point_case([[(9, 9, 2)]], annotates=(2,))], 1)
+    assert np.isnan(_label_shift(own, only_b[None])[0])  # nothing in common
+    none = task.distribution([point_case([[(NAN, NAN, 1), (NAN, NAN, 2)]])], 1)
+    assert np.isnan(_label_shift(other, none[None])[0])  # no point has a place
 
 
 @pytest.mark.parametrize("task", [Landmarks(("a", "b")), Points(("a", "b"))])

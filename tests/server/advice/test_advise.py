@@ -210,6 +210,9 @@ def test_what_the_runs_method_and_task_do_not_serve_is_not_advised() -> None:
 
     assert "harmofl" in landmarks["strategy"] and "feddg" not in landmarks["strategy"]
     assert "method" not in landmarks
+    assert landmarks["augmentation"] == ["intensity"]
+    bare = options("harmonise", replace(advice, method=replace(found, augments=False)))
+    assert "augmentation" not in bare and bare["strategy"] == landmarks["strategy"]
 
 
 def tensors(network: str, sharing: str = "averaged") -> dict[str, TensorInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -27,10 +28,18 @@ from fedshift.server.comparison.cells import Cell
 from fedshift.server.comparison.figures import draw_all
 from fedshift.server.comparison.page import page
 from fedshift.server.comparison.ranking import Result, Standing, rank
-from fedshift.server.comparison.read import Comparison, Entrant, read, run_scores
+from fedshift.server.comparison.read import (
+    Comparison,
+    Entrant,
+    compared,
+    counting,
+    given,
+    read,
+    run_scores,
+)
 from fedshift.server.comparison.statistics import Estimate, estimate
 from fedshift.server.comparison.words import interval_words, sentences
-from fedshift.server.report.run import read_run
+from fedshift.server.report.run import Row, Run, read_run
 from fedshift.server.tables.files import read_cases, write_cases, write_cross_site
 from fedshift.server.tables.summary import summarise
 
@@ -312,13 +321,19 @@ def test_a_rounded_zero_has_no_sign() -> None:
 # Reading the runs
 
 
+def scores_of(run: Run, task: TaskCard, rows: Sequence[Row]) -> dict[tuple[str, str], np.ndarray]:
+    """What the run by itself reaches for each subject of each site."""
+    found, measures = given(run, task, rows), compared(task)
+    return run_scores(found, measures, counting([found], measures))
+
+
 def test_what_an_entrant_gives_a_site(tmp_path: Path) -> None:
     def truth(site: str, subject: str, seed: int) -> float:
         return 0.8
 
     def dice(strategy: str) -> dict[str, float]:
         folder = write_run(tmp_path / strategy, strategy, 0, truth, subjects=2)
-        found = run_scores(
+        found = scores_of(
             read_run(folder), SEGMENTATION, read_cases(folder / "cases.csv", SEGMENTATION)
         )
         return {site: float(found[site, f"{site}-00"][0]) for site in (*SITES, *UNSEEN)}
@@ -336,7 +351,7 @@ def test_baselines_of_a_run_are_not_what_it_gives(tmp_path: Path) -> None:
     rows = read_cases(folder / "cases.csv", SEGMENTATION)
     rows += [case_row("local", "north", "north", "north-00", 0.9)]
     rows += [case_row("pooled", "all", "north", "north-00", 0.9)]
-    assert run_scores(read_run(folder), SEGMENTATION, rows)["north", "north-00"][0] == 0.5
+    assert scores_of(read_run(folder), SEGMENTATION, rows)["north", "north-00"][0] == 0.5
 
 
 def test_a_missing_personal_model_is_missing(tmp_path: Path) -> None:
@@ -346,7 +361,7 @@ def test_a_missing_personal_model_is_missing(tmp_path: Path) -> None:
         for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != "north"
     ]
-    found = run_scores(read_run(folder), SEGMENTATION, rows)
+    found = scores_of(read_run(folder), SEGMENTATION, rows)
     assert {site for site, _ in found} == {"south", "west", "outside"}
 
 
@@ -361,7 +376,7 @@ def test_a_training_site_without_labels_is_given_what_the_others_have(
         for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != "north"
     ]
-    found = run_scores(read_run(folder), SEGMENTATION, rows)
+    found = scores_of(read_run(folder), SEGMENTATION, rows)
     assert found["north", "north-00"][0] == pytest.approx(expected)
     assert found["south", "south-00"][0] == pytest.approx(0.8)
 
@@ -375,7 +390,7 @@ def test_left_out_in_turn_every_site_is_given_what_never_saw_it(tmp_path: Path) 
         for row in read_cases(folder / "cases.csv", SEGMENTATION)
         if row["trained_on"] != row["site"] != "outside"
     ]
-    found = run_scores(read_run(folder), SEGMENTATION, rows)
+    found = scores_of(read_run(folder), SEGMENTATION, rows)
     assert found["north", "north-00"][0] == pytest.approx(0.6)
 
 
@@ -390,9 +405,102 @@ def test_cases_then_structures_make_a_subject(tmp_path: Path) -> None:
         )
     ]
     rows.append(case_row("global", "all", "north", "n2", 0.1, split="val"))
-    found = run_scores(read_run(folder), SEGMENTATION, rows)
+    found = scores_of(read_run(folder), SEGMENTATION, rows)
     assert list(found) == [("north", "n1")]
     assert found["north", "n1"] == pytest.approx([(0.4 + 0.9) / 2, (2.0 + 5.0) / 2])
+
+
+def two_parts(
+    folder: Path,
+    strategy: str,
+    dice: Mapping[str, float],
+    untaught: Mapping[str, str],
+    seed: int = 0,
+) -> Cell:
+    """A cell that reaches ``dice`` in each part; the models of the sites ``untaught`` are not
+    scored on the part that they never saw."""
+    name = f"{strategy},{seed}"
+    run = write_run(folder / name, strategy, seed, lambda *_: 0.5, subjects=7)
+    rows = [
+        {**row, "part": part, "dice": value + 0.01 * int(row["subject"][-2:])}
+        for row in read_cases(run / "cases.csv", SEGMENTATION)
+        for part, value in dice.items()
+        if untaught.get(row["trained_on"]) != part
+    ]
+    write_cases(run / "cases.csv", rows, SEGMENTATION)
+    write_cross_site(run / "cross_site.csv", summarise(rows, SEGMENTATION, 0), SEGMENTATION)
+    return Cell({"strategy": strategy, "seed": str(seed)}, run, "done")
+
+
+def test_entrants_are_compared_over_the_parts_that_all_are_scored_on(tmp_path: Path) -> None:
+    """A site's own model that never saw the hard part is no better for it."""
+    cells = [
+        two_parts(tmp_path, "fedavg", {"easy": 0.8, "hard": 0.2}, {}),
+        two_parts(tmp_path, "local", {"easy": 0.7, "hard": 0.1}, {"south": "hard"}),
+    ]
+    result = comparison.build(tmp_path / "out", cells, "strategy=fedavg")
+    # By plain loops over the tables: at south and at the unseen site easy alone counts.
+    count = {"north": ("easy", "hard"), "west": ("easy", "hard")}
+    for cell, (model, each) in zip(cells, (("global", False), ("local", True)), strict=True):
+        with (cell.folder / "cases.csv").open() as file:
+            table = list(csv.DictReader(file))
+        for site in (*SITES, *UNSEEN):
+            parts = [
+                np.mean(
+                    [
+                        float(row["dice"])
+                        for row in table
+                        if (row["model"], row["site"], row["structure"]) == (model, site, part)
+                        and (not each or site in UNSEEN or row["trained_on"] == site)
+                    ]
+                )
+                for part in count.get(site, ("easy",))
+            ]
+            found = result.at_site[cell.entrant][site]
+            assert found.headline.value == pytest.approx(np.mean(parts))
+    rows = by_name(result)
+    assert (rows["fedavg"].place, rows["local"].place) == (1, 2)
+    assert rows["local"].difference.value == pytest.approx(-0.1)
+    said = (
+        "At outside, south means are over easy alone: not every model that is compared there is "
+        "scored on hard."
+    )
+    out = tmp_path / "out"
+    assert said in (out / "comparison.md").read_text()
+    assert said in (out / "comparison.html").read_text()
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(comparison.summary(result, out))
+    assert said in console.export_text()
+
+
+def test_parts_count_seed_by_seed(tmp_path: Path) -> None:
+    dice = {"easy": 0.8, "hard": 0.2}
+    cells = [two_parts(tmp_path, "fedavg", dice, {}, seed) for seed in (0, 1)]
+    cells += [two_parts(tmp_path, "local", dice, {"south": "hard"}, 0)]
+    cells += [two_parts(tmp_path, "local", dice, {}, 1)]
+    result = comparison.build(tmp_path / "out", cells, "strategy=fedavg")
+    for row in result.standings:
+        value = result.at_site[row.entrant]["south"].headline.value
+        assert value == pytest.approx((0.83 + 0.53) / 2)
+    assert by_name(result)["local"].difference.value == pytest.approx(0)
+    (said,) = result.comparison.parts_told
+    assert said.startswith("At outside, south hard does not count with every seed: with some, not")
+
+
+def test_a_site_where_entrants_share_no_part_is_not_compared(tmp_path: Path) -> None:
+    cells = [
+        two_parts(tmp_path, "fedavg", {"easy": 0.8}, {}),
+        two_parts(tmp_path, "local", {"easy": 0.7, "hard": 0.1}, {"south": "easy"}),
+    ]
+    found = read(cells, "strategy=fedavg")
+    # All that the models of local training share at the unseen site is hard.
+    assert (found.trained, found.unseen) == (("north", "west"), ())
+    result = rank(found)
+    assert by_name(result)["fedavg"].mean.value == pytest.approx(0.83)
+    said = (
+        "At outside, south no part counts, and there is no mean: not every model that is compared"
+    )
+    assert f"{said} there is scored on easy, hard." in page(result, draw_all(result))
 
 
 def test_a_baseline_that_is_no_entrant() -> None:
@@ -701,15 +809,15 @@ def test_measures_of_whole_splits_are_read_from_the_matrix(tmp_path: Path) -> No
         if row["metric"] == "dice" and row["site"] != "west"
     ]
     run = replace(run, cross_site=[*run.cross_site, *whole])
-    beside = run_scores(run, replace(SEGMENTATION, measures=(DICE, PRECISION)), rows)
+    beside = scores_of(run, replace(SEGMENTATION, measures=(DICE, PRECISION)), rows)
     assert beside["north", "north-00"] == pytest.approx([0.5, 0.25])
     assert beside["outside", "outside-01"] == pytest.approx([0.3, 0.75])
     assert np.isnan(beside["west", "west-00"][1])
-    first = run_scores(run, replace(SEGMENTATION, measures=(PRECISION, DICE)), rows)
+    first = scores_of(run, replace(SEGMENTATION, measures=(PRECISION, DICE)), rows)
     assert sorted(first) == [("north", ""), ("outside", ""), ("south", "")]
     assert first["north", ""] == pytest.approx([0.25, 0.5])
     # Without any case, as of generated images.
-    alone = run_scores(run, replace(SEGMENTATION, measures=(PRECISION,)), [])
+    alone = scores_of(run, replace(SEGMENTATION, measures=(PRECISION,)), [])
     assert alone["outside", ""] == pytest.approx([0.75])
 
 

@@ -21,7 +21,8 @@ from fedshift.protocol.measures import Measure, TaskCard
 from fedshift.protocol.messages import EXAMPLES, answer
 from fedshift.server.cross_site import ModelRef, NoScores, _rows
 from fedshift.server.report import build, summary
-from fedshift.server.report.figures import curves, is_dark, shade
+from fedshift.server.report.answer import answer as told_of
+from fedshift.server.report.figures import curves, heat_map, is_dark, shade
 from fedshift.server.report.run import read_run
 from fedshift.server.tables.files import write_cross_site, write_shift
 
@@ -143,6 +144,54 @@ def test_the_result_is_told_in_the_tasks_own_words(run: Path, page: Page) -> Non
     printed = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "Radial error (mm) on the test split" in printed
     assert "Shift against rise in radial error, over pairs of sites" in printed
+
+
+def test_the_matrix_compares_models_over_the_parts_that_count(tmp_path: Path) -> None:
+    """The model of b was never taught the second landmark."""
+    first, second, *_ = CARD.parts
+    folder = write_run(tmp_path / "run", CARD)
+    kept = [
+        row
+        for row in rows(CARD)
+        if (row["model"], row["trained_on"], row["part"]) != ("local", "b", second)
+    ]
+    write_cross_site(folder / "cross_site.csv", kept, CARD)
+    found = read_run(folder)
+    matrix = found.matrix(ERROR)
+    told = {
+        (row["model"], row["trained_on"], row["site"], row["part"]): row["mean"]
+        for row in kept
+        if row["metric"] == ERROR.name
+    }
+    for row, (model, trained_on) in enumerate(matrix.models):
+        for column, site in enumerate(matrix.sites):
+            count = [first] if site == "b" else CARD.parts
+            values = [told.get((model, trained_on, site, part), np.nan) for part in count]
+            np.testing.assert_allclose(matrix.mean[row, column], np.mean(values))
+    assert np.isnan(matrix.mean[matrix.models.index(("local", "b")), 0])
+    build(folder)
+    text = " ".join(Page(folder / "report.html").text.split())
+    said = f"At b means are over {first} alone: not every model that is compared there is scored on"
+    assert f"{said} {second}." in text
+    assert "mean of all" not in text
+    # From a to b the first landmark 2 mm, from b to a 3.5 mm.
+    assert "reach 1.75 mm at home; at another training site they are 2.75 mm worse" in text
+    assert "single-site models at other sites" not in text
+    figure = heat_map(found, ERROR)
+    assert f"mean of those of {', '.join(CARD.parts)} that count" in figure.get_suptitle()
+
+
+def test_single_site_models_that_share_no_part_are_not_set_against_the_shared_one(
+    tmp_path: Path,
+) -> None:
+    """At the unseen site both landmarks count, and each site's model was taught another."""
+    taught = dict(zip("ab", CARD.parts, strict=True))
+    folder = write_run(tmp_path / "run", CARD)
+    kept = [row for row in rows(CARD) if taught.get(row["trained_on"], row["part"]) == row["part"]]
+    write_cross_site(folder / "cross_site.csv", kept, CARD)
+    found = read_run(folder)
+
+    assert "At unseen c: federated 3.00, pooled 3.50." in told_of(found).sentences()
 
 
 def test_the_lowest_is_the_best_and_the_drop_a_rise(run: Path) -> None:

@@ -571,7 +571,7 @@ def test_an_upper_bound_that_is_none_in_this_run_is_called_so() -> None:
     from fedshift.server.report.answer import Answer
 
     nan = float("nan")
-    values = {"home": nan, "away": nan, "personal": nan}
+    values = {"home": nan, "away": nan, "lost": nan, "personal": nan, "parts_told": ()}
     unseen = {"unseen": (), "unseen_federated": nan, "unseen_single": nan, "unseen_pooled": nan}
 
     def pooled(value: float) -> str:
