@@ -60,6 +60,7 @@ def draw_panels(
         for line, index, image in zip(grid, slices, images, strict=True):
             for axes, paint in zip(line, (None, *panels), strict=True):
                 axes.imshow(image[rows, columns], cmap="gray", vmin=0, vmax=1, aspect=aspect)
+                axes.autoscale(False)  # What lies beyond the picture takes no room in it.
                 axes.set_axis_off()
                 title = f"slice {index + 1}" if paint is None else paint(axes, index)
                 axes.set_title(title, fontsize=8.5)

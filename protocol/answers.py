@@ -177,8 +177,9 @@ def read_method(content: RecordDict, task: str, parts: Sequence[str]) -> tuple[M
         raise Unfit("does not say at which sites the method trains")
     if card.task.name != task or tuple(card.task.parts) != tuple(parts):
         raise Unfit(f"sent the card of another task than {task}")
-    if not (isinstance(card.complete_labels, bool) and isinstance(card.adapts, bool)):
-        raise Unfit("does not say which labels the method needs, or whether it adapts")
+    for switch in (card.complete_labels, card.adapts, card.augments):
+        if not isinstance(switch, bool):
+            raise Unfit("does not say which labels the method needs, or whether it adapts")
     if any(not isinstance(stage, str) or not _STAGE.fullmatch(stage) for stage in card.stages):
         raise Unfit("names a stage that is no name")
     card = replace(

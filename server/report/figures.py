@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -251,6 +252,10 @@ def overlong(names: Sequence[str], room: int = 12) -> float:
     return 0.06 * max(0, longest - room)
 
 
+_TITLE = 40
+"""Letters that a curve's title has room for."""
+
+
 def curves(run: Run) -> Figure:
     """The validated headline and training loss by round: means over sites, then a panel a site."""
     rounds = [line["round"] for line in run.rounds]
@@ -268,7 +273,8 @@ def curves(run: Run) -> Figure:
     means = [(reached, f"{what}, mean of {count(len(sites), 'site')}{band}")]
     means = [*(means if validated else []), (loss, f"training loss, mean{band}")]
     for axes, (data, title) in zip(grid, means, strict=False):
-        axes.set_title("\n".join(title.split(" (", 1)).replace("band:", "(band:"))
+        told = [fill(line, _TITLE) for line in title.split(" (", 1)]
+        axes.set_title("\n".join(told).replace("band:", "(band:"))
         for arm, (color, dash, _) in ARMS.items():
             if not data[arm]:
                 continue
@@ -282,7 +288,7 @@ def curves(run: Run) -> Figure:
                     rounds, low, high, where=shown, color=color, alpha=0.15, linewidth=0
                 )
     for axes, site in zip(grid[2:], panels, strict=False):
-        axes.set_title(f"{short(site)}: {what}")
+        axes.set_title(fill(f"{short(site)}: {what}", _TITLE))
         for arm, (color, dash, _) in ARMS.items():
             if site in reached[arm]:
                 axes.plot(rounds, reached[arm][site], dash, color=color, **_marker(rounds))
@@ -310,10 +316,12 @@ def _limits(
     """The ends of an axis for all that arms reached: the measure's bounds, else just outside."""
     values = np.concatenate([curve for arm in reached.values() for curve in arm.values()])
     low, high = np.nanmin(values), np.nanmax(values)
-    room = 0.05 * (high - low) or 0.5
+    bottom = measure.low if np.isfinite(measure.low) else low
+    top = measure.high if np.isfinite(measure.high) else high
+    room = 0.05 * (top - bottom) or 0.5
     return (
-        measure.low if np.isfinite(measure.low) else low - room,
-        measure.high if np.isfinite(measure.high) else high + room,
+        bottom if np.isfinite(measure.low) else low - room,
+        top if np.isfinite(measure.high) else high + room,
     )
 
 

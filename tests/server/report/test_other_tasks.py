@@ -16,10 +16,11 @@ from kit.pages import Page
 from rich.console import Console
 
 from fedshift import UserError
+from fedshift.protocol.answers import Unfit, read_scores
 from fedshift.protocol.flower import Message
 from fedshift.protocol.measures import Measure, TaskCard
-from fedshift.protocol.messages import EXAMPLES, answer
-from fedshift.server.cross_site import ModelRef, NoScores, _rows
+from fedshift.protocol.messages import EXAMPLES, METRICS, answer, details
+from fedshift.server.cross_site import ModelRef, _rows
 from fedshift.server.report import build, summary
 from fedshift.server.report.answer import answer as told_of
 from fedshift.server.report.figures import curves, heat_map, is_dark, shade
@@ -244,6 +245,13 @@ def test_a_lower_value_is_darker_and_axes_end_at_the_bounds(run: Path) -> None:
     assert "validation radial error" in axes.get_title()
 
 
+def test_a_curve_of_one_round_has_room_above_it(run: Path) -> None:
+    found = read_run(run)
+    axes = curves(replace(found, rounds=found.rounds[:1])).axes[0]
+    ((value,), *_) = [line.get_ydata() for line in axes.lines]
+    assert 0 < value < axes.get_ylim()[1]
+
+
 def reply(site: str, **changes: Any) -> Message:
     """What a site answers that scored two cases and the whole split."""
     metrics = {"failed": [0, 1], "error_mm": [1.0, 9.0], "rate": [1.0, 0.0], "bias_mm": [0.5, 2.0]}
@@ -258,7 +266,8 @@ def reply(site: str, **changes: Any) -> Message:
 
 def test_scores_are_read_by_the_tasks_measures() -> None:
     ref = ModelRef("local", "a", dict, parts=frozenset({"right"}))
-    cases, wholes = _rows(ref, "b", CARD, reply("b"))
+    measured = read_scores(reply("b").content, CARD, ["test"], None)
+    cases, wholes = _rows(ref, "b", measured)
     # The model was not taught the left one; a whole split is of no part.
     assert [(row["case"], row["part"], row["error_mm"], row["failed"]) for row in cases] == [
         ("c1", "right", 9.0, 1)
@@ -278,8 +287,31 @@ def test_scores_are_read_by_the_tasks_measures() -> None:
     ],
 )
 def test_scores_that_cannot_be_read_are_a_sentence(changes: dict[str, Any]) -> None:
-    with pytest.raises(NoScores, match="sent scores that cannot be read"):
-        _rows(ModelRef("global", "all", dict), "b", CARD, reply("b", **changes))
+    with pytest.raises(Unfit, match=r"^sent scores (that cannot be read|without)"):
+        read_scores(reply("b", **changes).content, CARD, ["test"], None)
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "words"),
+    [
+        (["val", "V", "s1", "c1", "left"], 1.0, "the split 'val', which was not asked for"),
+        (["test", "V", "s1", "c1", "middle"], 1.0, "'middle', which is not among"),
+        (["test", "V", "s1", "c1", "right"], 1.0, "two scores of c1"),
+        (["test", "V", "s1", "c1", "left"], -1.0, "error_mm of -1, which is not between"),
+        (["test", "V", "s1", "c1", "left"], math.inf, "error_mm of inf, which is not between"),
+        (["test", "V", "s1", "c1", "left"], math.nan, "error_mm of nan, which is not between"),
+    ],
+)
+def test_scores_of_what_was_not_asked_or_cannot_be_are_refused(
+    row: list[str], error: float, words: str
+) -> None:
+    content = reply("b").content
+    told = details(content)
+    told["rows"][0] = row
+    metrics = dict(content[METRICS])
+    metrics["error_mm"] = [error, 9.0]
+    with pytest.raises(Unfit, match=words):
+        read_scores(answer("b", metrics=metrics, details=told), CARD, ["test"], None)
 
 
 def test_scores_without_a_card_are_a_sentence(run: Path, tmp_path: Path) -> None:
