@@ -85,13 +85,18 @@ class Sites:
 
 
 def find(
-    grid: Grid, instruction: Instruction, *, pooled: bool = False
+    grid: Grid,
+    instruction: Instruction,
+    *,
+    pooled: bool = False,
+    deadline_s: float | None = None,
 ) -> tuple[dict[str, int], list[str]]:
     """The node of every site that the grid reaches, by the site's name, sorted; and a sentence for
     each that cannot be used.
 
     A name belongs to the one node that gives it; of several that give it none is believed. With
-    ``pooled`` one of the sites stands for all of them together.
+    ``pooled`` one of the sites stands for all of them together. Nobody is waited for beyond
+    ``deadline_s``.
     """
     hello = request(instruction.but(action=Action.NAME))
     messages = [
@@ -100,7 +105,7 @@ def find(
     ]
     given: dict[str, list[int]] = {}
     problems = []
-    for reply in exchange(grid, messages, None):
+    for reply in exchange(grid, messages, deadline_s):
         node = reply.metadata.src_node_id
         try:
             name = read_name(answered(reply))
@@ -132,7 +137,9 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     one of the user's own sites cannot open its data.
     """
     pooled = any(strategy.pools for strategy in plan.strategies)
-    nodes, problems = find(grid, plan.instruction, pooled=pooled)
+    # One's own sites may take as long as they need to start.
+    deadline_s = None if plan.own_sites else plan.deadline_s
+    nodes, problems = find(grid, plan.instruction, pooled=pooled, deadline_s=deadline_s)
     sites = Sites(grid, nodes, {}, plan.deadline_s, problems)
     path = plan.checkpoints / "sites.json"
     cards = read_cards(path)
