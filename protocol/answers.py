@@ -33,6 +33,7 @@ from fedshift.protocol.messages import (
     TensorInfo,
     read_arrays,
 )
+from fedshift.protocol.words import visible
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,23 +54,21 @@ precision."""
 
 _METRIC = re.compile(r"[a-z][a-z0-9_\-]{0,99}")
 _STAGE = re.compile(r"[a-z][a-z0-9_]{0,59}")
-_JOINING = "\u00a0\u200c\u200d"
-"""What is not printed and yet part of words: a space that breaks no line, joiners of letters."""
 _SPLITS = ("train", "val", "test")
 
 
 class Unfit(Exception):
     """An answer that cannot be used; the message says why, as the end of a sentence about a site
-    ("sent a model of another shape")."""
+    ("sent a model of another shape"), with marks for what a terminal would obey."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(clean(reason))
 
 
 def clean(text: str, longest: int = LONGEST_SENTENCE) -> str:
-    """``text`` without what is not printed, such as control and direction marks, and what UTF-8
-    cannot spell; at most ``longest`` characters long."""
-    kept = text[:longest]
-    if kept.isprintable():
-        return kept
-    return "".join(mark if mark.isprintable() or mark in _JOINING else "\ufffd" for mark in kept)
+    """``text`` with marks for what a terminal would obey and for what UTF-8 cannot spell, at most
+    ``longest`` characters long."""
+    return visible(text[:longest]).encode(errors="replace").decode()
 
 
 def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -103,12 +102,7 @@ def read_name(content: RecordDict) -> str:
     name = record["site"]
     if not isinstance(name, str) or not name or len(name.encode()) > LONGEST_NAME:
         raise Unfit(f"sent a name that is no text of 1 to {LONGEST_NAME} bytes")
-    if (
-        name in (".", "..")
-        or "::" in name
-        or any(mark in name for mark in "/\\")
-        or (clean(name) != name)
-    ):
+    if name in (".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
         raise Unfit(f"sent a name that is none for a folder: {clean(name)!r}")
     return name
 
@@ -633,7 +627,10 @@ def _text(value: Any, longest: int = LONGEST_SENTENCE) -> str:
 
 
 def _name(value: Any) -> str:
-    return clean(_text(value, 2 * LONGEST_NAME))
+    """A name as it is, which stands for something: tables and pages hold it, escaped."""
+    name = _text(value, 2 * LONGEST_NAME)
+    name.encode()  # Raises where it cannot be spelt.
+    return name
 
 
 def _names(values: Any) -> tuple[str, ...]:

@@ -427,7 +427,8 @@ class Strategy(Timeline, FlowerStrategy):
                 self.outcome.failed.setdefault(name, reply.error.reason or "no reason given")
                 continue
             self.outcome.bytes_up[name] += content_bytes(reply.content)
-            assert self.headline is not None
+            if self.headline is None:
+                continue
             try:
                 metrics = read_validation(reply.content, self.headline)
             except Unfit as fault:

@@ -286,6 +286,7 @@ def test_a_class_is_registered_by_its_name_in_words() -> None:
     assert fedshift.register(GentleAverage) is GentleAverage
     config = load(["strategy=gentle_average", "strategy.order=[b]"])["strategy"]
     base = {"fraction": 1.0, "min_sites": 1, "weighting": "examples"}
+    base |= {"max_share": None}
     assert config == {"name": "gentle_average", **base, "pace": 0.5, "order": ["b"]}
     assert strategies.build(config).name == "gentle_average"
     # A cell that is run again defines the class anew.

@@ -74,7 +74,7 @@ def ask(grid: InlineGrid, number: int, nodes: dict[str, int]) -> list[Message]:
 
 def test_a_worker_that_dies_costs_only_its_site(pool: Callable[..., InlineGrid]) -> None:
     grid = pool("a", "b", "dies", "e", "f")
-    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    nodes, _ = find(grid, Instruction(action=Action.NAME, seed=0))
     assert list(nodes) == ["a", "b", "dies", "e", "f"]
     names = {node: name for name, node in nodes.items()}
     for number in (1, 2):
@@ -91,7 +91,7 @@ def test_a_worker_that_dies_costs_only_its_site(pool: Callable[..., InlineGrid])
 
 def test_a_worker_killed_while_idle_costs_nothing(pool: Callable[..., InlineGrid]) -> None:
     grid = pool("a", "b", "c")
-    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    nodes, _ = find(grid, Instruction(action=Action.NAME, seed=0))
     assert grid._pool is not None
     for slot in grid._pool._slots:
         assert slot.process.pid is not None
@@ -149,7 +149,7 @@ def test_replies_that_nobody_waits_for_any_more_do_not_pile_up(
 ) -> None:
     """A coordinator that gives up, time after time, before it takes what is ready."""
     grid = pool("a", "hangs", "z")
-    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    nodes, _ = find(grid, Instruction(action=Action.NAME, seed=0))
     for _ in range(4):
         messages = ask(grid, 1, nodes)
         for message in messages:
@@ -177,7 +177,7 @@ def test_in_process_a_message_past_its_deadline_is_not_run(
 
 def test_send_and_receive_gives_up_after_its_timeout(pool: Callable[..., InlineGrid]) -> None:
     grid = pool("a", "hangs")
-    nodes = find(grid, Instruction(action=Action.NAME, seed=0))
+    nodes, _ = find(grid, Instruction(action=Action.NAME, seed=0))
     begin = time.monotonic()
     replies = list(grid.send_and_receive(ask(grid, 1, nodes), timeout=0.1))
     assert time.monotonic() - begin < 5
@@ -227,7 +227,7 @@ def test_our_strategy_runs_in_flowers_own_loop(three_sites: LocalSites) -> None:
     infos = Model(asked.method, asked.task, torch.device("cpu"), 0).infos()
     strategy = FedAvg()
     with InlineGrid(three_sites, ["cpu"], 1) as grid:
-        nodes = find(grid, asked)
+        nodes, _ = find(grid, asked)
         strategy.begin(nodes, infos, asked)
         result = strategy.start(grid, pack_arrays(start), num_rounds=1)
     found = unpack_arrays(result.arrays)

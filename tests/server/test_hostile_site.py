@@ -18,6 +18,7 @@ from kit.replay import Recorded
 from fedshift.protocol.flower import ConfigRecord, RecordDict
 from fedshift.protocol.messages import ANSWER, Action
 from fedshift.protocol.storage import read_tensors
+from fedshift.protocol.words import visible
 from fedshift.server.record import read_method
 from fedshift.server.tables.files import read_cases, read_shift
 
@@ -49,14 +50,12 @@ KINDS = (
 )
 
 
-def _check(run: Path, said: list[str], known: set[str]) -> None:
+def _check(run: Path, known: set[str]) -> None:
     """The run in that folder ended, and nothing that it wrote or said steers a reader."""
-    assert all(sentence.isprintable() for sentence in said)
     for line in (run / "rounds.jsonl").read_text().splitlines():
         for kind in ("failed", "rejected"):
-            assert all(reason.isprintable() for reason in json.loads(line)[kind].values())
-    problems = json.loads((run / "checkpoints" / "evaluation.json").read_text())["problems"]
-    assert all(problem.isprintable() for problem in problems)
+            assert all(reason == visible(reason) for reason in json.loads(line)[kind].values())
+    json.loads((run / "checkpoints" / "evaluation.json").read_text())
     task = read_method(run)
     assert task is not None
     cases = read_cases(run / "cases.csv", task.task)
@@ -102,8 +101,8 @@ def _attack(kind: Action, recorded: Recorded, folder: Path, examples: int) -> No
             run = Path(place) / "run"
             told = wrong.get(ANSWER)
             called = str(told["site"]) if isinstance(told, ConfigRecord) and "site" in told else ""
-            heard = recorded.play(run, {(node, kind): lambda _: wrong})
-            _check(run, heard.said, known | ({called} if kind is Action.NAME else set()))
+            recorded.play(run, {(node, kind): lambda _: wrong})
+            _check(run, known | ({called} if kind is Action.NAME else set()))
 
     attack()
 

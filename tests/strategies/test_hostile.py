@@ -23,6 +23,7 @@ from fedshift.protocol.flower import (
     RecordDict,
 )
 from fedshift.protocol.messages import Arrays, pack_arrays
+from fedshift.protocol.words import visible
 from fedshift.runs.config import load
 from fedshift.server.exchange import ERROR_LATE
 from fedshift.strategies import STRATEGIES
@@ -260,4 +261,4 @@ def test_what_is_refused_is_as_if_the_site_had_not_answered(kind: str) -> None:
         rejected = attacked.strategy.outcome.rejected
         if HOSTILE in away.strategy.outcome.failed:
             assert list(rejected) == [HOSTILE], name
-            assert rejected[HOSTILE].isprintable(), name
+            assert rejected[HOSTILE] == visible(rejected[HOSTILE]), name

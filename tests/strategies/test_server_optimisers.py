@@ -254,10 +254,23 @@ def test_steps_that_mixed_precision_left_out_are_not_counted(begin: Call, fold: 
     assert found[COUNT] == 6
 
 
-def test_steps_that_are_no_number_do_no_harm(begin: Call, fold: Call) -> None:
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"steps": float("nan")},
+        {"steps": 1e6},
+        {"steps": -1.0},
+        {"nonfinite_steps": -1e300},
+        {"steps": 2.0, "nonfinite_steps": 3.0},
+    ],
+)
+def test_steps_that_nobody_takes_are_refused(
+    begin: Call, fold: Call, told: dict[str, float]
+) -> None:
     strategy = begin(FedNova(), SITES, TENSORS, steps=4)
-    found = fold(strategy, model(0, 0), SENT, metrics={"a": {"steps": float("nan")}})
-    np.testing.assert_array_equal(found[WEIGHT], [3, 2])
+    found = fold(strategy, model(0, 0), SENT, metrics={"a": told})
+    np.testing.assert_array_equal(found[WEIGHT], SENT["b"][WEIGHT])
+    assert "steps of no possible number" in strategy.outcome.rejected["a"]
 
 
 # Resume.
