@@ -125,7 +125,7 @@ def find(
 def answered(reply: Message) -> RecordDict:
     """What a reply holds; raises :class:`Unfit` with the site's reason when it holds an error."""
     if reply.has_error():
-        raise Unfit(reply.error.reason)
+        raise Unfit(reply.error.reason or "sent no reason")
     return reply.content
 
 
