@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -28,6 +28,7 @@ from fedshift.protocol.messages import (
     DTYPES,
     EXAMPLES,
     METRICS,
+    MOST_SIDES,
     STATISTICS,
     Arrays,
     TensorInfo,
@@ -195,7 +196,7 @@ def _tensor(info: TensorInfo) -> TensorInfo:
         raise Unfit("names a tensor of no known role")
     if info.sharing not in ("averaged", "broadcast", "balanced", "summed", "kept"):
         raise Unfit("names a tensor that is shared in no known way")
-    if info.dtype not in DTYPES or len(info.shape) > 8:
+    if info.dtype not in DTYPES or len(info.shape) > MOST_SIDES:
         raise Unfit("names a tensor of no known type")
     _name(info.network)
     _names(info.domains)
@@ -260,16 +261,15 @@ def extent(array: np.ndarray, most: float) -> str | None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a site says of its training: examples by sub-network, its domain, and its metrics."""
+    """What a site says of its training: examples by sub-network, and its domain."""
 
     examples: dict[str, float]
     domain: str
-    metrics: dict[str, float]
 
 
 @reads("an update")
 def read_trained(content: RecordDict, tensors: Mapping[str, TensorInfo], most: int) -> Trained:
-    """What an update says beside its arrays; a site has ``most`` examples at most. ``tensors`` are
+    """What an update says of its arrays; a site has ``most`` examples at most. ``tensors`` are
     the method's."""
     told = read_details(content)
     networks = {info.network for info in tensors.values()}
@@ -288,7 +288,7 @@ def read_trained(content: RecordDict, tensors: Mapping[str, TensorInfo], most: i
     needed = any(info.domains for info in tensors.values() if info.network in examples)
     if needed and domain not in domains:
         raise Unfit(f"trained for a domain that there is not: {domain}")
-    return Trained(examples, domain, read_metrics(content))
+    return Trained(examples, domain)
 
 
 @reads("metrics")
@@ -366,28 +366,45 @@ def read_scores(
     return Measured(cases, _wholes(told["wholes"], task, splits, card))
 
 
+def _of_splits(
+    told: Any,
+    fields: Sequence[str],
+    measures: Mapping[str, Measure],
+    kind: str,
+    place: tuple[TaskCard, Sequence[str], SiteCard | None],
+) -> Iterator[tuple[dict[str, Any], Measure]]:
+    """The rows of ``fields``, each of another split, vendor, part and one of the ``measures`` of a
+    ``kind``; and that measure."""
+    seen: set[tuple[str, ...]] = set()
+    for line in told:
+        row = dict(zip(fields, line, strict=True))
+        key = tuple(_name(row[name]) for name in ("split", "vendor", "part", "metric"))
+        _check_place(row, *place)
+        if row["metric"] not in measures:
+            raise Unfit(f"sent {row['metric']!r}, which is no measure {kind}")
+        if key in seen:
+            raise Unfit(f"sent {row['metric']} twice")
+        seen.add(key)
+        _count(row["n"])
+        yield row, measures[row["metric"]]
+
+
+def _check_value(value: Any, measure: Measure) -> None:
+    """Raise :class:`Unfit` unless ``value`` is one of the measure's, or nan."""
+    if not (isinstance(value, float) and math.isnan(value)):
+        _number(value, measure.low, measure.high, measure.name)
+
+
 def _wholes(
     told: Any, task: TaskCard, splits: Sequence[str], card: SiteCard | None
 ) -> list[dict[str, Any]]:
-    wholes = {measure.name: measure for measure in task.measures if measure.whole}
-    found: list[dict[str, Any]] = []
-    seen: set[tuple[str, ...]] = set()
-    for line in told:
-        fields = ("split", "vendor", "part", "metric", "n", "value", "low", "high")
-        row = dict(zip(fields, line, strict=True))
-        for name in fields[:4]:
-            row[name] = _name(row[name])
-        _check_place(row, task, splits, card)
-        if row["metric"] not in wholes:
-            raise Unfit(f"sent {row['metric']!r}, which is no measure of a whole split")
-        if (place := tuple(row[name] for name in fields[:4])) in seen:
-            raise Unfit(f"sent {row['metric']} twice")
-        seen.add(place)
-        measure = wholes[row["metric"]]
-        _count(row["n"])
+    fields = ("split", "vendor", "part", "metric", "n", "value", "low", "high")
+    measures = {measure.name: measure for measure in task.measures if measure.whole}
+    found = []
+    place = (task, splits, card)
+    for row, measure in _of_splits(told, fields, measures, "of a whole split", place):
         for name in ("value", "low", "high"):
-            if not (isinstance(row[name], float) and math.isnan(row[name])):
-                _number(row[name], measure.low, measure.high, measure.name)
+            _check_value(row[name], measure)
         found.append({**row, "n_failed": 0})
     return found
 
@@ -398,22 +415,11 @@ def _means(
     """Means over a site's cases, which stand where measures of a whole split do."""
     fields = ("split", "vendor", "part", "metric", "n", "n_failed", "value")
     measures = {measure.name: measure for measure in task.measures if measure.summarised}
-    found: list[dict[str, Any]] = []
-    seen: set[tuple[str, ...]] = set()
-    for line in told:
-        row = dict(zip(fields, line, strict=True))
-        for name in fields[:4]:
-            row[name] = _name(row[name])
-        _check_place(row, task, splits, card)
-        if row["metric"] not in measures:
-            raise Unfit(f"sent {row['metric']!r}, which is no measure that is summarised")
-        if (place := tuple(row[name] for name in fields[:4])) in seen:
-            raise Unfit(f"sent the mean of {row['metric']} twice")
-        seen.add(place)
-        measure = measures[row["metric"]]
-        _count(row["n_failed"], _count(row["n"]))
-        if not (isinstance(row["value"], float) and math.isnan(row["value"])):
-            _number(row["value"], measure.low, measure.high, measure.name)
+    found = []
+    place = (task, splits, card)
+    for row, measure in _of_splits(told, fields, measures, "that is summarised", place):
+        _count(row["n_failed"], row["n"])
+        _check_value(row["value"], measure)
         found.append({**row, "low": math.nan, "high": math.nan})
     return found
 

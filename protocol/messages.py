@@ -48,7 +48,7 @@ DTYPES = frozenset(
 ) - {"float8"} | {"bool"}
 """The types of the arrays that travel, in the byte order of the machines that the network runs
 on."""
-_MOST_SIDES = 8
+MOST_SIDES = 8
 
 
 class Action(StrEnum):
@@ -338,7 +338,7 @@ def view_array(array: Array) -> np.ndarray:
     shape = tuple(array.shape)
     if array.stype != "numpy.ndarray" or array.dtype not in DTYPES:
         raise ValueError(f"an array of the type {str(array.dtype)[:40]!r}")
-    if len(shape) > _MOST_SIDES or not all(type(side) is int and side >= 0 for side in shape):
+    if len(shape) > MOST_SIDES or not all(type(side) is int and side >= 0 for side in shape):
         raise ValueError("an array of no possible shape")
     header = _npy_header(array.dtype, shape)
     dtype = np.dtype(array.dtype)

@@ -216,7 +216,7 @@ def _introduced(sites: Sites, plan: RunPlan) -> list[SiteCard]:
 def _noted(reply: Message) -> dict[str, Any] | None:
     """What a site tells of its files; None where it cannot be read."""
     try:
-        return read_details(reply.content)
+        return read_details(answered(reply))
     except Unfit:
         return None
 
@@ -225,7 +225,7 @@ def _ask_again(sites: Sites, plan: RunPlan) -> None:
     """Have the sites note what the settings were chosen from; kept in ``checkpoints``."""
     for action in plan.told:
         answers = {
-            name: None if reply.has_error() else _noted(reply)
+            name: _noted(reply)
             for name, reply in sites.ask(sites.scored, plan.instruction.but(action=action))
         }
         if action is Action.SUMMARY:
