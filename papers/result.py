@@ -14,9 +14,9 @@ from pathlib import Path
 
 from fedshift import __version__
 from fedshift.papers.bench import Arm, Bench, Claim, Paper, Preset, Table
+from fedshift.protocol.lock import alone_in
 from fedshift.protocol.storage import write_atomic
 from fedshift.protocol.words import count
-from fedshift.server.lock import alone_in
 
 NOTHING = "–"
 

@@ -47,6 +47,7 @@ __all__ = [
     "identify_server",
     "set_message_id",
     "shallow_copy",
+    "with_content",
     "with_error",
 ]
 
@@ -75,7 +76,11 @@ def shallow_copy(message: Message) -> Message:
 
     Built-in strategies put one RecordDict into all their messages.
     """
-    content = RecordDict(dict(message.content))
+    return with_content(message, RecordDict(dict(message.content)))
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """A message of the same identity as ``message``, with ``content``."""
     # Flower's constructor takes metadata; its overloads do not say so.
     return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshift import UserError
+from fedshift.protocol.lock import alone_in
 from fedshift.runs import provenance
 from fedshift.runs.config import Config
 from fedshift.runs.simulate import run
 from fedshift.server import checkpoint
-from fedshift.server.lock import alone_in
 from fedshift.sites import DataSettings, open_site
 from fedshift.sites.types import SiteSpec
 

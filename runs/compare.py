@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from fedshift import UserError
+from fedshift.protocol.lock import alone_in
 from fedshift.protocol.storage import check_links, write_atomic
 from fedshift.protocol.words import count
 from fedshift.runs import provenance
@@ -24,7 +25,6 @@ from fedshift.runs.sweep import SWEEP, PlannedCell, Sweep, read_sweep
 from fedshift.runs.watching import Tell, silent
 from fedshift.server import checkpoint, comparison
 from fedshift.server.comparison.cells import Cell
-from fedshift.server.lock import alone_in
 from fedshift.server.record import rounds_of, untrained
 from fedshift.server.report.run import read_run
 

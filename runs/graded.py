@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedshift.protocol.lock import alone_in
 from fedshift.runs.config import load
 from fedshift.runs.simulate import run_folder
 from fedshift.runs.watching import Tell, Watch
 from fedshift.server.advice.rules import Advice, advise
-from fedshift.server.lock import alone_in
 from fedshift.server.report.run import read_run
 from fedshift.strategies.base import Family
 

@@ -17,9 +17,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fedshift import UserError
+from fedshift.protocol.lock import Locks
 from fedshift.server.engines.children import follow_parent
 from fedshift.server.engines.devices import device_names
-from fedshift.server.lock import Locks
 
 # What a worker imports before its first task; an optimiser's first use would import the last.
 _PRELOADED = ["fedshift.runs.cells", "torch._dynamo"]

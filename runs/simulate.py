@@ -12,6 +12,7 @@ from fedshift import UserError
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
+from fedshift.protocol.lock import alone_in
 from fedshift.protocol.measures import TaskCard
 from fedshift.protocol.storage import check_links, folder_name, keep_lines, write_atomic
 from fedshift.runs import earlier, examples, provenance
@@ -25,7 +26,6 @@ from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
 from fedshift.runs.stored import build_plan, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint, report, tracking
-from fedshift.server.lock import alone_in
 from fedshift.server.record import read_method, read_rounds
 from fedshift.server.tables.files import (
     read_cases,

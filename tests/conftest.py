@@ -70,9 +70,9 @@ def simulate() -> Callable[..., Path]:
 def simulate_undrawn() -> Callable[..., Path]:
     """The same without baselines, figures and page, which take longer than the training."""
 
+    from fedshift.protocol.lock import alone_in
     from fedshift.runs.config import load
     from fedshift.runs.simulate import run
-    from fedshift.server.lock import alone_in
 
     def call(out: Path, *overrides: str) -> Path:
         with alone_in(out):

@@ -30,9 +30,9 @@ from fedshift.protocol.flower import (
     shallow_copy,
     with_error,
 )
+from fedshift.protocol.lock import Locks
 from fedshift.server.engines.children import follow_parent
 from fedshift.server.exchange import ERROR_LATE
-from fedshift.server.lock import Locks
 
 ERROR_DIED = 104
 _RUN_ID = 1

@@ -209,10 +209,10 @@ def test_false_positives_at_healthy_people_are_scored_and_shown(
 ) -> None:
     """A model of site a, where every bright spot is a lesion, finds the benign ones of b."""
 
+    from fedshift.protocol.lock import alone_in
     from fedshift.runs.config import load
     from fedshift.runs.simulate import run as simulate
     from fedshift.server import report
-    from fedshift.server.lock import alone_in
 
     path, out = table("negative"), tmp_path / "run"
     overrides = [

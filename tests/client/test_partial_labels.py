@@ -354,9 +354,9 @@ SMALL = ("method.depth=2", "method.width=8")
 
 def run(path: Path, out: Path, *overrides: str) -> Path:
 
+    from fedshift.protocol.lock import alone_in
     from fedshift.runs.config import load as compose
     from fedshift.runs.simulate import run as simulate
-    from fedshift.server.lock import alone_in
 
     with alone_in(out):
         small = [] if "method=online_rendering" in overrides else SMALL

@@ -22,12 +22,12 @@ import fedshift
 from fedshift import UserError
 from fedshift.client.memory import step_cost
 from fedshift.client.model import Model
+from fedshift.protocol.lock import alone_in
 from fedshift.runs.checking import examine, for_report, settle
 from fedshift.runs.config import load
 from fedshift.runs.federation import task_settings
 from fedshift.runs.simulate import run
 from fedshift.runs.sweep import Sweep, prepare
-from fedshift.server.lock import alone_in
 from fedshift.sites import Finding
 from fedshift.sites.findings import CODES, grouped
 

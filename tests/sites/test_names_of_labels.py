@@ -398,9 +398,9 @@ def test_every_code_is_known() -> None:
 
 def test_a_run_learns_each_structure_by_its_name(hospital: Hospital, tmp_path: Path) -> None:
 
+    from fedshift.protocol.lock import alone_in
     from fedshift.runs.config import load
     from fedshift.runs.simulate import run
-    from fedshift.server.lock import alone_in
 
     numbers = ((3, 7), (7, 3), (1, 2), (12, 5))
     for site in "ABC":

@@ -23,11 +23,16 @@ _held: list[int] = []
 
 
 @contextmanager
-def alone_in(out: Path) -> Iterator[None]:
+def alone_in(
+    out: Path,
+    busy: str = "another run is writing to {}; choose another out=DIR",
+    patience_s: float = _PATIENCE_S,
+) -> Iterator[int]:
     """Hold ``out`` against a second run; the lock goes with the process and its workers, however
-    they end.
+    they end. Yields the descriptor that holds it, for a worker to inherit.
 
-    Raises :class:`UserError` when ``out`` is no folder or another run holds it.
+    Raises :class:`UserError` when ``out`` is no folder, and the sentence ``busy`` when another run
+    holds it for ``patience_s``.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -35,26 +40,24 @@ def alone_in(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(_unusable(out, error)) from error
     try:
-        _lock(folder, out)
+        _lock(folder, busy.format(out), patience_s)
         _held.append(folder)
-        yield
+        yield folder
     finally:
         if folder in _held:
             _held.remove(folder)
         os.close(folder)
 
 
-def _lock(folder: int, out: Path) -> None:
-    end = time.monotonic() + _PATIENCE_S
+def _lock(folder: int, busy: str, patience_s: float) -> None:
+    end = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError as error:
             if time.monotonic() > end:
-                raise UserError(
-                    f"another run is writing to {out}; choose another out=DIR"
-                ) from error
+                raise UserError(busy) from error
         time.sleep(_POLL_S)
 
 

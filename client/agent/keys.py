@@ -1,0 +1,34 @@
+"""The site's own key: made at the site, and never anywhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from fedshift import UserError
+
+
+def make_key(private: Path, public: Path) -> None:
+    """Make a key (ECDSA on P-384, as Flower's nodes use): ``private`` for the site's owner alone to
+    read, ``public`` for the coordinator. Raises :class:`UserError` when ``private`` is there."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise UserError(
+            f"{private} is there already; a key is not written over: move it away first"
+        ) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )

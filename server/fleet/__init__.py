@@ -1,0 +1,1 @@
+"""The coordinator of real sites: Flower's Fleet API over HTTPS or gRPC, and nothing else there."""

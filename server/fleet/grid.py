@@ -1,0 +1,125 @@
+"""Flower's ``Grid`` over the sites that a hub is in contact with: one a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+
+from fedshift.protocol.flower import (
+    Error,
+    Grid,
+    Message,
+    RecordDict,
+    Run,
+    correct_source,
+    identify_server,
+)
+from fedshift.protocol.parcel import Wrapper
+from fedshift.server.exchange import NO_EXPIRY_S
+from fedshift.server.fleet.hub import Hub
+
+ERROR_AWAY = 105
+_RUN_ID = 1
+"""All that Flower needs to know of a run; ours has an identity of its own in its instructions."""
+_WAIT_S = 1.0
+
+
+class FleetGrid(Grid):
+    """Node ``i`` is the enrolled site whose key has that id; use as a context manager."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._asked: dict[str, Message] = {}
+        identify_server(_RUN_ID)
+
+    def __enter__(self) -> FleetGrid:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hub.withdraw(list(self._asked))
+
+    @property
+    def enrolled(self) -> Mapping[int, str]:
+        """The name under which each node's key was enrolled."""
+        return {peer.id: peer.name for peer in self._hub.peers}
+
+    def set_run(self, run: Run) -> None:
+        """Nothing to set: a grid serves one run."""
+
+    @property
+    def run(self) -> Run:
+        """There is no SuperLink, hence no record of a run."""
+        raise NotImplementedError("the hub keeps no record of a Flower run")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Build a message for one site."""
+        return Message(
+            content=content,
+            message_type=message_type,
+            dst_node_id=dst_node_id,
+            group_id=group_id,
+            ttl=ttl,
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The sites that are in contact now."""
+        return [peer.id for peer in self._hub.peers if self._hub.met(peer)]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hold ``messages`` for their sites, each record packed once."""
+        messages = list(messages)
+        wrapper, known, until = Wrapper(), dict[str, bytes](), math.inf
+        parcels = []
+        for message in messages:
+            if message.metadata.ttl < NO_EXPIRY_S:
+                until = self._hub.now() + message.metadata.ttl
+                # A site's clock must not decide whether its reply is late.
+                message.metadata.ttl = NO_EXPIRY_S
+            packed = wrapper.wrap(message, known)
+            known.update(packed.contents)
+            parcels.append((packed, message.metadata.dst_node_id))
+        ids = self._hub.send(parcels, until)
+        self._asked.update(zip(ids, messages, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there, each dated when it had arrived whole by this machine's
+        clock; an error in the place of one that cannot come or cannot be read."""
+        replies = []
+        for name in message_ids:
+            outcome = self._hub.receive(name, _WAIT_S)
+            if outcome is None:
+                continue
+            asked = self._asked.pop(name, None)
+            reply = outcome.reply
+            if reply is None and asked is not None:
+                reply = Message(Error(ERROR_AWAY, outcome.fault), reply_to=asked)
+            if reply is not None and asked is not None:
+                ago = self._hub.now() - outcome.arrived if outcome.arrived else 0.0
+                reply.metadata.__dict__["_created_at"] = time.time() - ago
+                correct_source(reply, asked.metadata.dst_node_id)
+                replies.append(reply)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push and pull all, as Flower's own strategies do; after ``timeout`` seconds what is
+        there is returned."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        waiting = list(self.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and time.monotonic() < end:
+            for name in list(waiting):
+                if found := list(self.pull_messages([name])):
+                    waiting.remove(name)
+                    replies.extend(found)
+        return replies

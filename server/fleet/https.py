@@ -1,0 +1,134 @@
+"""The Fleet API over HTTPS: an ASGI application that serves its paths and no other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from fedshift import UserError
+from fedshift.protocol.fleet import CALLS, MEDIA_TYPE
+from fedshift.server.fleet.service import LARGEST_REQUEST, Denied, Fleet
+
+_BODY_S = 120.0
+"""An object of a few MiB takes no longer on the slowest line that is of use."""
+_THREADS = 1024
+_PATHS = {call.path: call.name for call in CALLS.values()}
+
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+class _Application:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        # Each waiting site occupies a thread; threads are made as they are needed.
+        self._threads = ThreadPoolExecutor(_THREADS, "fleet")
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            status, body, media = 200, await self._answer(scope, receive), MEDIA_TYPE
+        except Denied as denied:
+            status, body, media = denied.status, denied.to_json().encode(), "application/json"
+        except (TimeoutError, ConnectionError):
+            status, body, media = 408, b"", "application/json"
+        headers = [
+            (b"content-type", media.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Mapping[str, Any], receive: Receive) -> bytes:
+        name = _PATHS.get(scope["path"])
+        if name is None:
+            raise Denied(404, "there is nothing here")
+        if scope["method"] != "POST":
+            raise Denied(405, "the Fleet API takes POST alone")
+        headers = {key.decode("latin1"): value.decode("latin1") for key, value in scope["headers"]}
+        address = (scope.get("client") or ("unknown",))[0]
+        loop = asyncio.get_running_loop()
+        peer = self._fleet.authenticate(headers, address)
+        body = await asyncio.wait_for(_read(headers, receive), _BODY_S)
+        return await loop.run_in_executor(
+            self._threads, self._fleet.answer, name, headers, peer, body
+        )
+
+
+async def _read(headers: Mapping[str, str], receive: Receive) -> bytes:
+    """The request's body; raises :class:`Denied` as soon as it is too large."""
+    told = headers.get("content-length", "0")
+    size = int(told) if told.isdigit() else 0
+    parts: list[bytes] = []
+    more = True
+    while more:
+        if size > LARGEST_REQUEST:
+            raise Denied(413, f"a request may have {LARGEST_REQUEST} bytes at most")
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ConnectionError
+        parts.append(event.get("body", b""))
+        size = sum(map(len, parts))
+        more = event.get("more_body", False)
+    return b"".join(parts)
+
+
+class HttpsServer:
+    """Serves a fleet on a thread of its own; use as a context manager."""
+
+    def __init__(self, fleet: Fleet, host: str, port: int, *, certificate: Path, key: Path) -> None:
+        """Listens on ``host`` and ``port`` (0: a free one) with that certificate and key in PEM."""
+        config = uvicorn.Config(
+            _Application(fleet),
+            host=host,
+            port=port,
+            ssl_certfile=str(certificate),
+            ssl_keyfile=str(key),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=75,
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name="https", daemon=True)
+        self._where = f"{host}:{port}"
+        self._certificate, self._key = certificate, key
+
+    def __enter__(self) -> HttpsServer:
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.02)
+            if not self._thread.is_alive():
+                raise UserError(
+                    f"cannot listen on {self._where}: is the port taken, or is the certificate "
+                    "not of the key?"
+                )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(10)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.servers[0].sockets[0].getsockname()[1])
+
+    def renew(self) -> None:
+        """Use the certificate and key as they are on the disk now, for every new connection."""
+        context = self._server.config.ssl
+        assert isinstance(context, ssl.SSLContext)
+        context.load_cert_chain(self._certificate, self._key)
