@@ -11,7 +11,6 @@ without having fetched any of it: the answer that carried it was lost.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import OrderedDict, deque
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from fedshift.protocol import parcel
 from fedshift.protocol.fleet import MessageHead, ObjectTree
 from fedshift.protocol.flower import Message
+from fedshift.protocol.nodes import node_id
 from fedshift.protocol.parcel import Parcel
 
 _REMEMBERED = 10_000
@@ -80,12 +80,6 @@ class Outcome:
     reply: Message | None
     arrived: float
     fault: str = ""
-
-
-def node_id(key: bytes) -> int:
-    """The id of the site with that public key: the same after every restart, and no small number,
-    which Flower keeps for itself."""
-    return int.from_bytes(hashlib.sha256(key).digest()[:7], "big") | 1 << 55
 
 
 class Hub:
