@@ -23,16 +23,12 @@ _held: list[int] = []
 
 
 @contextmanager
-def alone_in(
-    out: Path,
-    busy: str = "another run is writing to {}; choose another out=DIR",
-    patience_s: float = _PATIENCE_S,
-) -> Iterator[int]:
+def alone_in(out: Path, busy: str | None = None) -> Iterator[int]:
     """Hold ``out`` against a second run; the lock goes with the process and its workers, however
     they end. Yields the descriptor that holds it, for a worker to inherit.
 
-    Raises :class:`UserError` when ``out`` is no folder, and the sentence ``busy`` when another run
-    holds it for ``patience_s``.
+    Raises :class:`UserError` when ``out`` is no folder, or another run holds it: with the sentence
+    ``busy``, where there is one.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -40,7 +36,7 @@ def alone_in(
     except OSError as error:
         raise UserError(_unusable(out, error)) from error
     try:
-        _lock(folder, busy.format(out), patience_s)
+        _lock(folder, busy or f"another run is writing to {out}; choose another out=DIR")
         _held.append(folder)
         yield folder
     finally:
@@ -49,8 +45,8 @@ def alone_in(
         os.close(folder)
 
 
-def _lock(folder: int, busy: str, patience_s: float) -> None:
-    end = time.monotonic() + patience_s
+def _lock(folder: int, busy: str) -> None:
+    end = time.monotonic() + _PATIENCE_S
     while True:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

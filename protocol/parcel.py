@@ -8,7 +8,7 @@ opens a parcel need not trust who made it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,22 +180,26 @@ def unpack(record: Any) -> Any:
     try:
         entries = json.loads(bytes(data[_LENGTH:start]))
         arrays = {}
-        for name, dtype, shape, stype, size in entries:
-            if not _is_entry(name, dtype, shape, stype, size) or name in arrays:
+        for entry in entries:
+            if not _is_entry(entry) or entry[0] in arrays:
                 raise ValueError("a packed array is described wrongly")
+            name, dtype, shape, stype, size = entry
             arrays[name] = Array(dtype, tuple(shape), stype, bytes(data[start : start + size]))
             start += size
-    except (TypeError, RecursionError, UnicodeDecodeError) as error:
+    except (TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError("a packed record has no header") from error
     if start != len(data):
         raise ValueError("a packed record is not as long as its header says")
     return ArrayRecord(arrays)
 
 
-def _is_entry(name: Any, dtype: Any, shape: Any, stype: Any, size: Any) -> bool:
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 5:
+        return False
+    name, dtype, shape, stype, size = entry
     return (
         all(isinstance(text, str) for text in (name, dtype, stype))
-        and isinstance(shape, Sequence)
+        and isinstance(shape, list)
         and all(type(side) is int and side >= 0 for side in shape)
         and type(size) is int
         and size >= 0

@@ -14,12 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 
 from fedshift import UserError, __version__
@@ -87,14 +91,17 @@ class Signer:
     def __init__(self, key: Path, clock: Callable[[], float] = time.time) -> None:
         """Raises :class:`UserError` for a file that holds no private key on an elliptic curve."""
         try:
-            private = load_pem_private_key(key.read_bytes(), password=None)
+            data = key.read_bytes()
+            is_ssh = b"OPENSSH PRIVATE KEY" in data[:100]
+            load = load_ssh_private_key if is_ssh else load_pem_private_key
+            private = load(data, password=None)
         except OSError as error:
             raise UserError(
                 f"{key} cannot be read ({error.strerror}); `fedshift client key` makes a site's key"
             ) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise UserError(
-                f"{key} holds no private key in PEM; `fedshift client key` makes a site's key"
+                f"{key} holds no private key without a password; `fedshift client key` makes one"
             ) from error
         if not isinstance(private, ec.EllipticCurvePrivateKey):
             raise UserError(f"{key} holds no key on an elliptic curve; make it by `client key`")
@@ -109,6 +116,11 @@ class Signer:
         return self._private.public_key().public_bytes(
             Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
         )
+
+    @property
+    def private_pem(self) -> bytes:
+        """The private key as TLS libraries take it."""
+        return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def headers(self) -> Mapping[str, str]:
         """Of a request that is made now."""
@@ -189,7 +201,7 @@ class Grpc:
             )
         roots = None if address.root_certificates is None else _read(address.root_certificates)
         credentials = grpc.ssl_channel_credentials(
-            roots, _read(address.key), _read(address.certificate)
+            roots, signer.private_pem, _read(address.certificate)
         )
         self._channel = grpc.secure_channel(
             address.server,

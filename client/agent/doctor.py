@@ -9,6 +9,7 @@ import shutil
 import socket
 import ssl
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -157,7 +158,10 @@ def _certificate(
         context.set_alpn_protocols(["h2"])
         if address.certificate is not None:
             try:
-                context.load_cert_chain(address.certificate, address.key)
+                with tempfile.NamedTemporaryFile() as key:  # Only a file is taken; nobody reads it.
+                    key.write(Signer(address.key).private_pem)
+                    key.flush()
+                    context.load_cert_chain(address.certificate, key.name)
             except (OSError, ssl.SSLError) as error:
                 raise UserError(
                     f"{address.certificate} is no certificate of the key {address.key} ({error}): "

@@ -17,8 +17,9 @@ from fedshift import UserError
 
 
 def make_key(private: Path, public: Path) -> None:
-    """Make a key (ECDSA on P-384, as Flower's nodes use): ``private`` for the site's owner alone to
-    read, ``public`` for the coordinator. Raises :class:`UserError` when ``private`` is there."""
+    """Make a key (ECDSA on P-384 in OpenSSH's format, as Flower's nodes take it): ``private`` for
+    the site's owner alone to read, ``public`` for the coordinator. Raises :class:`UserError` when
+    ``private`` is there."""
     key = ec.generate_private_key(ec.SECP384R1())
     private.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -28,7 +29,7 @@ def make_key(private: Path, public: Path) -> None:
             f"{private} is there already; a key is not written over: move it away first"
         ) from error
     with os.fdopen(descriptor, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public.write_bytes(
-        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
     )

@@ -8,14 +8,17 @@ import os
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
+    load_ssh_public_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -97,11 +100,20 @@ def certify(folder: Path, name: str, public_key: bytes, days: int = CERTIFICATE_
 
 
 def read_public(public_key: bytes) -> ec.EllipticCurvePublicKey:
-    """A site's public key from PEM; raises ``ValueError`` for anything else."""
-    key = load_pem_public_key(public_key)
+    """A site's public key from PEM or OpenSSH's line; raises ``ValueError`` for anything else."""
+    try:
+        is_pem = public_key.lstrip().startswith(b"-----")
+        key = load_pem_public_key(public_key) if is_pem else load_ssh_public_key(public_key)
+    except UnsupportedAlgorithm as error:
+        raise ValueError("it is of a kind that is not known") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("it is no key on an elliptic curve")
     return key
+
+
+def public_pem(public_key: bytes) -> bytes:
+    """A site's public key as its node sends it; raises ``ValueError`` for no such key."""
+    return read_public(public_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _signed(

@@ -28,6 +28,7 @@ from fedshift.protocol.fleet import (
     TIMESTAMP,
     VERSION,
 )
+from fedshift.server.fleet import bundle
 from fedshift.server.fleet.hub import Hub, Peer, Refusal
 
 AHEAD_S = 5.0
@@ -77,8 +78,8 @@ class Fleet:
             "PushMessages": self._push,
             "PushObject": self._push_object,
             "ConfirmMessageReceived": self._confirm,
-            "GetRun": self._no_app,
-            "GetFab": self._no_app,
+            "GetRun": self._get_run,
+            "GetFab": self._get_fab,
         }
 
     def authenticate(self, headers: Mapping[str, str], address: str) -> Peer:
@@ -209,8 +210,16 @@ class Fleet:
     def _confirm(self, peer: Peer, request: Any) -> Any:
         return CALLS["ConfirmMessageReceived"].response()
 
-    def _no_app(self, peer: Peer, request: Any) -> Any:
-        raise Denied(404, "this coordinator hands out no app: a site runs its own fedshift")
+    # What Flower's own node needs to start its app; ours never asks for either.
+
+    def _get_run(self, peer: Peer, request: Any) -> Any:
+        return bundle.described(request.run_id)
+
+    def _get_fab(self, peer: Peer, request: Any) -> Any:
+        found = bundle.handed_out(request.hash_str)
+        if found is None:
+            raise Denied(404, "there is no app of that hash")
+        return found
 
 
 def _release(version: str) -> str:
