@@ -90,10 +90,10 @@ def predict_slices(
     """Return the task's predictions, such as class probabilities (S, K, H, W) float32, of
     ``images``, S slices (C, H, W) float32.
 
-    Slices go through ``net`` :data:`PREDICT_BATCH` at a time; ``net`` is moved to the scene's
-    device and left there, in evaluation mode. S may not be zero.
+    Slices go through ``net`` :data:`PREDICT_BATCH` at a time; it lies on the scene's device, as the
+    networks of a method do, and is left in evaluation mode. S may not be zero.
     """
-    net.to(scene.device).eval()
+    net.eval()
     found: np.ndarray | None = None
     with torch.inference_mode():
         for start in range(0, len(images), PREDICT_BATCH):

@@ -219,8 +219,8 @@ class Method(ABC):
         self, nets: Networks, images: Sequence[np.ndarray] | np.ndarray, scene: Scene
     ) -> np.ndarray:
         """What the task's networks predict, such as class probabilities (S, K, H, W) float32, of
-        images (S, C, H, W) float32. A method may train
-        here (test-time adaptation), but leaves ``nets`` with the weights they had."""
+        images (S, C, H, W) float32. ``nets`` lie on the scene's device. A method may train here
+        (test-time adaptation), but leaves ``nets`` with the weights they had."""
 
     @abstractmethod
     def features(self, nets: Networks, images: torch.Tensor) -> torch.Tensor:
