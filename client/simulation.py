@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from fedshift.sites.types import Federation, SiteData
 
 _OPEN_SITES = 16
 """How many sites a process keeps open: memory must not grow with the federation."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of ``mallopt(3)``."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,26 @@ class LocalSites:
         return "".join(parts)
 
 
+def _keep_freed_memory() -> None:
+    """Let this process keep up to 256 MiB that it freed, for its next training step.
+
+    By default glibc hands a step's activations back to the system as they are freed and takes them
+    page by page in the next step, which is a tenth of a step's time on a CPU. Elsewhere than with
+    glibc nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # Either of the two, set, ends glibc's own choice of both. Larger blocks than the second,
+        # glibc's largest choice, are the system's at once.
+        mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+
+
 class OpenSites:
     """The workers a process has open, the least recently used closed first."""
 
     def __init__(self, sites: LocalSites, device: torch.device) -> None:
+        _keep_freed_memory()
         self.sites = sites
         self.device = device
         self._workers: OrderedDict[str, SiteWorker] = OrderedDict()
