@@ -101,11 +101,23 @@ def read_name(content: RecordDict) -> str:
     if not isinstance(record, ConfigRecord):
         raise Unfit("sent no name")
     name = record["site"]
-    if not isinstance(name, str) or not name or len(name.encode()) > LONGEST_NAME:
-        raise Unfit(f"sent a name that is no text of 1 to {LONGEST_NAME} bytes")
-    if name in (".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
-        raise Unfit(f"sent a name that is none for a folder: {clean(name)!r}")
+    if not isinstance(name, str):
+        raise Unfit("sent a name that is no text")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise Unfit(f"sent a name that {error}") from None
     return name
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` for a name that no site can have; the text says what it does wrong."""
+    if not 0 < len(name.encode(errors="surrogatepass")) <= LONGEST_NAME:
+        raise ValueError(f"has not 1 to {LONGEST_NAME} bytes")
+    if any("\ud800" <= mark <= "\udfff" for mark in name):
+        raise ValueError("is no text")
+    if name in (".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
+        raise ValueError(f"is none for a folder: {clean(name)!r}")
 
 
 @reads("a site card")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from fedshift.sites.settings import AUTO
 Config = dict[str, Any]
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
+_COMPOSING = threading.Lock()
+"""Hydra composes for one at a time in a process."""
 
 
 def load(overrides: Sequence[str], config_dir: Path | None = None, *, whole: bool = True) -> Config:
@@ -49,7 +53,7 @@ def load(overrides: Sequence[str], config_dir: Path | None = None, *, whole: boo
     where = []
     if config_dir is not None:
         where = [f"hydra.searchpath=[{_in_quotes(f'file://{config_dir.resolve()}')}]"]
-    with initialize_config_module("fedshift.configs", version_base="1.3"):
+    with _COMPOSING, initialize_config_module("fedshift.configs", version_base="1.3"):
         defaults = _composed([*where, *(f"{key}={name}" for key, name in selected.items())], own)
         known = _keys(OmegaConf.to_container(defaults))
         for key, _ in pairs:
@@ -67,6 +71,64 @@ def load(overrides: Sequence[str], config_dir: Path | None = None, *, whole: boo
     assert isinstance(config, dict)
     _check(config, [key for key, _ in pairs], own)
     return {str(key): value for key, value in config.items()}
+
+
+_OF_A_RUN = ("out", "resume", "left_out")
+"""What a run's own config says of that run alone."""
+
+
+def from_file(path: Path, overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+    """Compose the config from the YAML file ``path``, such as a run's ``config.yaml``, and from
+    ``overrides``, which come after it. A group may be a choice's name or its settings.
+
+    What a run planned is taken as it stands. Raises :class:`UserError` as :func:`load` does.
+    """
+    node = {key: value for key, value in read_yaml(path).items() if key not in _OF_A_RUN}
+    if isinstance(node.get("data"), dict):
+        node["data"] = {key: value for key, value in node["data"].items() if key != "planned"}
+    groups = _groups(_CONFIGS)
+    again = {key for key, _ in map(_split, overrides)} & groups
+    chosen = {}
+    for group in groups & node.keys():
+        found = node[group].get("name") if isinstance(node[group], dict) else node[group]
+        if group in again or found not in choices(group, config_dir):
+            continue  # Such as a federation, which is called as its manifest is.
+        chosen[group] = found
+    node = {
+        key: value
+        for key, value in node.items()
+        if key not in groups or (key not in again and isinstance(value, dict))
+    }
+    first = [f"{key}={name}" for key, name in chosen.items()]
+    defaults = load(first, config_dir, whole=False)
+    lines = [
+        f"{key}={value}"
+        for key, value in _leaves(node, defaults)
+        if not (key.endswith(".name") and key.partition(".")[0] in groups)
+    ]
+    return load([*first, *lines, *overrides], config_dir)
+
+
+def _leaves(node: Mapping[str, Any], known: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted keys of a nested mapping, as deep as ``known`` has them, with their values in
+    Hydra's grammar."""
+    for key, value in node.items():
+        inner = known.get(key) if isinstance(known, Mapping) else None
+        if isinstance(value, Mapping) and isinstance(inner, Mapping) and inner:
+            yield from _leaves(value, inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _in_grammar(value)
+
+
+def _in_grammar(value: Any) -> str:
+    if isinstance(value, str):
+        return _in_quotes(value)
+    if isinstance(value, Mapping):
+        items = (f"{_in_grammar(key)}:{_in_grammar(inner)}" for key, inner in value.items())
+        return f"{{{','.join(items)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_in_grammar, value))}]"
+    return json.dumps(value)
 
 
 def _check(config: dict[Any, Any], given: Sequence[str], own: Mapping[str, Path]) -> None:

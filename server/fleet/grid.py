@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable, Mapping
 
@@ -25,12 +26,17 @@ _RUN_ID = 1
 _WAIT_S = 1.0
 
 
+class Stopped(BaseException):
+    """The run is to end where it stands. As with an interrupt, nobody takes it for a fault."""
+
+
 class FleetGrid(Grid):
     """Node ``i`` is the enrolled site whose key has that id; use as a context manager."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._asked: dict[str, Message] = {}
+        self._stopped = threading.Event()
         identify_server(_RUN_ID)
 
     def __enter__(self) -> FleetGrid:
@@ -38,6 +44,19 @@ class FleetGrid(Grid):
 
     def __exit__(self, *exception: object) -> None:
         self._hub.withdraw(list(self._asked))
+
+    def stop(self) -> None:
+        """Have the run end: whatever it asks of this grid from now on raises :class:`Stopped`."""
+        self._stopped.set()
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
+    @property
+    def awaited(self) -> list[str]:
+        """The sites, by name, that have not answered yet."""
+        return sorted(self._hub.awaited(list(self._asked)))
 
     @property
     def enrolled(self) -> Mapping[int, str]:
@@ -71,10 +90,12 @@ class FleetGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """The sites that are in contact now."""
+        self._check()
         return [peer.id for peer in self._hub.peers if self._hub.met(peer)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hold ``messages`` for their sites, each record packed once."""
+        self._check()
         messages = list(messages)
         wrapper, known, until = Wrapper(), dict[str, bytes](), math.inf
         parcels = []
@@ -87,6 +108,8 @@ class FleetGrid(Grid):
             known.update(packed.contents)
             parcels.append((packed, message.metadata.dst_node_id))
         ids = self._hub.send(parcels, until)
+        # Nobody comes back for what was late.
+        self._asked = {name: asked for name, asked in self._asked.items() if self._hub.holds(name)}
         self._asked.update(zip(ids, messages, strict=True))
         return ids
 
@@ -95,6 +118,7 @@ class FleetGrid(Grid):
         clock; an error in the place of one that cannot come or cannot be read."""
         replies = []
         for name in message_ids:
+            self._check()
             outcome = self._hub.receive(name, _WAIT_S)
             if outcome is None:
                 continue

@@ -34,7 +34,10 @@ class GrpcServer:
         the ``authority``, as sites get when they are enrolled."""
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, "fleet"),
-            options=[("grpc.max_receive_message_length", LARGEST_REQUEST)],
+            options=[
+                ("grpc.max_receive_message_length", LARGEST_REQUEST),
+                ("grpc.so_reuseport", 0),  # Else two servers may share a port without a word.
+            ],
         )
         handlers = {name: _handler(fleet, name) for name in CALLS}
         self._server.add_generic_rpc_handlers(
@@ -53,7 +56,10 @@ class GrpcServer:
         try:
             self.port = self._server.add_secure_port(f"{host}:{port}", credentials)
         except RuntimeError as error:
-            raise UserError(f"cannot listen on {host}:{port}: is the port taken?") from error
+            raise UserError(
+                f"cannot listen on {host}:{port} for gRPC; is another server there? choose another "
+                "port"
+            ) from error
 
     def __enter__(self) -> GrpcServer:
         self._server.start()

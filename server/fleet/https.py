@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
-from fedshift import UserError
 from fedshift.protocol.fleet import CALLS, MEDIA_TYPE
+from fedshift.server.fleet.asgi import AsgiServer, Receive, Send
 from fedshift.server.fleet.service import LARGEST_REQUEST, Denied, Fleet
 
 _BODY_S = 120.0
 """An object of a few MiB takes no longer on the slowest line that is of use."""
 _THREADS = 1024
 _PATHS = {call.path: call.name for call in CALLS.values()}
-
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class _Application:
@@ -58,7 +51,11 @@ class _Application:
         address = (scope.get("client") or ("unknown",))[0]
         loop = asyncio.get_running_loop()
         peer = self._fleet.authenticate(headers, address)
-        body = await asyncio.wait_for(_read(headers, receive), _BODY_S)
+        try:
+            body = await asyncio.wait_for(_read(headers, receive), _BODY_S)
+        except Denied as denied:
+            self._fleet.log(f"site {peer.name} was denied {name}: {denied.words}")
+            raise
         return await loop.run_in_executor(
             self._threads, self._fleet.answer, name, headers, peer, body
         )
@@ -82,53 +79,16 @@ async def _read(headers: Mapping[str, str], receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-class HttpsServer:
+class HttpsServer(AsgiServer):
     """Serves a fleet on a thread of its own; use as a context manager."""
 
     def __init__(self, fleet: Fleet, host: str, port: int, *, certificate: Path, key: Path) -> None:
-        """Listens on ``host`` and ``port`` (0: a free one) with that certificate and key in PEM."""
-        config = uvicorn.Config(
-            _Application(fleet),
-            host=host,
-            port=port,
-            ssl_certfile=str(certificate),
-            ssl_keyfile=str(key),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_keep_alive=75,
-        )
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="https", daemon=True)
-        self._where = f"{host}:{port}"
-        self._certificate, self._key = certificate, key
-
-    def __enter__(self) -> HttpsServer:
-        self._thread.start()
-        while not self._server.started:
-            self._thread.join(0.02)
-            if not self._thread.is_alive():
-                raise UserError(
-                    f"cannot listen on {self._where}: is the port taken, or is the certificate "
-                    "not of the key?"
-                )
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
-        self._thread.join(10)
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return int(self._server.servers[0].sockets[0].getsockname()[1])
+        """As :class:`AsgiServer` has it."""
+        super().__init__(_Application(fleet), host, port, certificate=certificate, key=key)
+        self._files = certificate, key
 
     def renew(self) -> None:
         """Use the certificate and key as they are on the disk now, for every new connection."""
-        context = self._server.config.ssl
+        context = self._config.ssl
         assert isinstance(context, ssl.SSLContext)
-        context.load_cert_chain(self._certificate, self._key)
+        context.load_cert_chain(*self._files)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -110,29 +110,36 @@ class Hub:
 
     # Who takes part
 
-    def enrol(self, name: str, key: bytes) -> int:
-        """Let the site with the public ``key`` take part as ``name``; returns its node's id."""
-        with self._changed:
-            known = self._peers.get(node_id(key))
-            if known is None or known.name != name:
-                self._peers[node_id(key)] = Peer(node_id(key), name, key)
-            return node_id(key)
+    def enrol(self, name: str, key: bytes, node: int | None = None) -> int:
+        """Let the site with the public ``key`` take part as ``name``; returns its node's id.
 
-    def revoke(self, key: bytes) -> None:
-        """Let the site with the public ``key`` take part no more: what it was asked is answered
-        with that."""
+        Give ``node`` for a site that has one from an earlier key: its new key takes that one's
+        place, and what the site was asked stays asked.
+        """
+        node = node_id(key) if node is None else node
         with self._changed:
-            self._peers.pop(node_id(key), None)
+            known = self._peers.get(node)
+            if known is None or known.name != name:
+                self._peers[node] = Peer(node, name, key)
+            elif known.key != key:
+                # Whoever waits with the old key waits in vain.
+                known.key, known.instance, known.polls = key, "", known.polls + 1
+                self._changed.notify_all()
+            return node
+
+    def revoke(self, node: int) -> None:
+        """Let the site with that node id take part no more: what it was asked is answered with
+        that."""
+        with self._changed:
+            self._peers.pop(node, None)
             for sent in self._sent.values():
-                if sent.peer == node_id(key) and (sent.reply is None or sent.reply.arrived is None):
-                    sent.reply = _Reply(sent.head, set(), fault="its key was revoked")
-                    sent.reply.arrived = self.now()
+                if sent.peer == node and (sent.reply is None or sent.reply.arrived is None):
+                    self._answer(sent, _Reply(sent.head, set(), fault="its key was revoked"))
             self._changed.notify_all()
 
     def peer(self, key: bytes) -> Peer | None:
         """The site with the public ``key``, if it is enrolled."""
-        found = self._peers.get(node_id(key))
-        return found if found is not None and found.key == key else None
+        return next((peer for peer in list(self._peers.values()) if peer.key == key), None)
 
     @property
     def peers(self) -> list[Peer]:
@@ -166,6 +173,7 @@ class Hub:
         with self._changed:
             peer.left = False
             peer.instance = instance
+            peer.polls += 1  # Nobody may be listening where an earlier process of it asked.
             peer.queue.clear()
             for name, sent in self._sent.items():
                 if sent.peer == peer.id and (sent.reply is None or sent.reply.arrived is None):
@@ -222,7 +230,7 @@ class Hub:
         with self._noting(peer), self._changed:
             sent = self._sent.get(asked)
             if sent is None or sent.peer != peer.id or self.now() > sent.until:
-                late = sent is not None or asked in self._gone
+                late = asked in self._gone if sent is None else sent.peer == peer.id
                 raise Refusal(
                     "its reply came when nobody waited for it any more"
                     if late
@@ -267,7 +275,7 @@ class Hub:
                 if reply.size > self.most_bytes:
                     fault = (
                         f"its reply holds more than {self.most_bytes / 1e6:g} MB, the most that "
-                        "this coordinator takes (max_message_mb)"
+                        "this coordinator takes (--max-message-mb)"
                     )
                 if fault is None:
                     reply.missing.discard(name)
@@ -303,7 +311,7 @@ class Hub:
         """Hold each message for the site with that node id until then (monotonic); returns their
         ids. Objects that several share stand in the first."""
         with self._changed:
-            for name in [n for n, s in self._sent.items() if self.now() > s.until and not s.reply]:
+            for name in [name for name, sent in self._sent.items() if self._late(sent)]:
                 self._forget(name)
             for packed, _ in parcels:
                 self._objects.update(packed.contents)
@@ -344,18 +352,21 @@ class Hub:
                 self._tell(peer.name, fault)
             return Outcome(None, outcome.arrived or 0.0, fault)
 
+    def _late(self, sent: _Sent) -> bool:
+        """Whether no reply can count any more; one that arrived in time may still be fetched."""
+        arrived = None if sent.reply is None else sent.reply.arrived
+        return self.now() > sent.until and (arrived is None or arrived > sent.until)
+
     def _outcome(self, name: str) -> _Reply | None:
         sent = self._sent.get(name)
-        if sent is None:
-            return _Reply(MessageHead(), set(), fault="the message is not held any more")
+        if sent is None or self._late(sent):
+            return _Reply(MessageHead(), set(), fault="it sent no reply in time")
         if sent.reply is not None and sent.reply.arrived is not None:
             return sent.reply
-        if self.now() > sent.until:
-            return _Reply(sent.head, set(), fault="it sent no reply in time")
         peer = self._peers.get(sent.peer)
         if sent.until == float("inf") and (peer is None or not self.here(peer)):
             gone = "it ended" if peer is not None and peer.left else None
-            why = gone or f"it has not been heard of for {self.lease_s:g} s (server.lease_s)"
+            why = gone or f"it has not been heard of for {self.lease_s:g} s (--lease-s)"
             return _Reply(sent.head, set(), fault=why)
         return None
 
@@ -378,13 +389,20 @@ class Hub:
             for name in names:
                 self._forget(name)
 
-    def waiting_for(self) -> dict[str, int]:
-        """How many messages each site has not answered yet, by its name."""
+    def holds(self, name: str) -> bool:
+        """Whether a reply to that message may still count."""
+        with self._changed:
+            return name in self._sent
+
+    def awaited(self, names: Iterable[str] | None = None) -> dict[str, int]:
+        """How many messages, or of those ``names``, each site has not answered yet, by its name."""
         with self._changed:
             found: dict[str, int] = {}
-            for sent in self._sent.values():
-                peer = self._peers.get(sent.peer)
-                if peer is not None and (sent.reply is None or sent.reply.arrived is None):
+            for name in list(self._sent) if names is None else names:
+                sent = self._sent.get(name)
+                if sent is None or (sent.reply is not None and sent.reply.arrived is not None):
+                    continue
+                if (peer := self._peers.get(sent.peer)) is not None:
                     found[peer.name] = found.get(peer.name, 0) + 1
             return found
 

@@ -164,3 +164,17 @@ def _alternative(host: str) -> x509.GeneralName:
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def hosts_of(certificate: Path) -> list[str]:
+    """The names and addresses that a server's certificate was made for; raises :class:`UserError`
+    for no certificate of one."""
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise UserError(
+            f"{certificate} is no server's certificate; name its hosts with --host, and it is made "
+            "anew"
+        ) from error
+    return [str(name.value) for name in names]

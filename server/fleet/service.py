@@ -28,6 +28,7 @@ from fedshift.protocol.fleet import (
     TIMESTAMP,
     VERSION,
 )
+from fedshift.protocol.nodes import node_id
 from fedshift.server.fleet import bundle
 from fedshift.server.fleet.hub import Hub, Peer, Refusal
 
@@ -64,12 +65,12 @@ class Fleet:
         clock: Callable[[], float] = time.time,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """``clock`` tells the wall-clock time; ``log`` takes a line for each request that is
-        denied."""
+        """``clock`` tells the wall-clock time; ``log`` takes a line for each site that connects or
+        leaves, and for each request that is denied."""
         self.hub = hub
         self._clock = clock
-        self._log = log
-        self._verified: dict[int, tuple[str, str]] = {}
+        self.log = log
+        self._verified: dict[int, tuple[bytes, str, bytes]] = {}
         self._answers: dict[str, Callable[[Peer, Any], Any]] = {
             "DeactivateNode": self._deactivate,
             "SendNodeHeartbeat": self._heartbeat,
@@ -87,7 +88,7 @@ class Fleet:
         try:
             return self._authenticate(headers)
         except Denied as denied:
-            self._log(f"{address} was denied: {denied.words}")
+            self.log(f"{address} was denied: {denied.words}")
             raise
 
     def _authenticate(self, headers: Mapping[str, str]) -> Peer:
@@ -119,14 +120,24 @@ class Fleet:
                 f"the clock of site {peer.name} is {by} the coordinator's: set both by NTP (at "
                 f"most {AHEAD_S:g} s ahead, {BEHIND_S:g} s behind)",
             )
-        if self._verified.get(peer.id) != (signed, headers[SIGNATURE]):
-            _verify(key, signed.encode(), signature)
-            self._verified[peer.id] = signed, headers[SIGNATURE]
+        told = key, signed, signature
+        if self._verified.get(peer.id) != told:
+            _verify(*told)
+            self._verified[peer.id] = told
         peer.version = version or "Flower's own node"
         return peer
 
     def answer(self, name: str, headers: Mapping[str, str], peer: Peer, body: bytes) -> bytes:
         """Answer the call ``name`` of ``peer``; raises :class:`Denied`."""
+        try:
+            return self._answer(name, headers, peer, body)
+        except Denied as denied:
+            # With 410 an agent learns that the coordinator began anew, which is no fault of it.
+            if denied.status not in (410, 422):
+                self.log(f"site {peer.name} was denied {name}: {denied.words}")
+            raise
+
+    def _answer(self, name: str, headers: Mapping[str, str], peer: Peer, body: bytes) -> bytes:
         call = CALLS[name]
         try:
             request = call.request.FromString(body)
@@ -134,7 +145,7 @@ class Fleet:
             raise Denied(400, f"the request is no {call.request.DESCRIPTOR.name}") from None
         claimed = getattr(request, "node", None)
         node = claimed.node_id if claimed is not None else getattr(request, "node_id", peer.id)
-        if node != peer.id:
+        if node not in (peer.id, node_id(peer.key)):
             raise Denied(401, "the request names a node of another key")
         instance = headers.get(INSTANCE, "")
         if name == "ActivateNode":
@@ -157,14 +168,18 @@ class Fleet:
     def _activate(self, peer: Peer, request: Any, instance: str) -> Any:
         if request.public_key != peer.key:
             raise Denied(401, "the request brings another key than the one it is signed with")
-        if peer.instance not in ("", instance) and self.hub.met(peer):
-            self._log(f"site {peer.name}: its agent started anew, or two agents share its key")
+        anew = peer.instance not in ("", instance) and self.hub.met(peer)
+        self.log(
+            f"site {peer.name}: connected, version {peer.version}"
+            + ("; its agent started anew, or two agents share its key" if anew else "")
+        )
         self.hub.heard(peer, 0)
         self.hub.activate(peer, instance)
         return CALLS["ActivateNode"].response(node_id=peer.id)
 
     def _deactivate(self, peer: Peer, request: Any) -> Any:
         self.hub.deactivate(peer)
+        self.log(f"site {peer.name}: left")
         return CALLS["DeactivateNode"].response()
 
     def _heartbeat(self, peer: Peer, request: Any) -> Any:
@@ -227,11 +242,11 @@ def _release(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _verify(key: bytes, signed: bytes, signature: bytes) -> None:
+def _verify(key: bytes, signed: str, signature: bytes) -> None:
     try:
         public = load_pem_public_key(key)
         if not isinstance(public, ec.EllipticCurvePublicKey):
             raise ValueError("no key on an elliptic curve")
-        public.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+        public.verify(signature, signed.encode(), ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         raise Denied(401, "the request's signature is not one of its key") from None

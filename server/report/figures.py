@@ -8,6 +8,7 @@ summaries over sites instead of one mark a site.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from textwrap import fill
@@ -70,6 +71,8 @@ STYLE: dict[str, Any] = {
 }
 """Settings on top of matplotlib's own defaults. Site names are data: ``$`` is no markup."""
 
+_DRAWING = threading.Lock()
+
 
 def draw_all(run: Run) -> dict[str, bytes]:
     """Return file name -> PNG for every figure that the run has the data for."""
@@ -91,7 +94,8 @@ def draw_all(run: Run) -> dict[str, bytes]:
 def to_png(jobs: Mapping[str, Callable[[], Figure]]) -> dict[str, bytes]:
     """Call each to draw its figure in the pages' style; return the PNG files' bytes by name."""
     style: dict[Any, Any] = {**mpl.rcParamsDefault}
-    with mpl.rc_context(style | STYLE):
+    # The style is set for the whole process, in which several runs may end at once.
+    with _DRAWING, mpl.rc_context(style | STYLE):
         return {name: _png(draw()) for name, draw in jobs.items()}
 
 

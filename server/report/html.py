@@ -23,18 +23,28 @@ def document(
 ) -> str:
     """Return a whole page that needs no other file and no network. ``title`` is text, the rest
     HTML; empty sections are left out, and ``style`` comes after the pages' own."""
-    part = files("fedshift.server.report")
-    script = part.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Template(part.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    return Template(_text("page.html")).substitute(
         title=escape(title),
         facts=facts,
         headline=headline,
         sections="\n".join(section for section in sections if section),
-        style=part.joinpath("page.css").read_text(encoding="utf-8") + style,
-        script=script,
-        script_hash=f"sha256-{digest}",
+        style=_text("page.css") + style,
+        script=_text("page.js"),
+        policy=policy(),
     )
+
+
+def policy() -> str:
+    """The pages' content-security policy: no request, and no script but their own."""
+    digest = base64.b64encode(hashlib.sha256(_text("page.js").encode()).digest()).decode()
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+
+
+def _text(name: str) -> str:
+    return files("fedshift.server.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def breakable(name: str) -> str:
