@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -97,6 +98,15 @@ RELEASABLE = tuple(
 )
 """What a site's policy decides about."""
 
+ABOUT = ("purpose", "asked_by", "strategy")
+"""In which words a deployed run may describe itself: what it is for, who asks for it, and the name
+of its strategy. Nothing is computed from them; a site's staff reads them before it approves."""
+_DEPLOYED = ("run", "data", "about")
+"""Fields with keys of their own in the record, only where they are not empty: a simulation's
+messages have none."""
+_RUN = re.compile(r"[a-z0-9-]{1,64}")
+_LONGEST_ABOUT = 500
+
 _LONGEST_INSTRUCTION = 2**22
 _LONGEST_TEXT = 2**12
 """In characters. An instruction has a few thousand, and a name for each tensor that stays."""
@@ -117,6 +127,11 @@ class Instruction:
     rule's name -> its settings, e.g. ``{"proximal": {"mu": 0.01}}``.
     ``splits`` are those that are to be scored, with the method's ``stage`` that predicts (empty for
     the finished method).
+
+    What a deployed run has beside: ``run``, its lasting identity, 1 to 64 of ``a-z``, ``0-9`` and
+    ``-``, the same however often it is gone on with; ``data``, the settings of ``data`` that it
+    asks each site to prepare its images by; ``about``, texts of at most 500 characters in which it
+    describes itself (:data:`ABOUT`). A simulation, whose sites are its own, has none of them.
     """
 
     action: Action
@@ -131,6 +146,9 @@ class Instruction:
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     stage: str = ""
+    run: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> Instruction:
         """Return a copy with ``changes``."""
@@ -141,7 +159,15 @@ class Instruction:
         fields = asdict(self)
         # A number of its own: a run that is made longer must not send more bytes a message.
         rounds = fields.pop("rounds")
-        return ConfigRecord({"instruction": json.dumps(fields), "rounds": rounds})
+        run, data, about = (fields.pop(name) for name in _DEPLOYED)
+        record = ConfigRecord({"instruction": json.dumps(fields), "rounds": rounds})
+        if run:
+            record["run"] = run
+        if data:
+            record["data"] = json.dumps(data)
+        if about:
+            record["about"] = json.dumps(about)
+        return record
 
     @classmethod
     def from_record(cls, record: object) -> Instruction:
@@ -150,14 +176,15 @@ class Instruction:
         Whoever reads an instruction need not trust who wrote it: every field is there and of its
         type, whole numbers are not negative and at most 10^6 rounds, 10^9 steps and 2^63 - 1 else,
         the arm is one of :data:`ARMS`, lists of names hold none twice, and settings are plain data
-        of finite numbers and short texts, nested at most eight deep. Raises ``ValueError``, which
-        repeats nothing of what was sent, for anything else.
+        of finite numbers and short texts, nested at most eight deep. What describes the run is
+        printable and of one line. Raises ``ValueError``, which repeats nothing of what was sent,
+        for anything else.
         """
         # Flower's own strategies add a field of theirs.
         if not isinstance(record, ConfigRecord) or not {"instruction", "rounds"} <= record.keys():
             raise ValueError("the request holds no instruction")
         fields = _plain_mapping(record["instruction"])
-        expected = {field.name for field in dataclasses.fields(cls)} - {"rounds"}
+        expected = {field.name for field in dataclasses.fields(cls)} - {"rounds", *_DEPLOYED}
         if fields.keys() != expected:
             raise ValueError("the instruction lacks a field, or has one that is not known")
         try:
@@ -183,6 +210,9 @@ class Instruction:
             rules=fields["rules"],
             splits=_distinct(fields["splits"], "splits"),
             stage=fields["stage"],
+            run=_run(record.get("run", "")),
+            data=_plain_mapping(record.get("data", "{}")),
+            about=_described(record.get("about", "{}")),
         )
 
 
@@ -216,6 +246,25 @@ def _check_plain(node: Any, depth: int) -> None:
             raise ValueError(f"the instruction is nested more than {_DEEPEST} deep")
         for item in [*node, *node.values()] if isinstance(node, dict) else node:
             _check_plain(item, depth - 1)
+
+
+def _run(value: object) -> str:
+    if value != "" and not (isinstance(value, str) and _RUN.fullmatch(value)):
+        raise ValueError("the instruction's run is no name of 1 to 64 of a-z, 0-9 and -")
+    return value
+
+
+def _described(value: object) -> dict[str, str]:
+    about = _plain_mapping(value)
+    for name, text in about.items():
+        if name not in ABOUT or not isinstance(text, str) or len(text) > _LONGEST_ABOUT:
+            raise ValueError(
+                f"the instruction's about is none of {', '.join(ABOUT)}, in at most "
+                f"{_LONGEST_ABOUT} characters each"
+            )
+        if not text.isprintable():  # It is shown to whoever approves of the run.
+            raise ValueError("the instruction's about is not printable")
+    return about
 
 
 def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, Any]:

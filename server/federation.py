@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,18 +90,23 @@ def find(
     *,
     pooled: bool = False,
     deadline_s: float | None = None,
+    names: Collection[str] = (),
 ) -> tuple[dict[str, int], list[str]]:
     """The node of every site that the grid reaches, by the site's name, sorted; and a sentence for
     each that cannot be used.
 
-    A name belongs to the one node that gives it; of several that give it none is believed. With
-    ``pooled`` one of the sites stands for all of them together. Nobody is waited for beyond
-    ``deadline_s``.
+    A name belongs to the one node that gives it; of several that give it none is believed. Where
+    the grid has ``enrolled``, the names that nodes are known under by their keys, a node's name is
+    that one. With ``pooled`` one of the sites stands for all of them together. Of ``names``, unless
+    there are none, no other site is wanted. Nobody is waited for beyond ``deadline_s``.
     """
     hello = request(instruction.but(action=Action.NAME))
+    enrolled: Mapping[int, str] = getattr(grid, "enrolled", {})
     messages = [
         Message(content=hello, dst_node_id=node, message_type=Action.NAME.message_type)
         for node in grid.get_node_ids()
+        # What a run asks is no business of sites that have no part in it.
+        if not names or enrolled.get(node) is None or enrolled[node] in names
     ]
     given: dict[str, list[int]] = {}
     problems = []
@@ -111,15 +116,18 @@ def find(
             name = read_name(answered(reply))
             if name == POOLED and not pooled:
                 raise Unfit(f"calls itself {name!r}, which stands for all sites together")
+            if name != enrolled.get(node, name):
+                raise Unfit(f"calls itself {name!r}, which is not the name its key is enrolled for")
             given.setdefault(name, []).append(node)
         except Unfit as fault:
-            problems.append(f"node {node}, left out: {fault}")
+            problems.append(f"{enrolled.get(node, f'node {node}')}, left out: {fault}")
     problems += [
         f"{name}, left out: {len(nodes)} nodes give themselves this name; give each site its own"
         for name, nodes in given.items()
         if len(nodes) > 1
     ]
-    return {name: nodes[0] for name, nodes in sorted(given.items()) if len(nodes) == 1}, problems
+    found = {name: nodes[0] for name, nodes in sorted(given.items()) if len(nodes) == 1}
+    return {name: node for name, node in found.items() if not names or name in names}, problems
 
 
 def answered(reply: Message) -> RecordDict:
@@ -139,7 +147,9 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     pooled = any(strategy.pools for strategy in plan.strategies)
     # One's own sites may take as long as they need to start.
     deadline_s = None if plan.own_sites else plan.deadline_s
-    nodes, problems = find(grid, plan.instruction, pooled=pooled, deadline_s=deadline_s)
+    nodes, problems = find(
+        grid, plan.instruction, pooled=pooled, deadline_s=deadline_s, names=plan.sites
+    )
     sites = Sites(grid, nodes, {}, plan.deadline_s, problems)
     path = plan.checkpoints / "sites.json"
     cards = read_cards(path)

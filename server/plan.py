@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,10 @@ class RunPlan:
     line is about to be written (a simulation collects the sites' ledgers then). Where the sites
     are the user's ``own_sites``, as in a simulation, one that cannot open its data is a mistake to
     be mended before the run begins; others are left out and named.
+
+    Of a deployed run ``run``, ``data`` and ``about`` are as in the
+    :class:`~fedshift.protocol.messages.Instruction`, and ``sites`` are the names of those that take
+    part, of all that are connected (empty: all).
     """
 
     out: Path
@@ -86,6 +90,10 @@ class RunPlan:
     tracking: tuple[str, ...] = ()
     told: tuple[Action, ...] = ()
     own_sites: bool = False
+    run: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    sites: tuple[str, ...] = ()
     after_round: Callable[[], None] = lambda: None
 
     def validates(self, number: int) -> bool:
@@ -107,4 +115,7 @@ class RunPlan:
             method=dict(self.method),
             task=dict(self.task),
             rounds=self.rounds,
+            run=self.run,
+            data=dict(self.data),
+            about=dict(self.about),
         )
