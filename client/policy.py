@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from datetime import time as clock_time
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +15,27 @@ from fedshift import UserError
 from fedshift.protocol.messages import ARMS, RELEASABLE, Action, Instruction, Purpose
 from fedshift.protocol.settings import from_mapping, setting, suggest
 from fedshift.protocol.statistics import DOMAIN_RELABELLINGS
+from fedshift.sites.settings import OF_A_RUN
 from fedshift.sites.types import Split
 
 _SHORTEST_SECRET = 16
 
 
+ERROR_REFUSED = 101
+ERROR_UNAPPROVED = 107
+"""The codes of error answers: what the site does not allow, and what its staff has yet to."""
+
+
 class Refused(Exception):
     """The site's policy does not allow what was asked; the message says what and which key."""
+
+    code = ERROR_REFUSED
+
+
+class Unapproved(Refused):
+    """Nobody at the site has approved of the run yet."""
+
+    code = ERROR_UNAPPROVED
 
 
 UNMODELLED = frozenset({Action.NAME, Action.SUMMARY, Action.HASHES, Action.CARD})
@@ -46,7 +62,15 @@ class Policy:
     ``matrices`` comparisons of that many sites take (a run that is made longer takes one more);
     None: they are not counted. ``max_rounds`` and ``max_steps``: of a run, and of a round.
     ``max_seconds`` and ``max_memory_mb``: what one request may take; None: no limit.
-    ``max_message_mb``: the largest answer, in 10^6 bytes.
+    ``max_message_mb``: the largest answer, in 10^6 bytes, and ``max_array_mb`` the largest array of
+    one; None: no limit.
+
+    The next ones are about the runs of others at a real site; a simulation's are all one's own.
+    ``strategies``: names of those that a run may say it has, or ``("*",)``. ``data``: which
+    settings of ``data`` a run may ask for (:data:`~fedshift.sites.settings.OF_A_RUN`). ``ask``:
+    whether somebody at the site approves each run before anything but the site's name leaves for
+    it. ``max_runs``: how many runs may ever ask something here; questions are counted by run.
+    ``hours``: when the site works, local time (``20:00-06:00``); None: always.
 
     ``hash_key``: the file with the secret under which image hashes are sent, the same at every site
     that compares them; the coordinator must lack it.
@@ -68,9 +92,22 @@ class Policy:
     max_seconds: float | None = setting(None, at_least=1)
     max_memory_mb: float | None = setting(None, at_least=1)
     max_message_mb: float = setting(1000.0, at_least=0)
+    max_array_mb: float | None = setting(None, at_least=0)
+    strategies: tuple[str, ...] = ("*",)
+    data: tuple[str, ...] = OF_A_RUN
+    ask: bool = False
+    max_runs: int | None = setting(None, at_least=1)
+    hours: str | None = None
     hash_key: str | None = None
 
     def __post_init__(self) -> None:
+        for key in self.data:
+            if key not in OF_A_RUN:
+                raise UserError(
+                    f"policy.data holds {key!r}, which no run sets{suggest(key, OF_A_RUN)}"
+                )
+        if self.hours is not None:
+            _hours(self.hours)
         for purpose in self.release:
             if purpose not in RELEASABLE:
                 raise UserError(f"policy.release holds {purpose!r}{suggest(purpose, RELEASABLE)}")
@@ -159,18 +196,61 @@ class Policy:
         and those of its relabellings, for each other site."""
         return None if self.sites is None else (1 + DOMAIN_RELABELLINGS) * (self.sites - 1)
 
+    def check_run(self, instruction: Instruction, now: datetime) -> None:
+        """Raise :class:`Refused` unless a run that says this of itself, and asks for these settings
+        of ``data``, may be answered at the local time ``now``."""
+        if self.hours is not None:
+            start, end = _hours(self.hours)
+            at = now.time()
+            if not (start <= at < end if start < end else at >= start or at < end):
+                raise Refused(
+                    f"the site works from {self.hours.replace('-', ' to ')} (policy.hours)"
+                )
+        strategy = instruction.about.get("strategy", "")
+        if "*" not in self.strategies and strategy not in self.strategies:
+            raise Refused(
+                f"the site's policy does not allow strategy '{strategy}' (policy.strategies)"
+            )
+        for key in sorted(instruction.data):
+            if key not in OF_A_RUN:
+                raise Refused(
+                    "a request sets something of data that is the site's own; a run may set "
+                    f"{', '.join(OF_A_RUN)} (policy.data)"
+                )
+            if key not in self.data:
+                raise Refused(f"the site's policy lets no run set data.{key} (policy.data)")
+
     def check_release(self, purpose: Purpose) -> None:
         """Raise :class:`Refused` when nothing may leave for ``purpose``."""
         if purpose.value in RELEASABLE and not self.releases(purpose):
             raise Refused(f"the site's policy does not release a '{purpose}' (policy.release)")
 
-    def check_size(self, size: int) -> None:
-        """Raise :class:`Refused` when ``size`` bytes are more than may leave at once."""
+    def check_size(self, size: int, largest: int = 0) -> None:
+        """Raise :class:`Refused` when ``size`` bytes, or ``largest`` in one array or list, are more
+        than may leave at once."""
+        if self.max_array_mb is not None and largest > self.max_array_mb * 1e6:
+            raise Refused(
+                f"an array of {largest / 1e6:.1f} MB exceeds the site's limit of "
+                f"{self.max_array_mb:g} MB (policy.max_array_mb)"
+            )
         if size > self.max_message_mb * 1e6:
             raise Refused(
                 f"an answer of {size / 1e6:.1f} MB exceeds the site's limit of "
                 f"{self.max_message_mb:g} MB (policy.max_message_mb)"
             )
+
+
+def _hours(text: str) -> tuple[clock_time, clock_time]:
+    """From when to when, of ``20:00-06:00``; raises :class:`UserError` for another text."""
+    try:
+        start, end = (clock_time.fromisoformat(part) for part in text.split("-"))
+    except ValueError:
+        start = end = clock_time()
+    if start == end:
+        raise UserError(
+            f"policy.hours must be two different times of a day, such as 20:00-06:00, not {text!r}"
+        )
+    return start, end
 
 
 def kind_of(instruction: Instruction) -> str:

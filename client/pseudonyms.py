@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,8 +33,7 @@ class Pseudonyms:
 
     def give(self, names: list[str]) -> list[str]:
         """The codes of ``names``, each in the book before this returns."""
-        key = self._key()
-        codes = [hmac.digest(key, name.encode(), "sha256").hex()[:_DIGITS] for name in names]
+        codes = self.codes(names)
         if self._given is None:
             self._given = set(_book(self.folder))
         given = dict(zip(codes, names, strict=True))
@@ -43,6 +43,11 @@ class Pseudonyms:
             append_lines(self.folder / _BOOK, [json.dumps(pair) for pair in fresh.items()])
             self._given |= fresh.keys()
         return codes
+
+    def codes(self, names: Iterable[str]) -> list[str]:
+        """The codes of ``names``, which are given to nobody."""
+        key = self._key()
+        return [hmac.digest(key, name.encode(), "sha256").hex()[:_DIGITS] for name in names]
 
     def _key(self) -> bytes:
         path = self.folder / _KEY

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fedshift import Tellable, UserError, derive_seed
 from fedshift.client import planning, rules, summaries
 from fedshift.client.contract.method import Budget, Scene, StatisticsBank, of_method
 from fedshift.client.contract.task import Predict, Task
-from fedshift.client.ledger import Ledger, right_to, size_of
+from fedshift.client.ledger import Ledger, largest_of, right_to, size_of
 from fedshift.client.limits import limited
 from fedshift.client.methods import METHODS
 from fedshift.client.model import Model, initial_arrays, shared_model
@@ -58,10 +58,27 @@ from fedshift.sites.types import SiteData, Split
 
 log = logging.getLogger(__name__)
 
-ERROR_REFUSED = 101
 ERROR_FAILED = 102
 _SENTENCES = (Refused, UserError)
 """Errors whose text is a sentence; others need their kind said."""
+
+
+class Records(Protocol):
+    """What a real site keeps of its runs, beside what the worker of each one keeps itself."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where what leaves is noted."""
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        """The site's codes, the same in every run."""
+
+    def admit(self, asked: Instruction) -> None:
+        """Take a request in, or raise :class:`Refused` where its run is not welcome."""
+
+    def trained(self, asked: Instruction, subjects: Collection[str]) -> None:
+        """Note whose images a model was trained on, on disk before this returns."""
 
 
 class SiteWorker:
@@ -79,12 +96,13 @@ class SiteWorker:
         own: Mapping[str, Any] | None = None,
         amp: bool = False,
         audited: bool = True,
+        records: Records | None = None,
     ) -> None:
         """``look`` surveys the site's files. ``folder`` holds the site's state and ledger. ``own``
         are the method's settings that no message brings, such as a file of weights
         (:attr:`~fedshift.client.contract.method.Method.own`).
         ``audited=False`` is for the simulated site that pools all data: it stands for no place, so
-        nothing can leave it."""
+        nothing can leave it. ``records`` are what a real site keeps over all of its runs."""
         self.name = name
         self.policy = policy
         self.folder = folder
@@ -95,6 +113,9 @@ class SiteWorker:
         self._own = dict(own or {})
         self._ledger = Ledger(folder / "egress.jsonl", name) if audited else None
         self._pseudonyms = Pseudonyms(folder)
+        self._records = records
+        if records is not None:
+            self._ledger, self._pseudonyms = records.ledger, records.pseudonyms
         self._questions = Questions(folder / "questions.jsonl")
         self._actions: dict[
             Action, tuple[Purpose, Callable[[Instruction, RecordDict], RecordDict]]
@@ -117,12 +138,18 @@ class SiteWorker:
         """The site's data, opened at the first message that needs it."""
         return self._open_data()
 
+    def reopen(self) -> None:
+        """Open the data anew at the next message that needs it."""
+        self.__dict__.pop("data", None)
+
     def handle(self, message: Message) -> Message:
         """Answer ``message``; an error answer carries one sentence of what went wrong."""
         asked: Instruction | None = None
         try:
             asked = _instruction(message)
             purpose, answered = self._actions[asked.action]
+            if self._records is not None:
+                self._records.admit(asked)
             self.policy.check(asked, purpose)
             _check_arrays(message.content)
             self._check_asked(asked, message.content)
@@ -130,12 +157,12 @@ class SiteWorker:
                 reply = answered(self._with_own(asked), message.content)
             for record in reply:
                 self.policy.check_release(right_to(record, purpose))
-            self.policy.check_size(size_of(reply))
+            self.policy.check_size(size_of(reply), largest_of(reply))
             if self._ledger is not None:
                 self._ledger.record(reply, action=asked.action, round=asked.round, purpose=purpose)
             return Message(content=reply, reply_to=message)
         except Refused as refusal:
-            return self._error(ERROR_REFUSED, refusal, message, asked)
+            return self._error(refusal.code, refusal, message, asked)
         except UserError as error:
             return self._error(ERROR_FAILED, error, message, asked)
         except Exception as error:
@@ -269,6 +296,8 @@ class SiteWorker:
         notes = {"method": budget.memory, "rules": visit.memory}
         if report.trained and (tensors or any(notes.values())):
             state.save(instruction.round, tensors, notes)
+        if self._records is not None:
+            self._records.trained(instruction, subjects)
         metrics: dict[str, float | int] = {
             EXAMPLES: max(report.trained.values(), default=0),
             **report.metrics,

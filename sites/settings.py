@@ -59,6 +59,19 @@ PLANNED = ("spacing_mm", "size", "slice_axis", "normalise", "window")
 """What can be ``auto``. A window is planned where ``normalise`` is or becomes ``ct``."""
 
 
+OF_A_RUN = (
+    *PLANNED,
+    "normalise_pair",
+    "labels",
+    "split",
+    "split_gap",
+    "unseen_sites",
+    "unlabelled_sites",
+)
+"""What all sites of a run must have alike, or which of them do what in it. All other settings are a
+site's own: where its images are, and how its own tables and labels are to be read."""
+
+
 def default_cache() -> Path:
     """The cache folder when the config names none: ``$FEDSHIFT_CACHE`` or ``~/.cache/fedshift``."""
     return Path(os.environ.get("FEDSHIFT_CACHE") or "~/.cache/fedshift").expanduser()
