@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedshift.client import planning
 from fedshift.client.policy import Policy
 from fedshift.protocol.words import count
 from fedshift.runs.config import Config
-from fedshift.runs.federation import open_federation
+from fedshift.runs.federation import data_settings, open_federation
 from fedshift.runs.watching import Tell, silent
 from fedshift.sites import DataSettings, Decision, Finding, Summary, check, plan, survey
 from fedshift.sites.findings import ALL, FINAL, grouped
@@ -85,18 +85,12 @@ def settle(
     :class:`UserError` when an error is found that ``data.accept`` does not name; all are told
     before.
     """
-    node = dict(config["data"])
     if config["federation"]["kind"] == "phantom":
-        size = config["federation"]["size"]
-        planned = {**_OF_PHANTOMS, "size": size}
+        node = dict(config["data"])
+        planned = {**_OF_PHANTOMS, "size": config["federation"]["size"]}
         node |= {key: value for key, value in planned.items() if node[key] == AUTO}
         return {**config, "data": node}
-    if earlier is not None:
-        kept = earlier["data"].get("planned", {})
-        # A window is planned where none is given; of the others null is a value of its own.
-        left = [key for key in kept if node[key] == AUTO or (key == "window" and node[key] is None)]
-        given = {key: earlier["data"][key] for key in left}
-        node |= {**given, "planned": {key: kept[key] for key in given}}
+    node = _gone_on_with(config["data"], earlier)
     found = examine({**config, "data": node})
     told = set() if told is None else told
     for sentence in (*(decision.told() for decision in found.decisions), *sentences(found)):
@@ -105,9 +99,44 @@ def settle(
             told.add(sentence)
     if found.stopping:
         raise UserError(_stopped(found.stopping))
-    node |= {decision.key: _plain(decision.value) for decision in found.decisions}
-    node["planned"] = dict(found.data.planned)
-    return {**config, "data": node}
+    return _settled(config, node, found.data, found.decisions)
+
+
+def settle_told(
+    config: Config,
+    ask: Callable[[Config], Mapping[str, Summary | None]],
+    tell: Tell = silent,
+    earlier: Config | None = None,
+) -> Config:
+    """As :func:`settle`, where nobody but the sites can look at the images: ``ask`` gives what each
+    told of its own (None where it told nothing), and is called only where something is open; it is
+    given the config with all that is known by then."""
+    node = _gone_on_with(config["data"], earlier)
+    data = data_settings({**config, "data": node})
+    summaries = ask({**config, "data": node}) if data.auto else {}
+    data, decisions = plan(summaries, data)
+    for decision in decisions:
+        tell(decision.told())
+    return _settled(config, node, data, decisions)
+
+
+def _gone_on_with(node: Mapping[str, Any], earlier: Config | None) -> dict[str, Any]:
+    """The node ``data``, with what the ``earlier`` config of the same run planned where it is
+    open."""
+    if earlier is None:
+        return dict(node)
+    kept = earlier["data"].get("planned", {})
+    # A window is planned where none is given; of the others null is a value of its own.
+    left = [key for key in kept if node[key] == AUTO or (key == "window" and node[key] is None)]
+    given = {key: earlier["data"][key] for key in left}
+    return {**node, **given, "planned": {key: kept[key] for key in given}}
+
+
+def _settled(
+    config: Config, node: Mapping[str, Any], data: DataSettings, decisions: Sequence[Decision]
+) -> Config:
+    planned = {decision.key: _plain(decision.value) for decision in decisions}
+    return {**config, "data": {**node, **planned, "planned": dict(data.planned)}}
 
 
 def _stopped(stopping: list[Finding]) -> str:

@@ -17,6 +17,9 @@ from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, tracking
 from fedshift.server.record import read_rounds, untrained
 
+IDENTITY = "identity.json"
+"""Under what name a deployed run is known to its sites, from before it began to its end."""
+
 _BEGUN = {
     "config.yaml",
     provenance.NAME,
@@ -91,7 +94,7 @@ def open_folder(out: Path, config: Config, say: Callable[[str], None]) -> int:
 def _begin(out: Path, config: Config) -> None:
     stored = out / "config.yaml"
     out.mkdir(parents=True, exist_ok=True)
-    held = {path.name for path in out.iterdir() if path.suffix != ".tmp"}
+    held = {path.name for path in out.iterdir() if path.suffix != ".tmp"} - {IDENTITY}
     if held and (stored.name not in held or held - _BEGUN):
         raise UserError(f"{out} is not empty and holds no run; choose another out=DIR")
     if held:

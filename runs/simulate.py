@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,29 @@ def run(
     """
     check_links(out)
     if not checked:
-        stored = out / "config.yaml"
-        before = read_config(stored) if config["resume"] and stored.exists() else None
-        if before is not None and provenance.differing(out):
-            config = as_made(config, before)
+        config, before = gone_on_with(out, config)
         config = settle(config, tell, before)
     if config["protocol"] == "together":
         run_folder(out, config, tell, watch, drawn=drawn)
-    else:
-        _in_turn(out, config, tell, watch, drawn=drawn)
+        return
+    federation, _ = open_federation(config)
+
+    def one(fold: Path, changed: Config) -> None:
+        run_folder(fold, changed, tell, watch, drawn=drawn)
+
+    in_turn(out, config, folds(config, federation), one, tell)
+    if drawn:
+        report.build(out)
+
+
+def gone_on_with(out: Path, config: Config) -> tuple[Config, Config | None]:
+    """``config`` for going on with the run in ``out``, and that of the run; None where it is not to
+    be gone on with, or there is none."""
+    stored = out / "config.yaml"
+    before = read_config(stored) if config["resume"] and stored.exists() else None
+    if before is not None and provenance.differing(out):
+        config = as_made(config, before)
+    return config, before
 
 
 def run_folder(
@@ -139,6 +153,10 @@ class Egress:
             file.write(self._sites.egress(self._positions))
 
 
+FOLDS = "folds"
+"""The folder of a run's folds."""
+
+
 @dataclass(frozen=True)
 class Fold:
     """One run of a protocol that leaves something out in turn.
@@ -190,24 +208,28 @@ def folds(config: Config, federation: Federation) -> list[Fold]:
     return found
 
 
-def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool) -> None:
-    """Run each fold in a run folder of its own under ``folds/``.
+def in_turn(
+    out: Path,
+    config: Config,
+    turns: Sequence[Fold],
+    one: Callable[[Path, Config], None],
+    tell: Tell,
+) -> None:
+    """Run ``one`` fold after the other, each in a run folder of its own under ``folds/``.
 
     The tables of ``out`` hold, for every site, the models that never saw it, or never its labels.
     Of a site with several vendors that are left out in turn, each image has the models that never
     saw its vendor; its summary lacks the measures that ``cases.csv`` lacks, which the report tells.
     """
-    federation, _ = open_federation(config)
-    turns = folds(config, federation)
     open_folder(out, config, tell)
     cases: list[dict[str, Any]] = []
     summary: list[dict[str, Any]] = []
     measured: set[tuple[str, str]] = set()
     for number, turn in enumerate(turns, start=1):
         tell(f"fold {number} of {len(turns)}: without {turn.without}")
-        fold = out / "folds" / turn.name
+        fold = out / FOLDS / turn.name
         changed = {**config, "out": str(fold), "protocol": "together", **turn.changes}
-        run_folder(fold, changed, tell, watch, drawn=drawn)
+        one(fold, changed)
         task = _measured(fold)
         cases += filter(turn.holds, read_cases(fold / "cases.csv", task))
         rows = read_cross_site(fold / "cross_site.csv", task)
@@ -222,8 +244,6 @@ def _in_turn(out: Path, config: Config, tell: Tell, watch: Watch, *, drawn: bool
     problems = {"problems": _unmeasured(lacking, task)}
     write_atomic(out / "checkpoints" / "evaluation.json", json.dumps(problems, indent=1) + "\n")
     write_cross_site(out / "cross_site.csv", summary, task)
-    if drawn:
-        report.build(out)
 
 
 def _unmeasured(lacking: Iterable[tuple[str, str]], task: TaskCard) -> list[str]:

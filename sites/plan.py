@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,6 +84,59 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, node: Mapping[str, Any]) -> Summary:
+        """Undo :meth:`to_json`, of a site that need not be trusted.
+
+        Raises ``ValueError`` for another field, type, length, or a number that none can be."""
+        if not isinstance(node, Mapping) or {*node} != {field.name for field in fields(cls)}:
+            raise ValueError("sent a data summary of other fields")
+        known = node["spacing_mm"] is not None
+        if known != (node["in_plane_mm"] is not None):
+            raise ValueError("sent a data summary with one of two spacings")
+        modalities = node["modalities"]
+        if not isinstance(modalities, Mapping) or len(modalities) > len(HOUNSFIELD):
+            raise ValueError("sent a data summary of no modalities")
+        counts = node["hounsfield"]
+        if not isinstance(counts, list) or len(counts) not in (0, len(HOUNSFIELD) - 1):
+            raise ValueError("sent a data summary of other bins")
+        return cls(
+            images=_told_count(node["images"], 1),
+            axes=_three(_told_count(one) for one in _listed(node["axes"])),
+            spacing_mm=_told_lengths(node["spacing_mm"], 1e-6) if known else None,
+            in_plane_mm=_told_lengths(node["in_plane_mm"], 1e-6) if known else None,
+            unknown=_told_count(node["unknown"]),
+            shape=_three(_told_count(one, 1) for one in _listed(node["shape"])),
+            reach_mm=_told_lengths(node["reach_mm"]),
+            reach_px=_told_lengths(node["reach_px"]),
+            reach_own=_told_lengths(node["reach_own"]),
+            modalities={str(name): _told_count(count) for name, count in modalities.items()},
+            hounsfield=tuple(_told_count(count) for count in counts),
+        )
+
+
+_MOST_TOLD = 10**9
+"""What a site may say it has of anything, and how far that may reach."""
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError("sent a data summary with what are no three numbers")
+    return value
+
+
+def _told_count(value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= _MOST_TOLD:
+        raise ValueError("sent a data summary with what is no count")
+    return value
+
+
+def _told_lengths(value: Any, least: float = 0.0) -> tuple[float, float, float]:
+    numbers = _listed(value)
+    if not all(type(one) in (int, float) and least <= one <= _MOST_TOLD for one in numbers):
+        raise ValueError("sent a data summary with what is no length")
+    return _three(float(one) for one in numbers)
 
 
 def summarise(surveyed: Sequence[Surveyed], min_count: int) -> Summary | None:

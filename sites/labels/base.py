@@ -78,6 +78,8 @@ class Form(ABC):
     """Whether one table, ``data.label_table``, can hold the labels of many images."""
     needed: ClassVar[bool] = True
     """Whether a site without a label cannot train."""
+    says_parts: ClassVar[bool] = False
+    """Whether its labels say which parts there are, where ``data.labels`` does not."""
     by_value: ClassVar[bool] = False
     """Whether its files may tell parts apart by numbers alone, whose meaning is to be said."""
     unit: ClassVar[str] = ""

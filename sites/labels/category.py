@@ -34,6 +34,7 @@ class Category(Form):
     part = "category"
     marks = "categories"
     files = False
+    says_parts = True
     together = False
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:

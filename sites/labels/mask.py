@@ -40,6 +40,7 @@ class Mask(Form):
     part = "structure"
     marks = "labelled pixels"
     unit = "mL"
+    says_parts = True
     by_value = True
 
     def parts(self, table: Table, data: DataSettings, survey: Survey) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ class Placed(Form):
 
     dtype = np.float32
     tabled = True
+    says_parts = True
     coordinates: int
     naming: ClassVar[str] = CLASS
     """The column of a table that says what a row is."""

@@ -1,0 +1,100 @@
+"""A grid over real sites that are in this process, without a network between."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedshift.client.agent.folder import own_settings
+from fedshift.client.agent.site import Site
+from fedshift.client.policy import Policy
+from fedshift.protocol.flower import (
+    Grid,
+    Message,
+    RecordDict,
+    Run,
+    set_message_id,
+    shallow_copy,
+)
+
+FIRST_NODE = 11
+
+
+def open_sites(
+    folders: Mapping[str, Path], states: Path, policy: Policy | None = None, **data: Any
+) -> dict[str, Site]:
+    """A site for each folder of images, with its state under ``states``."""
+    return {
+        name: Site(name, own_settings(folder, **data), policy or Policy(), states / name)
+        for name, folder in folders.items()
+    }
+
+
+class LocalGrid(Grid):
+    """Node 11 is the first of ``sites``. ``answer``, given a site and a message, may do something
+    else than the site would."""
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        answer: Callable[[Site, Message], Message] = lambda site, message: site.handle(message),
+    ) -> None:
+        self.sites = dict(sites)
+        self.nodes = {FIRST_NODE + k: name for k, name in enumerate(sites)}
+        self.enrolled: Mapping[int, str] = dict(self.nodes)
+        self.answer = answer
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Nothing to set."""
+
+    @property
+    def run(self) -> Run:
+        """There is none."""
+        raise NotImplementedError
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Build a message for one site."""
+        return Message(
+            content=content,
+            message_type=message_type,
+            dst_node_id=dst_node_id,
+            group_id=group_id,
+            ttl=ttl,
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """One node a site."""
+        return [node for node, name in self.nodes.items() if name in self.sites]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Have each message answered."""
+        ids = []
+        for message in messages:
+            copy = shallow_copy(message)
+            name = uuid.uuid4().hex
+            for same in (message, copy):
+                set_message_id(same, name)
+            site = self.sites[self.nodes[message.metadata.dst_node_id]]
+            self._replies[name] = self.answer(site, copy)
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies."""
+        return [self._replies.pop(name) for name in message_ids]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Sequence[Message]:
+        """Push and pull."""
+        return list(self.pull_messages(self.push_messages(messages)))
