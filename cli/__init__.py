@@ -11,13 +11,16 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from fedshift import UserError, __version__
 from fedshift.papers import NUMBERS, PAPERS
 from fedshift.protocol.words import visible
+
+if TYPE_CHECKING:
+    from fedshift.client.agent.connection import Address
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +31,11 @@ app = typer.Typer(
 )
 sites_app = typer.Typer(no_args_is_help=True, help="Look at a federation's sites and images.")
 app.add_typer(sites_app, name="sites")
-client_app = typer.Typer(no_args_is_help=True, help="Ask a site of its own, at the site.")
+client_app = typer.Typer(
+    no_args_is_help=True,
+    invoke_without_command=True,
+    help="Run a site, or ask something of it at the site.",
+)
 app.add_typer(client_app, name="client")
 
 Overrides = Annotated[
@@ -280,6 +287,185 @@ def sites_plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> Non
     plan_sites(overrides or [], config_dir)
 
 
+State = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="The folder that the site's agent was given.")
+]
+_STATE = Path("fedshift-site")
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run.")]
+Site = Annotated[str | None, typer.Option(metavar="NAME", help="What the site is called.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER|MANIFEST", help="The site's table of images, or its folder."),
+]
+Server = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The coordinator.")]
+Roots = Annotated[
+    Path | None,
+    typer.Option(metavar="ca.crt", help="The authorities that are trusted, the system's if none."),
+]
+Key = Annotated[Path | None, typer.Option(metavar="site.key", help="The site's private key.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", metavar="policy.yaml", help="What may be asked here.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Threads = Annotated[
+    int, typer.Option(min=1, help="Of torch; part of the arithmetic: a simulation has 1.")
+]
+Transport = Annotated[str, typer.Option(metavar="https|grpc", help="How messages travel.")]
+Certificate = Annotated[
+    Path | None, typer.Option(metavar="NAME.crt", help="The site's certificate, for grpc.")
+]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="http://NAME:PASSWORD@HOST:PORT; HTTPS_PROXY of the environment if none.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Settings of the site, as data.columns.path=x."
+    ),
+]
+
+
+@client_app.callback()
+def client(
+    context: typer.Context,
+    site: Site = None,
+    data: Data = None,
+    server: Server = None,
+    root_certificates: Roots = None,
+    key: Key = None,
+    policy: PolicyFile = None,
+    state: State = _STATE,
+    device: Device = "auto",
+    threads: Threads = 1,
+    transport: Transport = "https",
+    certificate: Certificate = None,
+    proxy: Proxy = None,
+    settings: Set = None,
+) -> None:
+    """Run a site: serve a coordinator, as far as the site's policy goes. Commands are for its
+    staff."""
+    if context.invoked_subcommand is not None:
+        return
+    from fedshift.cli.client import run, site_options
+
+    given = {"--site": site, "--data": data, "--server": server, "--key": key}
+    for name, value in given.items():
+        if value is None:
+            raise UserError(f"{name} is missing; `fedshift client --help` says what a site needs")
+    assert site and data and server and key
+    options = site_options(site, data, policy, settings or [], device, threads)
+    run(options, _address(server, key, root_certificates, transport, certificate, proxy), state)
+
+
+def _address(
+    server: str,
+    key: Path,
+    root_certificates: Path | None,
+    transport: str,
+    certificate: Path | None,
+    proxy: str | None,
+) -> Address:
+    from fedshift.client.agent.connection import Address
+
+    if transport not in ("https", "grpc"):
+        raise UserError(f"--transport must be https or grpc, not {transport!r}")
+    return Address(server, key, root_certificates, transport, certificate, proxy)  # type: ignore[arg-type]
+
+
+@client_app.command("key")
+def client_key(
+    private: Annotated[Path, typer.Argument(metavar="[FILE]", help="The key to make.")] = Path(
+        "site.key"
+    ),
+) -> None:
+    """Make the site's key, which never leaves it, and its public half for the coordinator."""
+    from fedshift.cli.client import key
+
+    key(private)
+
+
+@client_app.command("policy")
+def client_policy() -> None:
+    """Print a commented policy to begin with."""
+    from fedshift.cli.client import print_policy
+
+    print_policy()
+
+
+@client_app.command("status")
+def client_status(
+    state: State = _STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what the agent does; exit with 0 in contact, 3 out of contact, 4 not running."""
+    from fedshift.cli.client import show_status
+
+    show_status(state, as_json=as_json)
+
+
+@client_app.command("approve")
+def client_approve(
+    run: RunName,
+    state: State = _STATE,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Show what a run asks for and what would leave, and let it in."""
+    from fedshift.cli.client import approve
+
+    approve(run, state, yes=yes)
+
+
+@client_app.command("leave")
+def client_leave(run: RunName, state: State = _STATE) -> None:
+    """Refuse a run from now on."""
+    from fedshift.cli.client import leave
+
+    leave(run, state, purge=False)
+
+
+@client_app.command("purge")
+def client_purge(run: RunName, state: State = _STATE) -> None:
+    """Refuse a run from now on, and remove what it kept here; the ledger stays."""
+    from fedshift.cli.client import leave
+
+    leave(run, state, purge=True)
+
+
+@client_app.command("forget")
+def client_forget(
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="As in the site's table.")],
+    state: State = _STATE,
+) -> None:
+    """Leave a subject out of all that is asked from now on; say which models had it."""
+    from fedshift.cli.client import forget
+
+    forget(subject, state)
+
+
+@client_app.command("model")
+def client_model(
+    run: RunName,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("model"),
+    state: State = _STATE,
+) -> None:
+    """Take a run's model home: the shared one, and the site's own."""
+    from fedshift.cli.client import model
+
+    model(run, out, state)
+
+
+@client_app.command("ledger")
+def client_ledger(state: State = _STATE) -> None:
+    """Check that no line of the site's ledger was changed or taken out."""
+    from fedshift.cli.client import check_ledger
+
+    check_ledger(state)
+
+
 @client_app.command("who")
 def client_who(
     code: Annotated[str, typer.Argument(metavar="CODE", help="A subject or case of a table.")],
@@ -291,6 +477,33 @@ def client_who(
     from fedshift.cli.client import who
 
     who(code, folder)
+
+
+@app.command()
+def doctor(
+    server: Server,
+    key: Key,
+    root_certificates: Roots = None,
+    site: Site = None,
+    data: Data = None,
+    policy: PolicyFile = None,
+    state: State = _STATE,
+    device: Device = "auto",
+    transport: Transport = "https",
+    certificate: Certificate = None,
+    proxy: Proxy = None,
+    settings: Set = None,
+) -> None:
+    """Look at what keeps a site from taking part: key, disk, network, certificate, clock, data,
+    policy, GPU."""
+    from fedshift.cli.client import examine, site_options
+
+    assert server and key
+    address = _address(server, key, root_certificates, transport, certificate, proxy)
+    options = None
+    if data is not None:
+        options = site_options(site or "site", data, policy, settings or [], device, 1)
+    examine(options, address, state)
 
 
 _MENDABLE = (

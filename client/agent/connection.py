@@ -41,6 +41,8 @@ from fedshift.protocol.fleet import (
 TIMEOUT_S = 30.0
 LARGEST_ANSWER = 16 * 2**20
 """Bytes; an object has at most some five MiB."""
+_PASSING = (407, 408, 425, 429)
+"""What passes, or is a proxy's; as all of 500 and more."""
 _SIGNED_S = 20.0
 """A signature of the time serves so long: making and checking one takes milliseconds."""
 
@@ -175,8 +177,8 @@ class Https:
                         raise Unreachable("the coordinator's answer is larger than any is")
         except self._httpx.HTTPError as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from error
-        if response.status_code in (502, 503, 504, 407):
-            raise Unreachable(f"the proxy in between answers {response.status_code}")
+        if response.status_code >= 500 or response.status_code in _PASSING:
+            raise Unreachable(f"the coordinator or a proxy answers {response.status_code}")
         if response.status_code != 200:
             raise Denied(response.status_code, _words(bytes(body), response.status_code))
         return _parsed(call.response, bytes(body))

@@ -34,6 +34,8 @@ class _Application:
             status, body, media = denied.status, denied.to_json().encode(), "application/json"
         except (TimeoutError, ConnectionError):
             status, body, media = 408, b"", "application/json"
+        except asyncio.CancelledError:  # The server ends.
+            return
         headers = [
             (b"content-type", media.encode()),
             (b"content-length", str(len(body)).encode()),
@@ -86,6 +88,11 @@ class HttpsServer(AsgiServer):
         """As :class:`AsgiServer` has it."""
         super().__init__(_Application(fleet), host, port, certificate=certificate, key=key)
         self._files = certificate, key
+        self._hub = fleet.hub
+
+    def __exit__(self, *exception: object) -> None:
+        self._hub.close()  # Or those who wait would be answered with an error.
+        super().__exit__(*exception)
 
     def renew(self) -> None:
         """Use the certificate and key as they are on the disk now, for every new connection."""

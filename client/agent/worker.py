@@ -1,0 +1,41 @@
+"""The child's program: ``python -m fedshift.client.agent.worker SETTINGS DESCRIPTOR``."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from fedshift.client.agent import child
+from fedshift.client.agent.site import Site
+from fedshift.client.policy import Policy
+from fedshift.protocol.logs import log_to
+
+
+def main() -> None:
+    """Answer the parent's messages until it closes the channel."""
+    settings = json.loads(sys.argv[1])
+    state = Path(settings["state"])
+    log_to(state / "worker.log")
+    device = settings["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    site = Site(
+        settings["name"],
+        settings["data"],
+        Policy.from_config(settings["policy"]),
+        state,
+        device=torch.device(device),
+        own=settings["own"],
+        amp=settings["amp"],
+        threads=settings["threads"],
+    )
+    with socket.socket(fileno=int(sys.argv[2])) as channel:
+        child.serve(channel, site.handle)
+
+
+if __name__ == "__main__":
+    main()
