@@ -101,7 +101,7 @@ class Roster:
     @contextmanager
     def _written(self) -> Iterator[dict[str, Enrolled]]:
         """The sites by name, to be changed; written when that raised nothing."""
-        with alone_in(self.folder, "another command is changing {}; try again"):
+        with alone_in(self.folder, f"another command is changing {self.folder}; try again"):
             sites = {site.name: site for site in self.read()}
             yield sites
             nodes: list[dict[str, Any]] = [asdict(sites[name]) for name in sorted(sites)]
