@@ -111,11 +111,13 @@ class SiteWorker:
         self._open_data = open_data
         self._look = look
         self._own = dict(own or {})
-        self._ledger = Ledger(folder / "egress.jsonl", name) if audited else None
-        self._pseudonyms = Pseudonyms(folder)
         self._records = records
+        self._ledger: Ledger | None = None
         if records is not None:
             self._ledger, self._pseudonyms = records.ledger, records.pseudonyms
+        else:
+            self._ledger = Ledger(folder / "egress.jsonl", name) if audited else None
+            self._pseudonyms = Pseudonyms(folder)
         self._questions = Questions(folder / "questions.jsonl")
         self._actions: dict[
             Action, tuple[Purpose, Callable[[Instruction, RecordDict], RecordDict]]

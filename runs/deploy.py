@@ -58,6 +58,7 @@ class _Deployment:
     about: Mapping[str, str]
     tell: Tell
     watch: Watch
+    drawn: bool
     told: set[str] = field(default_factory=set)
 
     def say(self, sentence: str) -> None:
@@ -78,6 +79,7 @@ def deploy(
     wait_s: float | None = None,
     purpose: str = "",
     asked_by: str = "",
+    drawn: bool = True,
 ) -> None:
     """Run a simulation's ``config`` with the real sites behind ``grid``, or go on with it.
 
@@ -85,7 +87,8 @@ def deploy(
     there). A site that is not there, or whose staff has not approved of the run, is waited for
     ``wait_s`` seconds, or without an end. ``purpose`` and ``asked_by``, a line of at most 500
     characters each, are what the staff is shown. Where the grid has ``enrolled``, the name of each
-    node's key, no site can take another's name.
+    node's key, no site can take another's name. With ``drawn`` the folder gets its figures and
+    page.
 
     Raises :class:`UserError` for a config that no real federation can run (``pooled``, vendors left
     out in turn, no ``data.labels``), for a site that did not come before the run began, and as a
@@ -98,7 +101,7 @@ def deploy(
         names = tuple(sites) or tuple(config["data"]["sites"])
         about = {"purpose": purpose, "asked_by": asked_by, "strategy": config["strategy"]["name"]}
         about = {key: text for key, text in about.items() if text}
-        to = _Deployment(grid, names, wait_s, about, tell, watch)
+        to = _Deployment(grid, names, wait_s, about, tell, watch, drawn)
         run = identity(out, config)
 
         def ask(known: Config) -> dict[str, Summary | None]:
@@ -117,7 +120,8 @@ def deploy(
             _fill(fold, changed, identity(fold, changed), to)
 
         in_turn(out, config, turns, one, tell)
-        report.build(out)
+        if drawn:
+            report.build(out)
 
 
 def sites_own(config: Config) -> list[str]:
@@ -238,7 +242,6 @@ def _fill(out: Path, config: Config, run: str, to: _Deployment) -> None:
         cards = read_cards(plan.checkpoints / "sites.json")
         if cards is None:
             nodes = _gathered(plan, to)
-            plan = replace(plan, sites=tuple(nodes))
             # Who is not approved by then is left out and named.
             _asked(Sites(to.grid, nodes, {}, plan.deadline_s), plan.instruction, Action.CARD, to)
         else:
@@ -247,8 +250,9 @@ def _fill(out: Path, config: Config, run: str, to: _Deployment) -> None:
         title = f"{config['federation']['name']}, {config['method']['name']}, "
         with to.watch(title + config["strategy"]["name"]) as progress:
             coordinate(to.grid, plan, progress)
-    write_atomic(out / "figures" / "undrawn.json", json.dumps([_UNDRAWN]) + "\n")
-    report.build(out)
+    if to.drawn:
+        write_atomic(out / "figures" / "undrawn.json", json.dumps([_UNDRAWN]) + "\n")
+        report.build(out)
 
 
 def _gathered(plan: RunPlan, to: _Deployment, *, begun: bool = False) -> dict[str, int]:

@@ -101,7 +101,7 @@ def find(
     there are none, no other site is wanted. Nobody is waited for beyond ``deadline_s``.
     """
     hello = request(instruction.but(action=Action.NAME))
-    enrolled: Mapping[int, str] = getattr(grid, "enrolled", {})
+    enrolled = _enrolled(grid)
     messages = [
         Message(content=hello, dst_node_id=node, message_type=Action.NAME.message_type)
         for node in grid.get_node_ids()
@@ -130,6 +130,16 @@ def find(
     return {name: node for name, node in found.items() if not names or name in names}, problems
 
 
+_NOBODY = 2**62
+"""Nodes from here on are none: an engine says so of a message to them."""
+
+
+def _enrolled(grid: Grid) -> Mapping[int, str]:
+    """The names that nodes are known under by their keys, as far as the grid knows keys."""
+    found: Mapping[int, str] = getattr(grid, "enrolled", {})
+    return found
+
+
 def answered(reply: Message) -> RecordDict:
     """What a reply holds; raises :class:`Unfit` with the site's reason when it holds an error."""
     if reply.has_error():
@@ -141,8 +151,10 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
     """Find out which sites there are, and what each says of itself.
 
     Cards are asked for once a run and kept in ``checkpoints/sites.json``: a site that has none
-    there is left out. Raises :class:`UserError` when none can train, a part is labelled nowhere, or
-    one of the user's own sites cannot open its data.
+    there is left out, and one that has is asked also while it is away, so that it takes part again
+    once it is back and what a strategy remembers site by site keeps its places. Raises
+    :class:`UserError` when none can train, a part is labelled nowhere, or one of the user's own
+    sites cannot open its data.
     """
     pooled = any(strategy.pools for strategy in plan.strategies)
     # One's own sites may take as long as they need to start.
@@ -157,13 +169,17 @@ def meet(grid: Grid, plan: RunPlan) -> Sites:
         _ask_again(sites, plan)
         cards = _introduced(sites, plan)
         write_atomic(path, json.dumps([card.to_json() for card in cards], indent=1) + "\n")
-    sites.cards = {card.name: card for card in cards if card.name in nodes}
-    sites.problems += [
-        f"{card.name}, left out: it is away" for card in cards if card.name not in nodes
-    ]
-    sites.nodes = {name: node for name, node in nodes.items() if name in sites.cards}
-    if not sites.cards:
+    sites.cards = {card.name: card for card in cards}
+    if not sites.cards.keys() & nodes.keys():
         raise UserError(f"no site can take part: {problems[0] if problems else 'none is there'}")
+    known = {name: node for node, name in _enrolled(grid).items()}
+    sites.nodes = {}
+    for number, name in enumerate(sorted(sites.cards)):
+        if name in nodes:
+            sites.nodes[name] = nodes[name]
+        else:
+            sites.nodes[name] = known.get(name, _NOBODY + number)
+            sites.problems.append(f"{name} is away: it takes part again once it is back")
     unread = [note for card in cards for note in card.notes if note.startswith("left out: ")]
     # Labels that could not be read are no labels that nobody drew.
     because = f" ({unread[0]})" if unread else ""

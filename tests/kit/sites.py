@@ -11,6 +11,7 @@ from fedshift.client.agent.folder import own_settings
 from fedshift.client.agent.site import Site
 from fedshift.client.policy import Policy
 from fedshift.protocol.flower import (
+    Error,
     Grid,
     Message,
     RecordDict,
@@ -33,8 +34,8 @@ def open_sites(
 
 
 class LocalGrid(Grid):
-    """Node 11 is the first of ``sites``. ``answer``, given a site and a message, may do something
-    else than the site would."""
+    """Node 11 is the first of ``sites``, which may be taken out to be away. ``answer``, given a
+    site and a message, may do something else than the site would."""
 
     def __init__(
         self,
@@ -84,8 +85,12 @@ class LocalGrid(Grid):
             name = uuid.uuid4().hex
             for same in (message, copy):
                 set_message_id(same, name)
-            site = self.sites[self.nodes[message.metadata.dst_node_id]]
-            self._replies[name] = self.answer(site, copy)
+            site = self.sites.get(self.nodes.get(message.metadata.dst_node_id, ""))
+            self._replies[name] = (
+                self.answer(site, copy)
+                if site is not None
+                else Message(Error(105, "it is away"), reply_to=copy)
+            )
             ids.append(name)
         return ids
 

@@ -3,12 +3,20 @@ and its own state, behind a grid without a network."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kit.sites import LocalGrid, open_sites
 
+from fedshift import UserError
+from fedshift.client.agent.folder import StateFolder
+from fedshift.client.agent.site import Site
+from fedshift.client.policy import Policy
+from fedshift.protocol.flower import Message
+from fedshift.protocol.messages import CONFIG, Action, Instruction, Purpose
 from fedshift.protocol.storage import read_tensors
 from fedshift.runs.config import Config, load
 from fedshift.runs.deploy import deploy
@@ -92,6 +100,241 @@ def test_a_deployed_run_has_the_bits_of_the_simulated_one(
     more = (*overrides, "data.unseen_sites=[hospital-4]")
     sites = open_sites(example, tmp_path / "sites")
     told: list[str] = []
-    deploy(tmp_path / "run", config(example, *more), LocalGrid(sites), told.append, wait_s=0)
+    deploy(
+        tmp_path / "run",
+        config(example, *more),
+        LocalGrid(sites),
+        told.append,
+        wait_s=0,
+        drawn=False,
+    )
     same(tmp_path / "run", simulated(*more))
     assert any("each site's own" in sentence and "data.manifest" in sentence for sentence in told)
+
+
+PLAIN = ("baselines=[]", "data.unseen_sites=[hospital-4]")
+
+
+def asked_for(message: Message) -> Instruction:
+    """The instruction of a request."""
+    return Instruction.from_record(message.content[CONFIG])
+
+
+class Killed(Exception):
+    """In the place of a signal."""
+
+
+@pytest.mark.parametrize("strategy", ["fedbn", "scaffold", "feddyn"])
+def test_a_run_goes_on_with_new_processes_at_both_ends(
+    example: dict[str, Path],
+    simulated: Callable[..., Path],
+    tmp_path: Path,
+    strategy: str,
+) -> None:
+    asked = (*PLAIN, f"strategy={strategy}", "method.norm=batch")
+    runs: set[str] = set()
+
+    def until_validation(site: Site, message: Message) -> Message:
+        asked = asked_for(message)
+        runs.add(asked.run)
+        if asked.action is Action.VALIDATE and asked.round == 2 and site.name == "hospital-3":
+            raise Killed
+        return site.handle(message)
+
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"), until_validation)
+    with pytest.raises(Killed):
+        deploy(tmp_path / "run", config(example, *asked), grid, wait_s=0, drawn=False)
+
+    def noted(site: Site, message: Message) -> Message:
+        runs.add(asked_for(message).run)
+        return site.handle(message)
+
+    # New sites on the same folders, as after a restart.
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"), noted)
+    deploy(tmp_path / "run", config(example, *asked, "resume=true"), grid, wait_s=0, drawn=False)
+    same(tmp_path / "run", simulated(*asked))
+    (run,) = runs
+    assert run.startswith("run-")
+
+
+def test_a_site_that_is_away_is_named_and_takes_part_again(
+    example: dict[str, Path], tmp_path: Path
+) -> None:
+    """With a strategy that remembers something of each site, by its place."""
+    asked = (*PLAIN, "strategy=afl", "rounds=4")
+    sites = open_sites(example, tmp_path / "sites")
+
+    def killed(site: Site, message: Message) -> Message:
+        if asked_for(message).round == 2:
+            raise Killed
+        return site.handle(message)
+
+    with pytest.raises(Killed):
+        deploy(
+            tmp_path / "run",
+            config(example, *asked),
+            LocalGrid(sites, killed),
+            wait_s=0,
+            drawn=False,
+        )
+
+    def comes_back(site: Site, message: Message) -> Message:
+        if asked_for(message).round == 3:
+            grid.sites["hospital-1"] = sites["hospital-1"]
+        return site.handle(message)
+
+    grid = LocalGrid(sites, comes_back)
+    del grid.sites["hospital-1"]
+    deploy(tmp_path / "run", config(example, *asked, "resume=true"), grid, wait_s=0, drawn=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").open()]
+    assert [list(line["failed"]) for line in lines[:2]] == [[], ["hospital-1"]]
+    assert "hospital-1" in lines[3]["sites"]
+    assert not lines[3]["failed"]
+    problems = json.loads((tmp_path / "run/checkpoints/evaluation.json").read_text())["problems"]
+    assert "hospital-1 is away: it takes part again once it is back" in problems
+
+
+def test_a_site_that_never_came_is_told_before_anything_is_begun(
+    example: dict[str, Path], tmp_path: Path
+) -> None:
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"))
+    del grid.sites["hospital-1"]
+    with pytest.raises(UserError, match=r"hospital-1 did not come within 0 s; start the agent"):
+        deploy(
+            tmp_path / "run", config(example, *PLAIN), grid, sites=[*example], wait_s=0, drawn=False
+        )
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_other_sites_than_those_named_have_no_part_in_a_run(
+    example: dict[str, Path], tmp_path: Path
+) -> None:
+    asked: set[str] = set()
+
+    def noted(site: Site, message: Message) -> Message:
+        asked.add(site.name)
+        return site.handle(message)
+
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"), noted)
+    named = ["hospital-1", "hospital-2"]
+    deploy(
+        tmp_path / "run", config(example, "baselines=[]"), grid, sites=named, wait_s=0, drawn=False
+    )
+    assert sorted(asked) == named
+
+
+def test_a_site_is_what_its_key_is_enrolled_as(example: dict[str, Path], tmp_path: Path) -> None:
+    sites = open_sites(example, tmp_path / "sites")
+    grid = LocalGrid(sites)
+    grid.enrolled = {**grid.enrolled, 12: "hospital-9"}
+    deploy(tmp_path / "run", config(example, *PLAIN), grid, wait_s=0, drawn=False)
+    (told, *_) = json.loads((tmp_path / "run/checkpoints/evaluation.json").read_text())["problems"]
+    assert told == (
+        "hospital-9, left out: calls itself 'hospital-2', which is not the name its key is "
+        "enrolled for"
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").open()]
+    assert [sorted(line["sites"]) for line in lines] == [["hospital-1", "hospital-3"]] * 2
+
+
+def test_a_run_waits_until_it_is_approved(example: dict[str, Path], tmp_path: Path) -> None:
+    sites = open_sites(example, tmp_path / "sites", Policy(ask=True))
+    told: list[str] = []
+
+    def approving(sentence: str) -> None:
+        told.append(sentence)
+        if "waiting for approval" in sentence:
+            run = sentence.rpartition(" ")[2]
+            for name in example:
+                folder = StateFolder.opened(tmp_path / "sites" / name)
+                shown = folder.waiting()[run]
+                assert (shown.described.purpose, shown.described.asked_by) == ("a trial", "Dr. A")
+                assert shown.described.rounds == 2
+                assert Purpose.UPDATE in shown.leaves
+                assert folder.approve(run).described == shown.described
+                assert not folder.waiting()
+                left = (tmp_path / "sites" / name / "egress.jsonl").read_text().splitlines()
+                purposes = {json.loads(line)["purpose"] for line in left}
+                assert purposes <= {Purpose.NAME, Purpose.ERROR}
+
+    deploy(
+        tmp_path / "run",
+        config(example, *PLAIN),
+        LocalGrid(sites),
+        approving,
+        purpose="a trial",
+        asked_by="Dr. A",
+    )
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "they could be drawn at the sites alone" in page
+    assert sum("waiting for approval" in sentence for sentence in told) == 1
+    assert (tmp_path / "run" / "cross_site.csv").exists()
+
+
+def test_sites_are_left_out_in_turn(
+    example: dict[str, Path], simulated: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = (
+        "baselines=[]",
+        "protocol=leave_one_site_out",
+        "rounds=1",
+        "data.sites=[hospital-1, hospital-2]",
+    )
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"))
+    deploy(tmp_path / "run", config(example, *asked), grid, wait_s=0, drawn=False)
+    expected = simulated(*asked)
+    for name in ("cases.csv", "cross_site.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (expected / name).read_bytes()
+    names = [run.run for run in StateFolder.opened(tmp_path / "sites" / "hospital-1").runs()]
+    assert len(names) == 3
+    assert sum(name.startswith("run-hospital-1-") for name in names) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.labels=null", r"data\.labels is not set, and a coordinator has no table"),
+        ("baselines=[pooled]", "pooled trains on the images of all sites in one place"),
+        ("strategy=pooled", "pooled trains on the images of all sites in one place"),
+        ("protocol=leave_one_vendor_out", "protocol=leave_one_vendor_out is of simulations"),
+    ],
+)
+def test_what_no_real_federation_can_do_is_one_sentence(
+    override: str, sentence: str, example: dict[str, Path], tmp_path: Path
+) -> None:
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"))
+    with pytest.raises(UserError, match=sentence):
+        deploy(tmp_path / "run", config(example, override), grid, wait_s=0, drawn=False)
+
+
+def test_a_site_that_withholds_its_summary_is_named_and_what_is_open_set_by_hand(
+    example: dict[str, Path], tmp_path: Path
+) -> None:
+    sites = open_sites(example, tmp_path / "sites")
+    release = tuple(one for one in Policy().release if one != Purpose.SUMMARY)
+    sites["hospital-2"] = replace(sites["hospital-2"], policy=Policy(release=release))
+    told: list[str] = []
+    with pytest.raises(UserError, match="nothing is known of the images of hospital-2"):
+        deploy(
+            tmp_path / "run",
+            config(example, *PLAIN),
+            LocalGrid(sites),
+            told.append,
+            wait_s=0,
+            drawn=False,
+        )
+    assert any("hospital-2 tells nothing" in one and "policy.release" in one for one in told)
+    by_hand = ("data.spacing_mm=5", "data.size=32", "data.slice_axis=2", "data.normalise=zscore")
+    deploy(
+        tmp_path / "run", config(example, *PLAIN, *by_hand), LocalGrid(sites), wait_s=0, drawn=False
+    )
+    assert (tmp_path / "run" / "cross_site.csv").exists()
+
+
+def test_the_folder_of_a_simulation_is_not_deployed_into(
+    example: dict[str, Path], simulated: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = simulated(*PLAIN, "rounds=1")
+    grid = LocalGrid(open_sites(example, tmp_path / "sites"))
+    with pytest.raises(UserError, match="was never deployed"):
+        deploy(out, config(example, *PLAIN, "rounds=1", "resume=true"), grid, wait_s=0, drawn=False)
