@@ -9,7 +9,7 @@ from typing import Any
 from fedshift.server.fleet.asgi import Receive, Send
 from fedshift.server.report.html import policy
 
-_EVERY_S = 5
+_EVERY_S = 10
 _LOCAL = ("127.0.0.1", "[::1]", "localhost")
 _HEADERS = {
     "content-type": "text/html; charset=utf-8",

@@ -91,23 +91,23 @@ class LivePage:
         """A whole page, which needs no other file and no network."""
         now = time.time()
         newest = list(reversed(runs))
-        shown = sorted(newest, key=lambda run: run.state != GOING)[:_DRAWN]
+        runs = sorted(newest, key=lambda run: run.state != GOING)
         going = sum(run.state == GOING for run in runs)
         here = sum(site.here for site in sites)
         with self._drawing:
-            parts = [self._run(run) for run in shown]
+            parts = [self._run(run) for run in runs[:_DRAWN]]
         facts = (
             f"{here} of {count(len(sites), 'site')} in contact · {count(going, 'run')} going · "
             f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))}"
         )
-        sections = (_sites(sites, now), _runs(runs), *parts, _refusals(refused, now))
+        sections = (_sites(sites, now), _runs(runs), _refusals(refused, now), *parts)
         return document("Coordinator", escape(facts), _awaited(runs), sections)
 
     def _run(self, run: LiveRun) -> str:
         """The curves of a run and what failed in it, as its report has them."""
         lines = run.folder / "rounds.jsonl"
         if not lines.exists() or not lines.stat().st_size:
-            return section(f"Run {run.name}", "<p>No round has finished yet.</p>")
+            return ""
         key = lines.stat().st_mtime_ns, lines.stat().st_size
         held, page = self._drawn.get(run.name, (None, ""))
         if held != key:
@@ -127,7 +127,7 @@ class LivePage:
                 f"{format_bytes(down)} went to the sites and {format_bytes(up)} came back."
             )
             page = section(f"Run {run.name}", f'<p class="lead">{text}</p>{picture}')
-            page += federation.problems(contents)
+            page += federation.problems(contents, "")
             self._drawn[run.name] = key, page
         return page
 

@@ -139,7 +139,7 @@ def _split(counts: Mapping[str, int] | None) -> str:
     )
 
 
-def problems(run: Run) -> str:
+def problems(run: Run, anchor: str = "problems") -> str:
     if not (run.rounds or run.folds):
         return ""
     body = ""
@@ -171,7 +171,7 @@ def problems(run: Run) -> str:
         )
     elif run.cross_site:
         body += "<p>Evaluation: nothing is missing.</p>"
-    return section("Failures and rejected updates", body, "problems")
+    return section("Failures and rejected updates", body, anchor)
 
 
 def _ranges(rounds: Sequence[int]) -> str:
