@@ -38,6 +38,9 @@ client_app = typer.Typer(
 )
 app.add_typer(client_app, name="client")
 
+server_app = typer.Typer(help="Coordinate real sites, and ask of the coordinator.")
+app.add_typer(server_app, name="server")
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as federation=manifest rounds=5."),
@@ -504,6 +507,173 @@ def doctor(
     if data is not None:
         options = site_options(site or "site", data, policy, settings or [], device, 1)
     examine(options, address, state)
+
+
+State = Annotated[
+    Path,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        envvar="FEDSHIFT_SERVER_STATE",
+        help="The folder of the coordinator's keys, sites, runs and log.",
+    ),
+]
+_STATE = Path("fedshift-server")
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, as `runs` lists it.")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host",
+        metavar="NAME|IP",
+        help="How sites call this machine; may be given several times. This machine alone if not.",
+    ),
+]
+
+
+@server_app.callback(invoke_without_command=True)
+def server(
+    context: typer.Context,
+    state: State = _STATE,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Submit this config at once.")
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where sites reach it by HTTPS.")
+    ] = "127.0.0.1:9443",
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where sites reach it by gRPC, too.")
+    ] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Show a live page, on this machine alone."),
+    ] = None,
+    lease_s: Annotated[
+        float, typer.Option(min=1, help="A site not heard of for so many seconds is away.")
+    ] = 15.0,
+    max_message_mb: Annotated[
+        float, typer.Option(min=1, help="The largest answer of a site that is taken.")
+    ] = 1000.0,
+) -> None:
+    """Serve the enrolled sites and run what is submitted, until SIGTERM or Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        given = context.get_parameter_source("state")
+        if given is not None and given.name == "COMMANDLINE":
+            raise UserError(
+                f"write --state after the command: fedshift server {context.invoked_subcommand} "
+                f"--state {state}"
+            )
+        return
+    from fedshift.cli.server import serve
+    from fedshift.runs.serve import ServeSettings
+
+    serve(state, ServeSettings(listen, grpc, dashboard, lease_s, max_message_mb), config)
+
+
+@server_app.command("keys")
+def server_keys(
+    host: Hosts = None,
+    state: State = _STATE,
+    renew: Annotated[
+        bool,
+        typer.Option("--renew", help="Make the server's certificate anew, while it runs or not."),
+    ] = False,
+) -> None:
+    """Make the authority, the server's certificate and their keys."""
+    from fedshift.cli.server import keys
+
+    keys(state, host or [], again=renew)
+
+
+@server_app.command("enroll")
+def server_enroll(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name from now on.")],
+    public_key: Annotated[
+        Path, typer.Argument(metavar="site.pub", help="What `fedshift client key` wrote there.")
+    ],
+    state: State = _STATE,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="In the place of the site's earlier key.")
+    ] = False,
+) -> None:
+    """Let the site that holds a key take part, under a name."""
+    from fedshift.cli.server import enroll
+
+    enroll(state, name, public_key, replacing=replace)
+
+
+@server_app.command("revoke")
+def server_revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
+    state: State = _STATE,
+) -> None:
+    """Let a site take part no more, from this moment on."""
+    from fedshift.cli.server import revoke
+
+    revoke(state, name)
+
+
+@server_app.command("sites")
+def server_sites(state: State = _STATE) -> None:
+    """List the enrolled sites: here or away, last heard, version, refusals, bytes."""
+    from fedshift.cli.server import sites
+
+    sites(state)
+
+
+@server_app.command("runs")
+def server_runs(state: State = _STATE) -> None:
+    """List the runs: how far each is, whom it waits for, why it ended."""
+    from fedshift.cli.server import runs
+
+    runs(state)
+
+
+@server_app.command("submit")
+def server_submit(
+    config: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A config, such as a run's config.yaml.")
+    ],
+    overrides: Overrides = None,
+    sites: Annotated[
+        str,
+        typer.Option(metavar="a,b,c", help="Who takes part; data.sites if not set, or else all."),
+    ] = "",
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="Wait so long for them; without an end if not set."
+        ),
+    ] = None,
+    purpose: Annotated[
+        str, typer.Option(metavar="TEXT", help="What it is for, as the sites' staff is shown.")
+    ] = "",
+    asked_by: Annotated[
+        str, typer.Option(metavar="TEXT", help="Who asks for it, as the sites' staff is shown.")
+    ] = "",
+    state: State = _STATE,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Have the running server run a simulation's config at the sites."""
+    from fedshift.cli.server import submit
+
+    told = {"wait_s": wait, "purpose": purpose, "asked_by": asked_by}
+    submit(state, config, overrides or [], sites, config_dir, **told)
+
+
+@server_app.command("stop")
+def server_stop(run: RunName, state: State = _STATE) -> None:
+    """End a run where it stands."""
+    from fedshift.cli.server import stop
+
+    stop(state, run)
+
+
+@server_app.command("resume")
+def server_resume(run: RunName, state: State = _STATE) -> None:
+    """Go on with a run that was stopped or that failed."""
+    from fedshift.cli.server import resume
+
+    resume(state, run)
 
 
 _MENDABLE = (

@@ -1,0 +1,172 @@
+"""``fedshift server``: the coordinator of real sites, and what its staff asks of it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from rich.table import Table
+
+from fedshift import UserError
+from fedshift.cli.console import PlainConsole
+from fedshift.runs.serve import (
+    Server,
+    ServeSettings,
+    changed,
+    few_arenas,
+    make_keys,
+    private,
+    renew,
+)
+from fedshift.server.fleet import control
+from fedshift.server.fleet.roster import Roster
+from fedshift.server.report.live import LiveRun, LiveSite
+from fedshift.server.report.words import format_bytes
+
+
+def serve(state: Path, settings: ServeSettings, config: Path | None) -> None:
+    """Serve until SIGTERM or Ctrl-C; a second one waits for nothing."""
+    few_arenas()
+    console = PlainConsole()
+    composed = None if config is None else _composed(config, [], None)
+
+    from fedshift.runs.deploy import deploy
+
+    over = threading.Event()
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        over.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    with Server(state, settings, deploy, console.tell) as server:
+        if composed is not None:
+            server.runs.submit(composed)
+        over.wait()
+        console.tell("ending; runs that go on are gone on with when the server starts again")
+
+
+def keys(state: Path, hosts: list[str], *, again: bool) -> None:
+    """Make the authority and the server's certificate, or the latter anew."""
+    console = PlainConsole()
+    if again:
+        renew(state, hosts)
+        console.tell(f"{state / 'server.crt'} is renewed")
+        return
+    make_keys(state, hosts)
+    console.tell(f"give the sites {state / 'ca.crt'}; {state / 'ca.key'} stays here")
+
+
+def enroll(state: Path, name: str, public_key: Path, *, replacing: bool) -> None:
+    """Let a site take part."""
+    private(state)
+    certificate = Roster(state).enrol(name, public_key, replacing=replacing)
+    changed(state)
+    PlainConsole().tell(
+        f"{name} is enrolled; with transport=grpc it needs {certificate}, with https nothing"
+    )
+
+
+def revoke(state: Path, name: str) -> None:
+    """Let a site take part no more."""
+    private(state)
+    Roster(state).revoke(name)
+    changed(state)
+    PlainConsole().tell(f"{name} is revoked")
+
+
+def sites(state: Path) -> None:
+    """Print a line a site; without a running server what is on the disk."""
+    private(state)
+    now = time.time()
+    seen = {}
+    with suppress(control.NoServer):
+        seen = {node["name"]: LiveSite(**node) for node in control.ask(state, "sites")}
+    table = _table(
+        ("site", "contact", "last heard", "version", "awaited", "refused", "received", "sent")
+    )
+    for enrolled in Roster(state).read():
+        site = seen.get(enrolled.name)
+        if enrolled.revoked is not None:
+            table.add_row(enrolled.name, f"revoked {enrolled.revoked}")
+        elif site is None:
+            table.add_row(enrolled.name, "no server runs")
+        else:
+            table.add_row(
+                site.name,
+                "here" if site.here else "away",
+                site.heard(now),
+                site.version,
+                str(site.awaited),
+                str(site.refused),
+                format_bytes(site.bytes_in),
+                format_bytes(site.bytes_out),
+            )
+    PlainConsole().print(table)
+
+
+def runs(state: Path) -> None:
+    """Print a line a run."""
+    table = _table(("run", "state", "round", "told", "folder"))
+    for node in control.ask(state, "runs"):
+        run = LiveRun(**{**node, "folder": Path(node["folder"])})
+        table.add_row(
+            run.name, run.state, f"{run.round} of {run.rounds}", run.told, str(run.folder)
+        )
+    PlainConsole().print(table)
+
+
+def submit(
+    state: Path,
+    config: Path,
+    overrides: Sequence[str],
+    asked: str,
+    config_dir: Path | None,
+    **told: float | str | None,
+) -> None:
+    """Have the running server run a config at the sites ``asked``; ``told`` is the rest of what
+    :meth:`fedshift.runs.submitted.Runs.submit` takes."""
+    from fedshift.runs.deploy import sites_own
+
+    console = PlainConsole()
+    composed = _composed(config, overrides, config_dir)
+    if own := sites_own(composed):
+        console.tell(f"each site's own, and not sent: {', '.join(own)}")
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    found = control.ask(state, "submit", config=composed, sites=names, **told)
+    console.tell(f"run {found['name']} begins; its folder is {found['folder']}")
+
+
+def stop(state: Path, run: str) -> None:
+    """End a run where it stands."""
+    control.ask(state, "stop", name=run)
+    PlainConsole().tell(f"run {run} is stopped; `fedshift server resume {run}` goes on with it")
+
+
+def resume(state: Path, run: str) -> None:
+    """Go on with a run."""
+    control.ask(state, "resume", name=run)
+    PlainConsole().tell(f"run {run} goes on")
+
+
+def _composed(config: Path, overrides: Sequence[str], config_dir: Path | None) -> dict[str, object]:
+    from fedshift.runs.config import from_file
+
+    if not config.is_file():
+        raise UserError(
+            f"there is no file {config}; name a config, such as the config.yaml of a simulated run"
+        )
+    return from_file(config, overrides, config_dir)
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
