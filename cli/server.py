@@ -20,7 +20,7 @@ from fedshift.runs.serve import (
     changed,
     few_arenas,
     make_keys,
-    private,
+    owned,
     renew,
 )
 from fedshift.server.fleet import control
@@ -65,7 +65,7 @@ def keys(state: Path, hosts: list[str], *, again: bool) -> None:
 
 def enroll(state: Path, name: str, public_key: Path, *, replacing: bool) -> None:
     """Let a site take part."""
-    private(state)
+    owned(state)
     certificate = Roster(state).enrol(name, public_key, replacing=replacing)
     changed(state)
     PlainConsole().tell(
@@ -75,7 +75,7 @@ def enroll(state: Path, name: str, public_key: Path, *, replacing: bool) -> None
 
 def revoke(state: Path, name: str) -> None:
     """Let a site take part no more."""
-    private(state)
+    owned(state)
     Roster(state).revoke(name)
     changed(state)
     PlainConsole().tell(f"{name} is revoked")
@@ -83,7 +83,7 @@ def revoke(state: Path, name: str) -> None:
 
 def sites(state: Path) -> None:
     """Print a line a site; without a running server what is on the disk."""
-    private(state)
+    owned(state)
     now = time.time()
     seen = {}
     with suppress(control.NoServer):

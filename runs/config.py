@@ -89,10 +89,11 @@ def from_file(path: Path, overrides: Sequence[str], config_dir: Path | None = No
     groups = _groups(_CONFIGS)
     again = {key for key, _ in map(_split, overrides)} & groups
     chosen = {}
-    for group in groups & node.keys():
+    for group in groups & node.keys() - again:
         found = node[group].get("name") if isinstance(node[group], dict) else node[group]
-        if group in again or found not in choices(group, config_dir):
-            continue  # Such as a federation, which is called as its manifest is.
+        if group == "federation" and isinstance(node[group], dict):
+            # It is called as its manifest is.
+            found = found if found in choices(group, config_dir) else "manifest"
         chosen[group] = found
     node = {
         key: value
@@ -104,7 +105,7 @@ def from_file(path: Path, overrides: Sequence[str], config_dir: Path | None = No
     lines = [
         f"{key}={value}"
         for key, value in _leaves(node, defaults)
-        if not (key.endswith(".name") and key.partition(".")[0] in groups)
+        if not (key.endswith(".name") and value == _in_grammar(chosen.get(key[: -len(".name")])))
     ]
     return load([*first, *lines, *overrides], config_dir)
 

@@ -173,24 +173,34 @@ class Server:
 
 
 def private(state: Path) -> None:
-    """Make the folder ``state``, and keep all that is written from now on to its owner.
-
-    Raises :class:`UserError` when it is somebody else's: what is written there could not be read by
-    the server."""
-    os.umask(0o077)
+    """Make the folder ``state``, and keep all that is written from now on to its owner; raises
+    :class:`UserError` when it cannot be had, as :func:`owned` does."""
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = state.stat().st_uid
-        if owner != os.geteuid():
-            raise UserError(
-                f"{state} belongs to the user with id {owner}; run the command as that user, as by "
-                f"`sudo -u '#{owner}'`"
-            )
-        state.chmod(0o700)
     except OSError as error:
         raise UserError(
             f"{state} cannot be used as a folder ({error.strerror}); choose another --state DIR"
         ) from error
+    owned(state)
+    state.chmod(0o700)
+
+
+def owned(state: Path) -> None:
+    """Keep all that is written from now on to its owner. Raises :class:`UserError` unless the
+    folder ``state`` is there and one's own: what somebody else writes there the server could not
+    read."""
+    os.umask(0o077)
+    if not state.is_dir():
+        raise UserError(
+            f"there is no folder {state}; `fedshift server keys --state {state}` begins one, or "
+            "name the right one with --state DIR"
+        )
+    owner = state.stat().st_uid
+    if owner != os.geteuid():
+        raise UserError(
+            f"{state} belongs to the user with id {owner}; run the command as that user, as by "
+            f"`sudo -u '#{owner}'`"
+        )
 
 
 def address(text: str, option: str) -> tuple[str, int]:
