@@ -509,7 +509,7 @@ def doctor(
     examine(options, address, state)
 
 
-State = Annotated[
+ServerState = Annotated[
     Path,
     typer.Option(
         "--state",
@@ -518,8 +518,7 @@ State = Annotated[
         help="The folder of the coordinator's keys, sites, runs and log.",
     ),
 ]
-_STATE = Path("fedshift-server")
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, as `runs` lists it.")]
+_SERVER_STATE = Path("fedshift-server")
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
@@ -533,7 +532,7 @@ Hosts = Annotated[
 @server_app.callback(invoke_without_command=True)
 def server(
     context: typer.Context,
-    state: State = _STATE,
+    state: ServerState = _SERVER_STATE,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Submit this config at once.")
     ] = None,
@@ -572,7 +571,7 @@ def server(
 @server_app.command("keys")
 def server_keys(
     host: Hosts = None,
-    state: State = _STATE,
+    state: ServerState = _SERVER_STATE,
     renew: Annotated[
         bool,
         typer.Option("--renew", help="Make the server's certificate anew, while it runs or not."),
@@ -590,7 +589,7 @@ def server_enroll(
     public_key: Annotated[
         Path, typer.Argument(metavar="site.pub", help="What `fedshift client key` wrote there.")
     ],
-    state: State = _STATE,
+    state: ServerState = _SERVER_STATE,
     replace: Annotated[
         bool, typer.Option("--replace", help="In the place of the site's earlier key.")
     ] = False,
@@ -604,7 +603,7 @@ def server_enroll(
 @server_app.command("revoke")
 def server_revoke(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
-    state: State = _STATE,
+    state: ServerState = _SERVER_STATE,
 ) -> None:
     """Let a site take part no more, from this moment on."""
     from fedshift.cli.server import revoke
@@ -613,7 +612,7 @@ def server_revoke(
 
 
 @server_app.command("sites")
-def server_sites(state: State = _STATE) -> None:
+def server_sites(state: ServerState = _SERVER_STATE) -> None:
     """List the enrolled sites: here or away, last heard, version, refusals, bytes."""
     from fedshift.cli.server import sites
 
@@ -621,7 +620,7 @@ def server_sites(state: State = _STATE) -> None:
 
 
 @server_app.command("runs")
-def server_runs(state: State = _STATE) -> None:
+def server_runs(state: ServerState = _SERVER_STATE) -> None:
     """List the runs: how far each is, whom it waits for, why it ended."""
     from fedshift.cli.server import runs
 
@@ -650,7 +649,7 @@ def server_submit(
     asked_by: Annotated[
         str, typer.Option(metavar="TEXT", help="Who asks for it, as the sites' staff is shown.")
     ] = "",
-    state: State = _STATE,
+    state: ServerState = _SERVER_STATE,
     config_dir: ConfigDir = None,
 ) -> None:
     """Have the running server run a simulation's config at the sites."""
@@ -661,7 +660,7 @@ def server_submit(
 
 
 @server_app.command("stop")
-def server_stop(run: RunName, state: State = _STATE) -> None:
+def server_stop(run: RunName, state: ServerState = _SERVER_STATE) -> None:
     """End a run where it stands."""
     from fedshift.cli.server import stop
 
@@ -669,7 +668,7 @@ def server_stop(run: RunName, state: State = _STATE) -> None:
 
 
 @server_app.command("resume")
-def server_resume(run: RunName, state: State = _STATE) -> None:
+def server_resume(run: RunName, state: ServerState = _SERVER_STATE) -> None:
     """Go on with a run that was stopped or that failed."""
     from fedshift.cli.server import resume
 

@@ -94,7 +94,8 @@ def from_file(path: Path, overrides: Sequence[str], config_dir: Path | None = No
         if group == "federation" and isinstance(node[group], dict):
             # It is called as its manifest is.
             found = found if found in choices(group, config_dir) else "manifest"
-        chosen[group] = found
+        if found is not None:
+            chosen[group] = found
     node = {
         key: value
         for key, value in node.items()

@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Any:
         ["method=unet_gan", "augmentation=usual", "strategy=fedprox", "strategy.mu=0.3"],
         [
             "federation=manifest",
-            "federation.manifest=/data/a b,c.tsv",
+            "data.manifest=/data/a b,c.tsv",
             "data.labels={a: 1, 'b c': 2}",
         ],
         ['data.sites=["it\'s",x]', "clock=hospitals", "policy=deployed", "deadline_s=60"],
