@@ -29,7 +29,7 @@ def run_engine(
         _check_registered(plan.instruction, rules)
         client = make_client_app(sites, engine.threads)
         workers = devices.useful_workers(engine.most_workers, len(sites.names), engine.threads)
-        ray.run(server, client, len(sites.names), workers, engine.threads)
+        ray.run(server, client, len(sites.names), workers, engine.threads, engine.address)
         return
     with inline_grid(sites, engine, plan.instruction, rules) as grid:
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})

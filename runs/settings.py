@@ -97,6 +97,8 @@ class EngineSettings:
     devices: str = "auto"
     threads: int = setting(1, at_least=1)
     amp: bool = True
+    address: str | None = None
+    """Of a Ray cluster that is there already."""
 
     @classmethod
     def from_config(cls, config: Config) -> EngineSettings:

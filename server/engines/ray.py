@@ -14,14 +14,27 @@ from fedshift import UserError
 from fedshift.protocol.flower import ClientApp, Context, Grid, ServerApp
 
 
-def run(server: ServerApp, client: ClientApp, nodes: int, workers: int, threads: int) -> None:
+def run(
+    server: ServerApp,
+    client: ClientApp,
+    nodes: int,
+    workers: int,
+    threads: int,
+    address: str | None = None,
+) -> None:
     """Run ``server`` against ``nodes`` virtual nodes on ``workers`` actors that share the GPUs.
 
-    Raises :class:`UserError` when Ray is not installed.
+    With an ``address`` (``auto``, ``HOST:PORT``) they are actors of the Ray cluster there, as many
+    as it has room for; each of its machines needs this fedshift, and the images at the same paths.
+
+    Raises :class:`UserError` when Ray is not installed, or no cluster answers there.
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("engine=ray needs Ray; install it with `pip install fedshift[ray]`")
     from flwr.simulation import run_simulation
+
+    if address is not None:
+        _check_cluster(address)
 
     complete = ServerApp()
 
@@ -40,10 +53,30 @@ def run(server: ServerApp, client: ClientApp, nodes: int, workers: int, threads:
         backend_config={
             "client_resources": {"num_cpus": threads, "num_gpus": gpus / workers},
             "init_args": {
-                "num_cpus": workers * threads,
-                "num_gpus": gpus,
-                "include_dashboard": False,
                 "log_to_driver": False,
+                # What a cluster has it was told when it was started.
+                **(
+                    {"address": address}
+                    if address is not None
+                    else {
+                        "num_cpus": workers * threads,
+                        "num_gpus": gpus,
+                        "include_dashboard": False,
+                    }
+                ),
             },
         },
     )
+
+
+def _check_cluster(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster answers at engine.address={address}; start one with `ray start "
+            "--head`, or leave the address out for one of this machine alone"
+        ) from error
+    ray.shutdown()
