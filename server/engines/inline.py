@@ -6,7 +6,6 @@ two a worker are in flight, so memory does not grow with the federation.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import time
 import uuid
@@ -21,11 +20,7 @@ import torch
 from fedshift.client.simulation import LocalSites, OpenSites
 from fedshift.protocol.flower import (
     Error,
-    Grid,
     Message,
-    RecordDict,
-    Run,
-    identify_server,
     set_message_id,
     shallow_copy,
     with_error,
@@ -33,9 +28,9 @@ from fedshift.protocol.flower import (
 from fedshift.protocol.lock import Locks
 from fedshift.server.engines.children import follow_parent
 from fedshift.server.exchange import ERROR_LATE
+from fedshift.server.grid import RunGrid
 
 ERROR_DIED = 104
-_RUN_ID = 1
 _FIRST_NODE = 2
 _LATE_IMPORT = "torch._dynamo"
 
@@ -62,7 +57,7 @@ def _too_late(message: Message) -> Error:
     return Error(ERROR_LATE, f"no reply within its time to live ({message.metadata.ttl:g} s)")
 
 
-class InlineGrid(Grid):
+class InlineGrid(RunGrid):
     """Node ``i`` is the ``i``-th site of ``sites``; use as a context manager."""
 
     def __init__(self, sites: LocalSites, slots: Sequence[str], threads: int) -> None:
@@ -71,9 +66,9 @@ class InlineGrid(Grid):
         ``threads`` is the number of torch threads a worker uses. It is part of the arithmetic: a
         different number may change the last bits.
         """
+        super().__init__()
         self.sites = sites
         self._names = sites.names  # made anew at every access
-        identify_server(_RUN_ID)
         torch.set_num_threads(threads)
         self._pending: dict[str, _Task] = {}
         self._pool = _Pool(sites, slots, threads) if len(slots) > 1 else None
@@ -85,31 +80,6 @@ class InlineGrid(Grid):
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
             self._pool.close(at_once=any(exception))
-
-    def set_run(self, run: Run) -> None:
-        """Nothing to set: the engine serves one run."""
-
-    @property
-    def run(self) -> Run:
-        """There is no SuperLink, hence no record of a run."""
-        raise NotImplementedError("the inline engine keeps no record of a Flower run")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Build a message for one site."""
-        return Message(
-            content=content,
-            message_type=message_type,
-            dst_node_id=dst_node_id,
-            group_id=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """One node a site."""
@@ -147,22 +117,6 @@ class InlineGrid(Grid):
                 reply = self._run(self._pending.pop(message_id, None))
             if reply is not None:
                 replies.append(reply)
-        return replies
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull all, as Flower's own strategies do; after ``timeout`` seconds what is
-        there is returned."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        waiting = list(self.push_messages(messages))
-        replies: list[Message] = []
-        while waiting and time.monotonic() < end:
-            for message_id in list(waiting):
-                found = list(self.pull_messages([message_id]))
-                if found:
-                    waiting.remove(message_id)
-                    replies.extend(found)
         return replies
 
     def _run(self, task: _Task | None) -> Message | None:

@@ -7,22 +7,13 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 
-from fedshift.protocol.flower import (
-    Error,
-    Grid,
-    Message,
-    RecordDict,
-    Run,
-    correct_source,
-    identify_server,
-)
+from fedshift.protocol.flower import Error, Message, correct_source
 from fedshift.protocol.parcel import Wrapper
 from fedshift.server.exchange import NO_EXPIRY_S
 from fedshift.server.fleet.hub import Hub
+from fedshift.server.grid import RunGrid
 
 ERROR_AWAY = 105
-_RUN_ID = 1
-"""All that Flower needs to know of a run; ours has an identity of its own in its instructions."""
 _WAIT_S = 1.0
 
 
@@ -30,14 +21,14 @@ class Stopped(BaseException):
     """The run is to end where it stands. As with an interrupt, nobody takes it for a fault."""
 
 
-class FleetGrid(Grid):
+class FleetGrid(RunGrid):
     """Node ``i`` is the enrolled site whose key has that id; use as a context manager."""
 
     def __init__(self, hub: Hub) -> None:
+        super().__init__()
         self._hub = hub
         self._asked: dict[str, Message] = {}
         self._stopped = threading.Event()
-        identify_server(_RUN_ID)
 
     def __enter__(self) -> FleetGrid:
         return self
@@ -62,31 +53,6 @@ class FleetGrid(Grid):
     def enrolled(self) -> Mapping[int, str]:
         """The name under which each node's key was enrolled."""
         return {peer.id: peer.name for peer in self._hub.peers}
-
-    def set_run(self, run: Run) -> None:
-        """Nothing to set: a grid serves one run."""
-
-    @property
-    def run(self) -> Run:
-        """There is no SuperLink, hence no record of a run."""
-        raise NotImplementedError("the hub keeps no record of a Flower run")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Build a message for one site."""
-        return Message(
-            content=content,
-            message_type=message_type,
-            dst_node_id=dst_node_id,
-            group_id=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """The sites that are in contact now."""
@@ -131,19 +97,4 @@ class FleetGrid(Grid):
                 reply.metadata.__dict__["_created_at"] = time.time() - ago
                 correct_source(reply, asked.metadata.dst_node_id)
                 replies.append(reply)
-        return replies
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull all, as Flower's own strategies do; after ``timeout`` seconds what is
-        there is returned."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        waiting = list(self.push_messages(messages))
-        replies: list[Message] = []
-        while waiting and time.monotonic() < end:
-            for name in list(waiting):
-                if found := list(self.pull_messages([name])):
-                    waiting.remove(name)
-                    replies.extend(found)
         return replies
