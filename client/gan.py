@@ -98,17 +98,6 @@ def gradient_penalty(
 
 
 @torch.no_grad()
-def separation(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """The probability that a real logit exceeds a generated one, ties counting half; a scalar.
-
-    0.5: the discriminator cannot tell them apart; 1: it always can, and teaches nothing more.
-    """
-    real, fake = real_logits.flatten(), fake_logits.flatten().sort().values
-    below = torch.searchsorted(fake, real) + torch.searchsorted(fake, real, right=True)
-    return below.double().mean() / (2 * len(fake))
-
-
-@torch.no_grad()
 def is_collapsed(generated: torch.Tensor, real: torch.Tensor) -> bool:
     """Whether ``generated`` (B, ...) vary less than :data:`COLLAPSED` of what ``real`` do: from
     pixel to pixel, or, given two images or more, from image to image. A value that is not finite

@@ -40,11 +40,6 @@ class Anatomy:
     pair: Any = None
     outlined: bool = True
 
-    @property
-    def unseen_vendor(self) -> str:
-        """The vendor that no site trains on by default: the last."""
-        return tuple(self.vendors)[-1]
-
 
 ANATOMIES: dict[str, Anatomy] = {
     "cardiac": Anatomy(
