@@ -282,6 +282,17 @@ def sites_adopt(
     adopt_folder(folder, out, layout, said, links=links, force=force)
 
 
+@sites_app.command("example")
+def sites_example(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    sites: Annotated[int, typer.Option(min=1, help="How many hospitals.")] = 3,
+) -> None:
+    """Write phantom hospitals as files, each a folder with its table, to try a deployment with."""
+    from fedshift.cli.sites import write_example_sites
+
+    write_example_sites(folder, sites)
+
+
 @sites_app.command("plan")
 def sites_plan(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
     """Say what auto would set for the federation, why, and what a training step costs."""

@@ -12,12 +12,14 @@ from rich.table import Table
 
 from fedshift import UserError
 from fedshift.cli.console import PlainConsole
+from fedshift.protocol.storage import write_yaml
 from fedshift.protocol.words import count
 from fedshift.runs.checking import UNPLANNED, Checked, examine, sentences, settle
 from fedshift.runs.config import load
 from fedshift.runs.federation import open_federation, task_settings
 from fedshift.runs.plugins import method_settings
 from fedshift.sites import fingerprint, open_site
+from fedshift.sites.example import labels, write_example
 from fedshift.sites.plan import PLANES, written
 from fedshift.sites.settings import PLANNED
 from fedshift.sites.types import SPLITS
@@ -90,6 +92,25 @@ def inspect_sites(
             path.write_bytes(draw_site(opened))
             table.add_row("pictures", str(path))
         console.print(table)
+
+
+def write_example_sites(folder: Path, sites: int) -> None:
+    """Write phantom images as so many hospitals have them, and a config to run at them."""
+    folders = write_example(folder, sites=sites)
+    write_yaml(
+        folder / "run.yaml",
+        {
+            "federation": "manifest",
+            "data": {"manifest": str(folder.resolve() / "MANIFEST.tsv"), "labels": labels()},
+            "method": {"depth": 3, "width": 8},
+            "rounds": 5,
+            "local_steps": 10,
+        },
+    )
+    PlainConsole().tell(
+        f"{folder} holds {', '.join(folders)}, each with its images and their table, a table of "
+        "all, and run.yaml"
+    )
 
 
 def check_sites(overrides: Sequence[str], config_dir: Path | None = None) -> None:

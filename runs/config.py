@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -58,17 +57,17 @@ def load(overrides: Sequence[str], config_dir: Path | None = None, *, whole: boo
         known = _keys(OmegaConf.to_container(defaults))
         for key, _ in pairs:
             if key not in known | groups:
-                raise UserError(f"{key} is not a key of the configuration{suggest(key, known)}")
+                raise _unknown(key, known)
         composed = _compose(
             where,
             [(key, _quoted(key, value)) for key, value in pairs],
             own,
             mappings={key for key in known if OmegaConf.is_dict(OmegaConf.select(defaults, key))},
         )
-    for key in sorted(OmegaConf.missing_keys(composed) if whole else ()):
-        raise UserError(f"{key} has no default; give it a value")
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
+    if whole:
+        _check_whole(config)
     _check(config, [key for key, _ in pairs], own)
     return {str(key): value for key, value in config.items()}
 
@@ -102,35 +101,36 @@ def from_file(path: Path, overrides: Sequence[str], config_dir: Path | None = No
         if key not in groups or (key not in again and isinstance(value, dict))
     }
     first = [f"{key}={name}" for key, name in chosen.items()]
-    defaults = load(first, config_dir, whole=False)
-    lines = [
-        f"{key}={value}"
-        for key, value in _leaves(node, defaults)
-        if not (key.endswith(".name") and value == _in_grammar(chosen.get(key[: -len(".name")])))
-    ]
-    return load([*first, *lines, *overrides], config_dir)
+    config = load([*first, *overrides], config_dir, whole=False)
+    said = [key for key, _ in map(_split, overrides)]
+    _fill(config, node, said)
+    _check_whole(config)
+    return config
 
 
-def _leaves(node: Mapping[str, Any], known: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted keys of a nested mapping, as deep as ``known`` has them, with their values in
-    Hydra's grammar."""
-    for key, value in node.items():
-        inner = known.get(key) if isinstance(known, Mapping) else None
-        if isinstance(value, Mapping) and isinstance(inner, Mapping) and inner:
-            yield from _leaves(value, inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _in_grammar(value)
+def _fill(config: Config, node: Mapping[str, Any], said: Sequence[str], prefix: str = "") -> None:
+    """Put what ``node`` says into ``config``, but for the keys ``said`` elsewhere."""
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if name not in config:
+            raise _unknown(key, _keys(config, prefix))
+        known = config[name]
+        if isinstance(value, Mapping) and isinstance(known, dict) and known:
+            _fill(known, value, said, f"{key}.")
+        elif key not in said:
+            config[name] = value
 
 
-def _in_grammar(value: Any) -> str:
-    if isinstance(value, str):
-        return _in_quotes(value)
-    if isinstance(value, Mapping):
-        items = (f"{_in_grammar(key)}:{_in_grammar(inner)}" for key, inner in value.items())
-        return f"{{{','.join(items)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_in_grammar, value))}]"
-    return json.dumps(value)
+def _unknown(key: str, known: Iterable[str]) -> UserError:
+    return UserError(f"{key} is not a key of the configuration{suggest(key, known)}")
+
+
+def _check_whole(node: Mapping[Any, Any], prefix: str = "") -> None:
+    for key in sorted(node, key=str):
+        if node[key] == MISSING:
+            raise UserError(f"{prefix}{key} has no default; give it a value")
+        if isinstance(node[key], Mapping):
+            _check_whole(node[key], f"{prefix}{key}.")
 
 
 def _check(config: dict[Any, Any], given: Sequence[str], own: Mapping[str, Path]) -> None:

@@ -70,6 +70,7 @@ class _Watched(Progress):
         self.last = what
 
     def say(self, sentence: str) -> None:
+        self.last = sentence
         self.said(sentence)
 
 

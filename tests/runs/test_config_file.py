@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Any:
         ["method=unet_gan", "augmentation=usual", "strategy=fedprox", "strategy.mu=0.3"],
         [
             "federation=manifest",
-            "data.manifest=/data/a b,c.tsv",
+            "data.manifest='/data/a b,c.tsv'",
             "data.labels={a: 1, 'b c': 2}",
         ],
         ['data.sites=["it\'s",x]', "clock=hospitals", "policy=deployed", "deadline_s=60"],
@@ -60,6 +60,12 @@ def test_a_few_settings_are_enough_and_the_command_line_comes_after(file: Any) -
     found = from_file(path, ["rounds=4"])
     assert found["strategy"]["name"] == "fedprox"
     assert found["rounds"] == 4 and found["method"]["depth"] == 3
+
+
+def test_values_are_taken_as_yaml_has_them(file: Any) -> None:
+    labels = {"LV cavity": 1, "a:b, {c}": [2, 3], "4": 4}
+    found = from_file(file(data={"labels": labels, "sites": ["it's", "${x}"]}), ["rounds=2"])
+    assert found["data"]["labels"] == labels and found["data"]["sites"] == ["it's", "${x}"]
 
 
 def test_another_choice_leaves_the_files_settings_of_that_group(file: Any) -> None:
