@@ -3,6 +3,7 @@ and its own state, behind a grid without a network."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -110,6 +111,46 @@ def test_a_deployed_run_has_the_bits_of_the_simulated_one(
     )
     same(tmp_path / "run", simulated(*more))
     assert any("each site's own" in sentence and "data.manifest" in sentence for sentence in told)
+
+
+def test_the_real_spinal_cord_at_six_sites_has_the_bits_of_one_place(
+    data_root: Path, tmp_path: Path
+) -> None:
+    """Each site with its own images and table; what is open is planned from what the six tell."""
+    source = data_root / "spinal_cord_mri"
+    table = source / "MANIFEST.tsv"
+    header, *rows = csv.reader(table.open(encoding="utf-8"), delimiter="\t")
+    folders = {}
+    for site in sorted({row[header.index("site")] for row in rows}):
+        folders[site] = tmp_path / site
+        own = [row for row in rows if row[header.index("site")] == site]
+        for row in own:
+            for column in ("path", "label_path"):
+                file = folders[site] / row[header.index(column)]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes((source / row[header.index(column)]).read_bytes())
+        text = "".join("\t".join(row) + "\n" for row in (header, *own))
+        (folders[site] / "MANIFEST.tsv").write_text(text, encoding="utf-8")
+    asked = (
+        "federation=manifest",
+        f"data.manifest={table}",
+        "data.labels={white matter: 1, grey matter: 2}",
+        "strategy=fedbn",
+        "method.norm=batch",
+        "method.width=4",
+        "method.depth=3",
+        "rounds=2",
+        "local_steps=2",
+        "baselines=[]",
+        "data.unseen_sites=[UCL]",
+        "data.unlabelled_sites=[NWU]",
+        "engine.devices=cpu",
+        "engine.workers=1",
+    )
+    run(tmp_path / "simulated", load(asked), drawn=False)
+    sites = open_sites(folders, tmp_path / "sites")
+    deploy(tmp_path / "run", load(asked), LocalGrid(sites), wait_s=0, drawn=False)
+    same(tmp_path / "run", tmp_path / "simulated")
 
 
 PLAIN = ("baselines=[]", "data.unseen_sites=[hospital-4]")
