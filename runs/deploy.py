@@ -45,6 +45,8 @@ from fedshift.sites.types import Federation, SiteSpec, Table
 KIND = "sites"
 """What ``federation.kind`` is in the folder of a deployed run: no table, no phantom."""
 _POLL_S = 0.5
+_LONGEST_POLL_S = 30.0
+"""Each refusal is a line of a site's ledger, and its staff may take days."""
 _UNDRAWN = "pictures of images: they could be drawn at the sites alone, which no image leaves"
 
 
@@ -290,7 +292,7 @@ def _asked(
     sites: Sites, instruction: Instruction, action: Action, to: _Deployment
 ) -> dict[str, Message]:
     """What the sites answer, by name, once nobody's approval is waited for any more."""
-    clock = _Clock(to.wait_s)
+    clock, pause = _Clock(to.wait_s), _POLL_S
     replies: dict[str, Message] = {}
     waiting = sites.scored
     while waiting:
@@ -307,7 +309,8 @@ def _asked(
                 f"waiting for approval at {some(waiting)}: fedshift client approve "
                 f"{instruction.run}"
             )
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_POLL_S)
     return replies
 
 

@@ -187,11 +187,11 @@ class StateFolder:
         """The runs that wait for approval, the newest last, with what there is to be shown."""
         node = self._read("waiting.json") or {}
         found = {run: Approval.from_json(shown) for run, shown in node.items()}
-        decided = {**self.approved(), **self.left()}
+        left = self.left()
         return {
             run: shown
             for run, shown in found.items()
-            if run not in decided or not self._covers(run, shown.described)
+            if run not in left and not self.approves(run, shown.described)
         }
 
     def wait(self, run: str, shown: Approval) -> None:
@@ -209,9 +209,6 @@ class StateFolder:
 
     def approves(self, run: str, described: Described) -> bool:
         """Whether ``run`` was approved as what it says it is now."""
-        return self._covers(run, described)
-
-    def _covers(self, run: str, described: Described) -> bool:
         approval = self.approved().get(run)
         return approval is not None and described.within(approval.described)
 

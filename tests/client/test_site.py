@@ -246,6 +246,16 @@ def test_a_run_is_answered_once_somebody_approved_of_it_as_it_is(
         assert staff.waiting().keys() == {"trial-1"}
 
 
+def test_a_run_that_was_left_waits_for_nobody(open_site: Callable[..., Site]) -> None:
+    site = open_site(Policy(ask=True))
+    ask(site, ASKED.but(action=Action.NAME))
+    site.folder.leave("trial-1")
+    assert not site.folder.waiting()
+    assert reason(ask(site, ASKED.but(action=Action.CARD))) == "the site has left this run"
+    with pytest.raises(UserError, match="no run 'trial-1' waits to be approved"):
+        site.folder.approve("trial-1")
+
+
 def test_of_very_many_runs_that_ask_the_newest_are_shown(open_site: Callable[..., Site]) -> None:
     site = open_site(Policy(ask=True))
     for number in range(103):

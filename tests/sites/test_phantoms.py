@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from scipy import ndimage, stats
 
 from fedshift import UserError
-from fedshift.sites import DataSettings, load_federation, phantoms
+from fedshift.sites import DataSettings, load_federation, open_site, phantoms
+from fedshift.sites.example import labels, write_example
 from fedshift.sites.phantoms import cardiac, ct, dots, fetal_head, graph, mri, truth, ultrasound
 from fedshift.sites.phantoms.acquisition import interpolate
 from fedshift.sites.phantoms.fields import smooth_field
@@ -566,3 +568,37 @@ def test_faults_are_of_single_sites() -> None:
     faults = {name: {recipe["fault"] for recipe in images} for name, images in found.items()}
     assert faults.pop("vendor_b_002") == {"labels"}
     assert set().union(*faults.values()) == {""}
+
+
+def test_an_example_is_the_phantom_as_files(tmp_path: Path) -> None:
+    """Read back, oriented and split as any images are, it is what was drawn."""
+    data = DataSettings.from_config(
+        {
+            "manifest": str(tmp_path / "MANIFEST.tsv"),
+            "normalise": "none",
+            "size": 32,
+            "cache": str(tmp_path / "cache"),
+        }
+    )
+    folders = write_example(tmp_path, sites=2, subjects=3, slices=2, size=32)
+    federation = load_federation({"kind": "manifest"}, data, 0)
+    assert [site.name for site in federation.sites] == [*folders] == ["hospital-1", "hospital-2"]
+    assert [*federation.parts] == [*labels()]
+    opened = open_site(federation.site("hospital-2"), federation.parts, data, 0)
+    cases = [case for cases in opened.splits.values() for case in cases]
+    assert len(cases) == 3
+    for case in cases:
+        image, label, spacing = phantoms.draw(
+            "cardiac",
+            vendor="vendor_b",
+            subject=case.subject,
+            seed=0,
+            shift=1.0,
+            size=32,
+            slices=2,
+        )
+        assert (case.image[:, 0] == image).all()
+        assert (case.labels["mask"].grid == label).all()
+        assert case.native_spacing_mm == pytest.approx(spacing, abs=1e-4)
+    with pytest.raises(UserError, match="is there already; name another folder"):
+        write_example(tmp_path)
