@@ -403,7 +403,7 @@ from fedshift.client.simulation import OpenSites
 OpenSites(None, torch.device("cpu"))
 for step in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    activations = [torch.ones(2**20) for _ in range(24)]
+    activations = [torch.ones(2**20) for _ in range(12)]
     while activations:  # as a backward pass does, the last one first
         activations.pop()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -412,7 +412,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc has the setting")
 def test_a_worker_process_keeps_the_memory_of_a_step_for_the_next() -> None:
-    """Taken anew from the system, the 24 tensors of 4 MiB would be 24,576 pages."""
+    """Taken anew from the system, the 12 tensors of 4 MiB would be 12,288 pages."""
     found = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True)
     assert int(found.stdout) < 1000
 
