@@ -17,7 +17,7 @@ from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.labels import FORMS, Form, form_of
 from fedshift.sites.labels.annotation import parse_annotates, parse_empty
-from fedshift.sites.names import fold, spelling, tidy
+from fedshift.sites.names import fold, letters, spelling, tidy
 from fedshift.sites.paths import Files
 from fedshift.sites.settings import COLUMNS, REQUIRED_COLUMNS, DataSettings, nearest
 from fedshift.sites.table import read_table
@@ -83,6 +83,7 @@ def _read(
                 f"{nearest('rename it, or set data.columns, to', columns[name], header)}."
             )
     _check_label_columns(path, columns, header, form, labels)
+    _check_spelt(path, columns, header)
     required = ["path", "subject"] + (["site"] if site_pattern is None else [])
     images: dict[str, list[ImageSource]] = {}
     label_values: dict[str, str] = {}
@@ -187,6 +188,20 @@ def _check_label_columns(
         f"{path} has no column {named[0]!r}; "
         f"{nearest('rename it, or set data.columns, to', named[0], header)}{table}."
     )
+
+
+def _check_spelt(path: Path, columns: Mapping[str, str], header: Sequence[str]) -> None:
+    """Raise :class:`UserError` where one of our ``columns`` is there in another spelling alone, and
+    would be passed over."""
+    for name, column in columns.items():
+        if column in header:
+            continue
+        for other in header:
+            if other not in columns.values() and letters(other) == letters(column):
+                raise UserError(
+                    f"{path} has the column {other!r}, and {column!r} is what is read: rename it, "
+                    f"or say with data.columns.{name} which column is meant."
+                )
 
 
 class _Names:

@@ -33,3 +33,9 @@ def meant(text: str) -> str:
 def fold(text: str) -> str:
     """What spellings share that differ only in capitals or spaces."""
     return "".join(spelling(text).casefold().split())
+
+
+def letters(text: str) -> str:
+    """What spellings share that differ only in capitals, spaces and marks: ``Spacing (mm)`` and
+    ``spacing_mm``."""
+    return "".join(mark for mark in fold(text) if mark.isalnum())

@@ -230,9 +230,11 @@ def _labels(key: str, value: Any) -> dict[str, tuple[int | str, ...]] | None:
         for one in values:
             named = isinstance(one, str) and fold(one)
             if not named and not (_is_integer(one) and lowest <= one <= 65535):
+                quoted = f", as in \"{key}={{{name}: '{one}'}}\"" if _is_integer(one) else ""
                 raise UserError(
                     f"{key}.{name} must be whole numbers from {lowest} to 65535, or the names that "
-                    f"files give them, not {given!r}."
+                    f"files give them (numbers that are names in quotation marks{quoted}), not "
+                    f"{given!r}."
                 )
             if owner.setdefault(fold(one) if named else one, name) != name:
                 what = "name" if named else "value"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from fedshift import UserError
 from fedshift.sites.names import tidy
@@ -117,6 +120,19 @@ def text_of(path: Path, data: bytes) -> str:
             f"{path} cannot be read ({reason}); save it as UTF-8 text (Excel: CSV UTF-8)."
         ) from None
     return text
+
+
+def json_of(text: str) -> Any:
+    """What JSON says. Raises :class:`ValueError` where it is damaged, and for a key that an object
+    has twice, of which the last would count."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, times in Counter(tidy(key) for key, _ in pairs).items():
+            if times > 1:
+                raise ValueError(f"an object has the key {name!r} twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _found(text: str, delimiter: str, wanted: Collection[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from fedshift import UserError
 from fedshift.sites import readers
 from fedshift.sites.readers import matrix
 from fedshift.sites.readers.files import DICOM_SUFFIXES
+from fedshift.sites.table import json_of
 
 _OTHERS = (*DICOM_SUFFIXES, *matrix.SUFFIXES)
 IMAGES = tuple(suffix for suffix in readers.SUFFIXES if suffix not in _OTHERS)
@@ -119,7 +119,7 @@ def stem(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file; raise ``UserError`` when it is none."""
     try:
-        return json.loads(_text(path))
+        return json_of(_text(path))
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"{path} is no readable JSON ({reason}); mend it.") from None

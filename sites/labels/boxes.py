@@ -15,7 +15,8 @@ import numpy as np
 from fedshift.sites.geometry import Grid
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing, Places
-from fedshift.sites.labels.placed import CORNERS, Placed, classes_in, edges
+from fedshift.sites.labels.columns import CORNERS, check_sizes, classes_in
+from fedshift.sites.labels.placed import Placed, edges
 from fedshift.sites.labels.table import CLASS, LabelTable, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
@@ -40,6 +41,7 @@ class Boxes(Placed):
         if not table.columns:  # As a list of nothing.
             return ()
         if not {*CORNERS} <= {*table.columns}:
+            check_sizes(table)
             raise lacks(table, CORNERS[0], "boxes (columns x1, y1, x2 and y2)")
         return classes_in(table, "box")
 

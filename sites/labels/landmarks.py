@@ -16,8 +16,15 @@ import numpy as np
 from fedshift import UserError
 from fedshift.sites.findings import FileFault
 from fedshift.sites.labels.base import Drawing, Own, Survey, kept_parts
+from fedshift.sites.labels.columns import (
+    check_pairs,
+    check_sizes,
+    image_names,
+    is_flat,
+    wide_names,
+)
 from fedshift.sites.labels.meaning import LabelMapError, legend_of
-from fedshift.sites.labels.placed import Found, Marks, image_names, is_flat, place_of, wide_names
+from fedshift.sites.labels.placed import Found, Marks, place_of
 from fedshift.sites.labels.table import NAME, LabelTable, Row, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.names import fold
@@ -110,11 +117,14 @@ def _wide(table: LabelTable) -> tuple[str, ...]:
     if not table.columns:  # As a list of nothing.
         return ()
     names = wide_names(table)
+    check_sizes(table)
     if not is_flat(table) and (doubtful := image_names(table)):
         raise UserError(
             f"{table.file} has the columns {doubtful[0]}_x and {doubtful[0]}_y: a landmark, or "
             "how the image lies? Rename them if it is one, or else take them out."
         )
+    if not is_flat(table):
+        check_pairs(table)
     if names and is_flat(table):
         raise UserError(
             f"{table.file} has the columns {names[0]}_x and x: points by name or a point a row? "

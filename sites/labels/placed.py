@@ -31,6 +31,7 @@ from fedshift.sites.labels.base import (
     parts_by_name,
     stray,
 )
+from fedshift.sites.labels.columns import CORNERS, wide_names
 from fedshift.sites.labels.meaning import LabelMapError
 from fedshift.sites.labels.table import CLASS, NAME, PATH, LabelTable, Row, read_labels
 from fedshift.sites.legend import Legend
@@ -41,8 +42,6 @@ from fedshift.sites.types import ImageSource, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def corners(table: LabelTable, row: Row) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -306,46 +305,12 @@ class Marks(Placed):
             axes.scatter(x, y, s=16, marker="+", linewidths=0.8, color=f"C{k - 1}")
 
 
-def is_flat(table: LabelTable) -> bool:
-    """Whether a row is a point, by columns x and y."""
-    return {"x", "y"} <= {*table.columns}
-
-
-def wide_names(table: LabelTable) -> tuple[str, ...]:
-    """The names of points that have columns ``NAME_x`` and ``NAME_y``."""
-    return tuple(name for name in _pairs_of_columns(table) if not _of_the_image(name))
-
-
-def image_names(table: LabelTable) -> tuple[str, ...]:
-    """What has columns ``NAME_x`` and ``NAME_y`` and is called as what an image has, too."""
-    return tuple(name for name in _pairs_of_columns(table) if _of_the_image(name))
-
-
-def _pairs_of_columns(table: LabelTable) -> tuple[str, ...]:
-    every = (text[:-2] for text in table.columns if text.endswith("_x"))
-    return tuple(name for name in every if f"{name}_y" in table.columns)
-
-
-def _of_the_image(name: str) -> bool:
-    return fold(name).replace("_", "") in (
-        *("spacing", "pixelspacing", "pixelsize", "resolution", "scale"),
-        *("size", "imagesize", "shape", "origin", "offset", "direction"),
-    )
-
-
 def place_of(table: LabelTable, row: Row, prefix: str = "") -> list[float] | None:
     """x, y and z of a row; None where it has neither x nor y."""
     columns = (f"{prefix}x", f"{prefix}y")
     if [table.number(row, column) for column in columns] == [None, None]:
         return None
     return [*table.required(row, columns), depth(table, row, prefix)]
-
-
-def classes_in(table: LabelTable, default: str) -> tuple[str, ...]:
-    """The names in a table's column ``class``, sorted; ``default`` where it has none."""
-    if CLASS not in table.columns:
-        return (default,)
-    return tuple(sorted({*table.names[CLASS]} - {""}))
 
 
 SLACK = 1.0

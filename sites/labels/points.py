@@ -9,16 +9,8 @@ from __future__ import annotations
 from fedshift import UserError
 from fedshift.sites.image import Decoded
 from fedshift.sites.labels.base import Drawing
-from fedshift.sites.labels.placed import (
-    CORNERS,
-    Found,
-    Marks,
-    classes_in,
-    depth,
-    edges,
-    is_flat,
-    wide_names,
-)
+from fedshift.sites.labels.columns import CORNERS, check_sizes, classes_in, is_flat, wide_names
+from fedshift.sites.labels.placed import Found, Marks, depth, edges
 from fedshift.sites.labels.table import CLASS, NAME, LabelTable, lacks
 from fedshift.sites.legend import Legend
 from fedshift.sites.readers import Contents
@@ -47,6 +39,7 @@ class Points(Marks):
                 f"{table.file} has one point of each name an image: take a task that learns from "
                 "landmarks, or give the names in a column class, a row a point."
             )
+        check_sizes(table)
         if not is_flat(table) and not {*CORNERS} <= {*table.columns}:
             raise lacks(table, "x", "points of any number (columns x and y, and class)")
         return classes_in(table, "point")

@@ -7,7 +7,6 @@ JSON: a list of objects whose keys are the columns.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,10 @@ from pathlib import Path
 
 from fedshift import UserError
 from fedshift.sites.findings import FileFault
-from fedshift.sites.names import meant, tidy
+from fedshift.sites.names import letters, meant, tidy
 from fedshift.sites.paths import Files
 from fedshift.sites.settings import nearest
-from fedshift.sites.table import DELIMITERS, decimal, read_table
+from fedshift.sites.table import DELIMITERS, decimal, json_of, read_table
 
 PATH = "path"
 CLASS, NAME = "class", "name"
@@ -116,6 +115,11 @@ def _read(path: Path, wanted: tuple[str, ...], changed: tuple[int, ...]) -> Labe
             "is no table of labels",
             "give a .tsv or .csv file, or a list of objects as .json",
         )
+    if PATH not in columns and (like := [name for name in columns if letters(name) == PATH]):
+        raise UserError(
+            f"{path} has the column {like[0]!r}, and rows say whose image they are in the column "
+            f"{PATH!r}: rename it, or take it out if all rows are of one image."
+        )
     by_image: dict[str, list[Row]] = defaultdict(list)
     places: dict[str, str] = {"": ""}
     files = Files(path.parent)
@@ -136,7 +140,7 @@ def _read(path: Path, wanted: tuple[str, ...], changed: tuple[int, ...]) -> Labe
 
 def _read_json(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json_of(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise FileFault("damaged", path, f"is no readable JSON ({error})", "mend it") from None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
@@ -147,7 +151,7 @@ def _read_json(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
             "write a list whose objects have the columns as keys",
         )
     rows = [
-        (number, {tidy(str(k)): "" if v is None else str(v).strip() for k, v in one.items()})
+        (number, {tidy(k): "" if v is None else str(v).strip() for k, v in one.items()})
         for number, one in enumerate(found, 1)
     ]
     return list(dict.fromkeys(key for _, cells in rows for key in cells)), rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ SUFFIXES = (".npy", ".npz")
 TABLES = (".csv", ".tsv", ".txt")
 """Tables, which are a matrix only where a cell names them as one."""
 EDGES = "edges"
+_COMMA = re.compile(r"\d,\d")
+_OTHER_MARK = re.compile(r"[;\t] *[-+.\d]|\d +[-+.\d]")
+"""Between the numbers of a line."""
 ROUNDING = 1e-4
 """How far weights may differ from their mirror image, of the largest."""
 
@@ -79,6 +83,8 @@ def _array(path: Path, data: bytes) -> np.ndarray:
             found = arrays[EDGES if EDGES in names else names[0]]
         else:
             text = text_of(path, data)
+            if _COMMA.search(text) and _OTHER_MARK.search(text):
+                raise ValueError("commas may stand between its numbers or within them")
             rows = [line.replace(",", " ").replace(";", " ").split() for line in text.splitlines()]
             found = np.array([[float(cell) for cell in row] for row in rows if row])
             if found.ndim == 2 and 1 in found.shape and found.size > 1:
@@ -88,7 +94,7 @@ def _array(path: Path, data: bytes) -> np.ndarray:
             "damaged",
             path,
             f"is no readable matrix of numbers ({error})",
-            "save it as .npy, .npz or .csv",
+            "save it as .npy, .npz, or as .csv with decimal points",
         ) from None
     if found.dtype.kind not in "fiub":
         raise FileFault(

@@ -318,6 +318,15 @@ def test_nnunet_regions_are_told_and_given_no_single_value(adopter: Adopter) -> 
     assert "regions" in adopter.found.notes[0] and "data.labels" in adopter.found.notes[0]
 
 
+def test_a_label_that_a_list_gives_two_names_is_refused(adopter: Adopter) -> None:
+    touch(adopter.root / "imagesTr/a_0000.nii.gz", adopter.root / "labelsTr/a.nii.gz")
+    (adopter.root / "dataset.json").write_text(
+        '{"channel_names": {"0": "CT"}, "labels": {"1": "liver", "1": "spleen"}}'
+    )
+    with pytest.raises(UserError, match=r"\(an object has the key '1' twice\); mend it"):
+        adopter(site="x", subject=r"/(a)_")
+
+
 def test_the_decathlon_is_read_by_its_list_and_4d_files_are_left_out(adopter: Adopter) -> None:
     entries = [
         {"image": f"./imagesTr/la_{k}.nii.gz", "label": f"./labelsTr/la_{k}.nii.gz"}

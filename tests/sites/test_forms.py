@@ -422,6 +422,21 @@ def test_a_matrix_that_is_no_graph_is_refused(
     assert "bad.csv: is no readable matrix of numbers" in tables.faults("graph")
 
 
+@pytest.mark.parametrize("text", ["0,5;0,6;0,7\n", "0,5\t0,6\t0,7\n", "0,5 0,6 0,7\n"])
+def test_decimal_commas_are_not_taken_for_marks_between_numbers(tables: Tables, text: str) -> None:
+    """Six numbers would be a graph of four nodes, three one of three."""
+    three(tables)
+    for k, row in enumerate(tables.rows):
+        row["graph_path"] = graph(tables, f"g{k}.npy", symmetric(4, k))
+    tables.rows[0]["graph_path"] = "edges.csv"
+    (tables.folder / "edges.csv").write_text(text)
+    told = tables.faults("graph")
+    assert "edges.csv: is no readable matrix of numbers (commas may stand between" in told
+    assert "as .csv with decimal points" in told
+    (tables.folder / "edges.csv").write_text("0.5, 0.6,0.7,0.5,0.6,0.7\n")
+    assert tables.faults("graph") == ""
+
+
 # None.
 
 

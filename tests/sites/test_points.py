@@ -17,6 +17,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from fedshift import UserError
+from fedshift.runs.config import load
 from fedshift.sites import check, load_federation
 from fedshift.sites.findings import grouped
 from fedshift.sites.geometry import Grid
@@ -202,6 +203,18 @@ def test_points_cannot_be_ignored(tables: Tables) -> None:
     labels = {"a": "a", "ignore": "Ignore"}
     with pytest.raises(UserError, match=r"data.labels.ignore: around .*; give them to background"):
         tables.federation("points", label_table="T.tsv", labels=labels)
+
+
+def test_a_class_that_is_a_number_stands_in_quotation_marks(tables: Tables) -> None:
+    three(tables)
+    tables.write("T.tsv", "path class x y", *(f"{image}.png 0 1 2" for image in "pqr"))
+    with pytest.raises(UserError, match=r"data\.labels\.big must be .*, not 0\.") as told:
+        tables.federation("points", label_table="T.tsv", labels={"big": 0})
+    written = re.search('"(data.labels=.*?)"', str(told.value))
+    assert written is not None
+    labels = load([written[1]])["data"]["labels"]
+    assert tables.federation("points", label_table="T.tsv", labels=labels).parts == ("big",)
+    assert tables.codes("points", label_table="T.tsv", labels=labels) == []
 
 
 def test_boxes_are_checked_in_the_plane_of_the_run(tables: Tables) -> None:
