@@ -1,7 +1,7 @@
 """fedshift: federated, multi-site learning across scanner vendors and hospitals.
 
-This module holds the two things that every part shares and imports nothing heavy:
-the error a user can mend, and the derivation of seeds.
+This module holds what every part shares and imports nothing heavy: the error a user can mend,
+which names sites can have, and the derivation of seeds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,22 @@ class UserError(Exception):
 class Tellable(UserError):
     """A :class:`UserError` whose sentence names no file, subject or host, so that it may leave the
     site where it arose."""
+
+
+LONGEST_SITE_NAME = 200
+"""In bytes of UTF-8: a file system takes names of 255, and ours say more than the site."""
+
+
+def unusable_site_name(name: str) -> str | None:
+    """Why ``name`` can be no site's, as the end of a sentence about it; None where it can. A site's
+    name is that of its folder, too, and ``::`` parts it from what it publishes."""
+    if name in ("", ".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
+        return "is no name for a folder"
+    if len(name.encode(errors="replace")) > LONGEST_SITE_NAME:
+        return f"is longer than {LONGEST_SITE_NAME} bytes, and files are called after sites"
+    if any("\ud800" <= mark <= "\udfff" for mark in name):
+        return "holds what is no Unicode"
+    return None
 
 
 def derive_seed(*keys: str | int) -> int:

@@ -40,6 +40,7 @@ from fedshift.protocol.measures import Row
 from fedshift.protocol.messages import (
     BANK,
     CONFIG,
+    ERROR_FAILED,
     EXAMPLES,
     EXTRAS,
     STATISTICS,
@@ -58,7 +59,6 @@ from fedshift.sites.types import SiteData, Split
 
 log = logging.getLogger(__name__)
 
-ERROR_FAILED = 102
 _SENTENCES = (Refused, UserError)
 """Errors whose text is a sentence; others need their kind said."""
 

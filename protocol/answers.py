@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from fedshift import unusable_site_name
 from fedshift.protocol import statistics as names
 from fedshift.protocol.cards import MethodCard, SiteCard
 from fedshift.protocol.flower import ConfigRecord, MetricRecord, RecordDict
@@ -100,24 +101,10 @@ def read_name(content: RecordDict) -> str:
     record = content[ANSWER]
     if not isinstance(record, ConfigRecord):
         raise Unfit("sent no name")
-    name = record["site"]
-    if not isinstance(name, str):
-        raise Unfit("sent a name that is no text")
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise Unfit(f"sent a name that {error}") from None
+    name = _name(record["site"])
+    if fault := unusable_site_name(name):
+        raise Unfit(f"sent a name that {fault}: {clean(name)!r}")
     return name
-
-
-def check_name(name: str) -> None:
-    """Raise ``ValueError`` for a name that no site can have; the text says what it does wrong."""
-    if not 0 < len(name.encode(errors="surrogatepass")) <= LONGEST_NAME:
-        raise ValueError(f"has not 1 to {LONGEST_NAME} bytes")
-    if any("\ud800" <= mark <= "\udfff" for mark in name):
-        raise ValueError("is no text")
-    if name in (".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
-        raise ValueError(f"is none for a folder: {clean(name)!r}")
 
 
 @reads("a site card")

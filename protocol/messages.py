@@ -93,6 +93,11 @@ class Purpose(StrEnum):
     """Why a site cannot answer: one sentence, which no policy holds back."""
 
 
+ERROR_REFUSED = 101
+"""The code of a site's error answer where its policy does not allow what was asked."""
+ERROR_FAILED = 102
+"""Of one where it tried and could not."""
+
 RELEASABLE = tuple(
     purpose.value for purpose in Purpose if purpose not in (Purpose.NAME, Purpose.ERROR)
 )
@@ -121,7 +126,8 @@ LARGEST_NUMBER = 2**63 - 1
 class Instruction:
     """One request to a site.
 
-    ``arm`` names the model the site keeps state for, one of :data:`ARMS`.
+    ``arm`` names the model the site keeps state for, one of :data:`ARMS`, and ``strategy`` what the
+    coordinator says it combines updates by.
     ``kept`` are the tensors that stay at the site: it fills them in from its own state.
     ``rules`` are what the strategy changes in local training, in the order in which they act: a
     rule's name -> its settings, e.g. ``{"proximal": {"mu": 0.01}}``.
@@ -138,6 +144,7 @@ class Instruction:
     seed: int
     round: int = 0
     arm: str = "federated"
+    strategy: str = ""
     method: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = 0
@@ -195,13 +202,15 @@ class Instruction:
             raise ValueError(f"the instruction's arm is none of {', '.join(ARMS)}")
         if not all(isinstance(given, dict) for given in _mapping(fields, "rules").values()):
             raise ValueError("the instruction's rules are no settings by name")
-        if not isinstance(fields["stage"], str):
-            raise ValueError("the instruction's stage is no name")
+        for name in ("stage", "strategy"):
+            if not isinstance(fields[name], str):
+                raise ValueError(f"the instruction's {name} is no name")
         return cls(
             action=action,
             seed=_whole(fields["seed"], "seed", LARGEST_NUMBER),
             round=_whole(fields["round"], "round", MOST_ROUNDS),
             arm=fields["arm"],
+            strategy=fields["strategy"],
             method=_mapping(fields, "method"),
             task=_mapping(fields, "task"),
             rounds=_whole(record["rounds"], "rounds", MOST_ROUNDS),

@@ -63,7 +63,7 @@ def _round(number: int, training: Training, plan: RunPlan, progress: Progress) -
         for arm in training.arms
     ]
     for arm, replies in _replies(asked, plan, grid, progress, f"{label}: trained"):
-        model, _ = arm.strategy.aggregate_train(number, replies)
+        model, _ = arm.strategy.aggregate_train(number, arm.heard(replies))
         if model is not None:
             arm.model = model
         arm.strategy.pass_time(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from fedshift import UserError
 from fedshift.protocol.answers import Unfit, read_method
 from fedshift.protocol.cards import MethodCard
-from fedshift.protocol.flower import ArrayRecord
+from fedshift.protocol.flower import ArrayRecord, Message
 from fedshift.protocol.messages import (
+    ERROR_REFUSED,
     POOLED,
     Action,
     Arrays,
@@ -35,14 +36,37 @@ _WITNESSES = 3
 
 @dataclass
 class Arm:
-    """One strategy's progress: its current model, as it travels."""
+    """One strategy's progress: its current model, as it travels, and why the sites that last
+    refused to train did so."""
 
     strategy: Strategy
     model: ArrayRecord
+    refusals: dict[str, str] = field(default_factory=dict)
 
     def site_of(self, node: int) -> str:
         """The name of the site at ``node``."""
         return self.strategy.names[node]
+
+    def heard(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """The ``replies`` to a request to train, as they come; notes who refuses.
+
+        Raises :class:`UserError` after the last one when every site that trains refuses: a policy
+        says the same in the next round.
+        """
+        for reply in replies:
+            name = self.site_of(reply.metadata.src_node_id)
+            if reply.has_error() and reply.error.code == ERROR_REFUSED:
+                self.refusals[name] = reply.error.reason
+            else:
+                self.refusals.pop(name, None)
+            yield reply
+        if self.refusals.keys() >= self.strategy.sites.keys():
+            name, reason = min(self.refusals.items())
+            raise UserError(
+                f"every site refuses to train {self.strategy.model} "
+                f"(strategy={self.strategy.name}), such as {name}: {reason}; have the sites' "
+                "policies allow it or ask for something else, and go on with resume=true"
+            )
 
 
 @dataclass

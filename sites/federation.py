@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedshift import UserError
+from fedshift import LONGEST_SITE_NAME, UserError, unusable_site_name
 from fedshift.sites.labels import form_of
 from fedshift.sites.labels.annotation import annotated
 from fedshift.sites.manifest import read_manifest
@@ -145,21 +145,14 @@ def _check_tableless(data: DataSettings) -> None:
             )
 
 
-_LONGEST_NAME = 200
-"""In bytes: a file system takes names of 255, and ours say more than the site."""
-
-
 def _check_name(name: str) -> None:
-    """A site's name is its folder's name, too, and ``all`` is what stands for every site."""
-    if name in ("all", ".", "..") or "::" in name or any(mark in name for mark in "/\\\0"):
+    """Raise :class:`UserError` for what no site can be called: ``all`` stands for every site."""
+    fault = "stands for all sites" if name == "all" else unusable_site_name(name)
+    if fault:
+        shown = repr(name) if len(name) <= 60 else f"{name[:30]!r}..."
         raise UserError(
-            f"the site name {name!r} is reserved or no name for a folder; rename the site, "
-            "without slashes, backslashes and '::'."
-        )
-    if len(name.encode(errors="replace")) > _LONGEST_NAME:
-        raise UserError(
-            f"the site name {name[:30]!r}... is {len(name)} letters long, and files are called "
-            f"after sites; give it at most {_LONGEST_NAME} bytes."
+            f"the site name {shown} {fault}; rename the site, in at most {LONGEST_SITE_NAME} bytes "
+            "and without slashes, backslashes and '::'."
         )
 
 

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedshift import UserError
-from fedshift.protocol.answers import check_name
+from fedshift import UserError, unusable_site_name
 from fedshift.protocol.lock import alone_in
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.nodes import node_id
@@ -56,10 +55,8 @@ class Roster:
         """
         if name == POOLED:
             raise UserError(f"{name!r} stands for all sites together; choose another name")
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise UserError(f"the site's name {error}; choose letters and digits") from error
+        if fault := unusable_site_name(name):
+            raise UserError(f"the site's name {fault}; choose letters and digits")
         key = _public(public_key)
         certificate = keys.certify(self._state, name, key.encode())
         with self._written() as sites:

@@ -121,6 +121,17 @@ def test_a_forbidden_method_gets_no_answer_of_any_kind(
 
 
 @pytest.mark.parametrize("action", OF_MODELS)
+def test_a_forbidden_strategy_gets_no_answer_of_any_kind(
+    action: Action, local_sites: Callable[..., LocalSites]
+) -> None:
+    sites = local_sites(Policy(strategies=("fedavg",)))
+    assert honest(sites, "vendor_b", Action.FIT, strategy="fedavg").has_content()
+    reply = honest(sites, "vendor_a", action, strategy="fedprox")
+    told = only_an_error(sites, "vendor_a", reply)
+    assert told == "the site's policy does not allow strategy 'fedprox' (policy.strategies)"
+
+
+@pytest.mark.parametrize("action", OF_MODELS)
 def test_a_forbidden_rule_gets_no_answer_of_any_kind(
     action: Action, local_sites: Callable[..., LocalSites]
 ) -> None:
@@ -271,6 +282,7 @@ def test_no_arm_reaches_out_of_the_sites_folder(
         ({"rules": []}, "rules holds no settings"),
         ({"method": "supervised"}, "method holds no settings"),
         ({"stage": 1}, "stage is no name"),
+        ({"strategy": None}, "strategy is no name"),
         ({"method": {"name": "\ud800"}}, "no Unicode"),
         ({"method": {"name": "x" * 5000}}, "too long"),
         ({"task": {"parts": [[[[[[[[["x"]]]]]]]]]}}, "nested more than 8 deep"),

@@ -11,12 +11,15 @@ from typing import Any, ClassVar
 import pytest
 
 import fedshift
-from fedshift import UserError
+from fedshift import UserError, strategies
 from fedshift.client.contract.method import FitReport
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
+from fedshift.protocol.flower import ArrayRecord, Error, Message, RecordDict
+from fedshift.protocol.messages import ERROR_FAILED, ERROR_REFUSED, Action, Instruction
 from fedshift.runs.evaluate import evaluate
 from fedshift.server.record import untrained
+from fedshift.server.training import Arm
 
 FINAL = ("cases.csv", "cross_site.csv", "report.html")
 
@@ -109,3 +112,46 @@ def test_one_bad_site_never_ends_a_run(
     lines = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     assert [line["failed"] for line in lines] == [{"vendor_a": "it does not want to"}] * 2
     assert (out / "cross_site.csv").exists()
+
+
+def test_a_run_that_every_site_refuses_ends_in_its_first_round_and_goes_on_when_none_does(
+    simulate_undrawn: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    asked = ("strategy=fedprox", "strategy.mu=0.1")
+    told = r"every site refuses to train federated \(strategy=fedprox\), such as vendor_a: .*policy"
+    with pytest.raises(UserError, match=told):
+        simulate_undrawn(out, *asked, "policy.rules=[]")
+    assert not (out / "rounds.jsonl").exists()
+    assert not list((out / "checkpoints").glob("round_*"))
+    simulate_undrawn(out, *asked, "resume=true")
+    assert (out / "cross_site.csv").exists()
+
+
+def test_who_refused_once_and_not_again_ends_no_run() -> None:
+    """Where a round asks a part of the sites, those that refused before may not do so now."""
+
+    def reply(node: int, code: int | None) -> Message:
+        asked = Message(RecordDict(), dst_node_id=node, message_type="train")
+        if code is None:
+            return Message(RecordDict(), reply_to=asked)
+        return Message(Error(code, "its policy"), reply_to=asked)
+
+    strategy = strategies.build({"name": "fedavg"})
+    strategy.begin({"a": 1, "b": 2}, {}, Instruction(action=Action.FIT, seed=0))
+    arm = Arm(strategy, ArrayRecord())
+    assert len(list(arm.heard([reply(1, ERROR_REFUSED)]))) == 1
+    assert len(list(arm.heard([reply(1, None), reply(2, ERROR_REFUSED)]))) == 2
+    assert len(list(arm.heard([reply(1, ERROR_FAILED)]))) == 1
+    with pytest.raises(UserError, match=r"every site refuses to train federated .*such as a: its"):
+        list(arm.heard([reply(1, ERROR_REFUSED)]))
+
+
+def test_a_strategy_that_the_policy_does_not_name_is_refused_before_any_round(
+    simulate_undrawn: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"site vendor_a: .* strategy 'fedavg' \(policy.strategies"):
+        simulate_undrawn(tmp_path / "run", "policy.strategies=[fedprox,local]")
+    with pytest.raises(UserError, match=r"refuses to train local .* strategy 'local'"):
+        simulate_undrawn(tmp_path / "local", "policy.strategies=[fedavg]", "baselines=[local]")
+    simulate_undrawn(tmp_path / "fine", "policy.strategies=[FedAvg]", "strategy=flower")
