@@ -97,12 +97,15 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option(help="Folder of the tables under RUN/evaluations.")
     ] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="The run is your own: open the images that it names.")
+    ] = False,
     config_dir: ConfigDir = None,
 ) -> None:
     """Score a finished run's models again without training, also on other data."""
     from fedshift.cli.evaluate import evaluate as score
 
-    score(run, overrides or [], manifest, name, config_dir)
+    score(run, overrides or [], manifest, name, config_dir, trusted=trusted)
 
 
 @app.command()

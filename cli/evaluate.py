@@ -18,9 +18,11 @@ def evaluate(
     manifest: Path | None,
     name: str | None,
     config_dir: Path | None,
+    *,
+    trusted: bool,
 ) -> None:
     """Score the models of ``run``; print the summary."""
     console = PlainConsole()
     watch = partial(Screen, console)
-    folder = score(run, overrides, manifest, name, config_dir, console.tell, watch)
+    folder = score(run, overrides, manifest, name, config_dir, console.tell, watch, trusted=trusted)
     console.print(report.summary(folder))

@@ -489,8 +489,9 @@ _NOT_NEGATIVE = (*_COUNTS, names.NORM_VARIANCE, names.LABELS)
 
 
 @reads("image statistics")
-def read_summary(content: RecordDict) -> Arrays:
-    """A site's summary of its images (:mod:`fedshift.protocol.statistics`)."""
+def read_summary(content: RecordDict, card: SiteCard) -> Arrays:
+    """A site's summary of its images (:mod:`fedshift.protocol.statistics`), which are no more than
+    those of its ``card``."""
     found = read_arrays(content, STATISTICS)
     sides: dict[str, int] = {}
     for name, array in found.items():
@@ -513,6 +514,10 @@ def read_summary(content: RecordDict) -> Arrays:
     for group in (together, blocks, (names.NORM_MEAN, names.NORM_VARIANCE)):
         if 0 < sum(name in found for name in group) < len(group):
             raise Unfit(f"sent some of {', '.join(group)}, and not all")
+    images = card.splits["train" if card.role == "train" else "test"]["slices"]
+    for name in set(found) & {names.FEATURE_COUNT, names.BLOCK_COUNTS}:
+        if found[name].sum() > images:
+            raise Unfit(f"sent {name} of {found[name].sum():g} images and has {images}")
     if names.FEATURE_COVARIANCE in found:
         _check_moment(names.FEATURE_COVARIANCE, found[names.FEATURE_COVARIANCE])
     if names.BLOCK_COUNTS in found:

@@ -159,17 +159,27 @@ def shipped(config: Config) -> Config:
     return {key: node for key, node in found.items() if key in known or key not in chosen}
 
 
+_OUTSIDE = {"data": ("manifest", "label_table", "cache"), "policy": ("hash_key",)}
+
+
+def outside(config: Config) -> dict[tuple[str, str], Any]:
+    """The settings that name files or folders outside of a run's own, by group and key: the user
+    gives them, and no folder that was received does."""
+    keys = {**_OUTSIDE, "method": sorted(plugins.own_settings(config))}
+    return {(group, key): config[group].get(key) for group in keys for key in keys[group]}
+
+
 def as_made(config: Config, earlier: Config) -> Config:
     """``config`` for going on with what another fedshift made with the config ``earlier``: the
     run's own values where nobody says otherwise, as defaults may have changed; what it planned
-    stays to be planned."""
+    stays to be planned, and what lies :func:`outside` is as ``config`` says."""
     earlier = _renewed(earlier)
     kept = _as_made(config, earlier, shipped(config))
-    planned = {"planned", *earlier["data"].get("planned", {})}
-    data = {
-        key: config["data"][key] if key in planned else kept["data"][key] for key in kept["data"]
-    }
-    return {**kept, "data": data, **{key: config[key] for key in ("engine", "out", "resume")}}
+    planned = {("data", key) for key in ("planned", *earlier["data"].get("planned", {}))}
+    for group, key in planned | outside(config).keys():
+        if key in kept[group]:
+            kept[group] = {**kept[group], key: config[group][key]}
+    return {**kept, **{key: config[key] for key in ("engine", "out", "resume")}}
 
 
 def _as_made(now: Any, then: Any, default: Any) -> Any:

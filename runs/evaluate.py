@@ -12,7 +12,7 @@ from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.protocol.storage import folder_name, write_yaml
 from fedshift.runs.checking import settle
-from fedshift.runs.config import Config, load
+from fedshift.runs.config import Config, load, outside
 from fedshift.runs.engine import inline_grid
 from fedshift.runs.federation import data_settings, open_federation
 from fedshift.runs.plugins import own_settings
@@ -35,17 +35,23 @@ def evaluate(
     config_dir: Path | None = None,
     tell: Tell = silent,
     watch: Watch = unwatched,
+    *,
+    trusted: bool = False,
 ) -> Path:
     """Write ``cases.csv`` and ``cross_site.csv`` to ``RUN/evaluations/NAME/``, which is returned.
 
-    With ``manifest`` every image of that table is scored; without, the run's own test split.
-    Raises :class:`UserError` when the run is not finished or the data label nothing that it learnt.
+    With ``manifest`` every image of that table is scored; without, the run's own test split. A
+    run's folder may be somebody else's: what its config names outside of it is opened only where
+    the run is ``trusted``. Raises :class:`UserError` when it is needed and not trusted, when the
+    run is not finished, or when the data label nothing that it learnt.
     """
     if name is not None and name != folder_name(name):
         raise UserError(
             f"--name {name!r} is no name of one folder; use letters, digits, dots and dashes"
         )
     with stored_run(run) as stored:
+        if not trusted:
+            _check_inside(run, stored.config, manifest)
         seed = stored.config["seed"]
         federation, data, config = _data(stored, overrides, manifest, config_dir, tell)
         engine = EngineSettings.from_config(stored.config)
@@ -79,6 +85,18 @@ def evaluate(
         summary = summarise(scores.cases, stored.task, seed, scores.wholes)
         write_cross_site(folder / "cross_site.csv", summary, stored.task)
     return folder
+
+
+def _check_inside(run: Path, config: Config, manifest: Path | None) -> None:
+    """Raise :class:`UserError` where scoring the run of ``config`` opens what it names outside."""
+    for (group, key), path in outside(config).items():
+        if path is None or (group == "data" and manifest is not None):
+            continue
+        other = ", or score other images with --manifest" if group == "data" else ""
+        raise UserError(
+            f"{run / 'config.yaml'} names what lies outside of that folder ({group}.{key}={path}): "
+            f"add --trusted if the run is your own{other}"
+        )
 
 
 _TABLE = {"name": "manifest", "kind": "manifest"}

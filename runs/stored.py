@@ -19,7 +19,7 @@ from fedshift.protocol.storage import check_links, read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
-from fedshift.runs.plugins import own_settings, rules_of, told_settings
+from fedshift.runs.plugins import rules_of, told_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
@@ -143,7 +143,8 @@ def _budget(settings: RunSettings, clock: Clock | None) -> ResourceBudget | None
 
 @contextmanager
 def stored_run(run: Path) -> Iterator[StoredRun]:
-    """Open a run whose rounds are done; no image is read.
+    """Open a run whose rounds are done; no image is read, and nothing that its config names
+    outside of ``run``.
 
     Raises :class:`UserError` when ``run`` is no run folder, its training is not finished or trained
     nothing, and when it holds the runs of a protocol that leaves something out in turn.
@@ -183,7 +184,6 @@ def stored_run(run: Path) -> Iterator[StoredRun]:
         policy=Policy.from_config(config["policy"]),
         folder=run / "checkpoints" / "sites",
         seed=settings.seed,
-        own=own_settings(config),
         pooled=any(card.name == POOLED for card in cards),
         audited=False,
     )

@@ -242,10 +242,16 @@ def measure_shift(
                 problems.append(f"image statistics of {name}: {fault}")
         return found
 
-    statistics = gather(Action.STATISTICS, sites.scored, lambda _, content: read_summary(content))
+    statistics = gather(
+        Action.STATISTICS,
+        sites.scored,
+        lambda name, content: read_summary(content, sites.cards[name]),
+    )
     for name, how in odd_ones(statistics, BLOCKWISE).items():
         problems.append(f"image statistics of {name}: {how}")
         del statistics[name]
+    for name, how in shift.odd_scales(statistics).items():
+        problems.append(f"image statistics of {name}: {how}")
     chosen = choose(statistics, choice, instruction.seed)
     if chosen.sentence:
         progress.say(chosen.sentence)

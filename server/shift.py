@@ -32,6 +32,10 @@ DOMAIN_RELABELLINGS = names.DOMAIN_RELABELLINGS
 """Each costs a direction that travels, so far fewer than for MMD: chance exceeds the largest of
 19 with probability 1/20."""
 
+_FAR = 4.0
+"""How many times as far apart, or as close, as at most sites a site's features may lie (root mean
+square) for it to count in the kernel widths."""
+
 _NORM_EPS = 1e-5  # what the normalisation layers themselves add to a variance
 
 
@@ -56,15 +60,18 @@ def questions(
     Every site gets the kernel bandwidths; a site with at least two blocks also gets the
     directions and thresholds of its domain classifiers: for each such other site of its ``pairs``
     (None: of all) in order of name, the pair's linear discriminant, then ``DOMAIN_RELABELLINGS`` of
-    relabelled blocks. Empty when fewer than two sites sent a summary.
+    relabelled blocks. Empty when fewer than two sites sent a summary. The widths, which are those
+    of all pairs, are of the sites without :func:`odd_scales`.
     """
-    sent = {site: kept for site, kept in statistics.items() if names.FEATURE_MEAN in kept}
+    sent = _summarised(statistics)
     if len(sent) < 2:
         return {}
+    odd = odd_scales(statistics)
+    scaling = [kept for site, kept in sent.items() if site not in odd]
     _, _, covariance = pool_moments(
-        np.concatenate([kept[names.FEATURE_COUNT] for kept in sent.values()]),
-        np.stack([kept[names.FEATURE_MEAN] for kept in sent.values()]),
-        np.stack([kept[names.FEATURE_COVARIANCE] for kept in sent.values()]),
+        np.concatenate([kept[names.FEATURE_COUNT] for kept in scaling]),
+        np.stack([kept[names.FEATURE_MEAN] for kept in scaling]),
+        np.stack([kept[names.FEATURE_COVARIANCE] for kept in scaling]),
     )
     # Two independent images are sqrt(2 trace) apart in the root mean square. A scale no single
     # site could know: it needs the pooled moments, which is why there is a second exchange.
@@ -84,6 +91,31 @@ def questions(
         asked[site][names.DIRECTIONS] = np.concatenate([directions for directions, _ in own])
         asked[site][names.THRESHOLDS] = np.concatenate([thresholds for _, thresholds in own])
     return asked
+
+
+def odd_scales(statistics: Statistics) -> dict[str, str]:
+    """Of three sites or more, those whose features vary :data:`_FAR` times more, or less, than most
+    sites' and so have no part in the kernel widths, and how: one site, whatever it says of its
+    images, moves the other sites' distances by no more than that."""
+    sent = _summarised(statistics)
+    if len(sent) < 3:
+        return {}
+    means = np.stack([kept[names.FEATURE_MEAN] for kept in sent.values()])
+    within = np.array([np.trace(kept[names.FEATURE_COVARIANCE]) for kept in sent.values()])
+    # About a middle that no single site can move far.
+    about = within + ((means - np.median(means, axis=0)) ** 2).sum(axis=1)
+    more = about > _FAR**2 * np.median(about)
+    less = _FAR**2 * within < np.median(within)
+    return {
+        site: f"its features vary far {'more' if much else 'less'} than most sites', so the kernel "
+        "widths of mmd are set without it"
+        for site, much, little in zip(sent, more, less, strict=True)
+        if much or little
+    }
+
+
+def _summarised(statistics: Statistics) -> dict[str, Mapping[str, np.ndarray]]:
+    return {site: kept for site, kept in statistics.items() if names.FEATURE_MEAN in kept}
 
 
 def pairwise(

@@ -157,7 +157,8 @@ def test_every_command_prints_such_names(
     command: Command, table: Path, finished: Path, arguments: tuple[str, ...]
 ) -> None:
     if arguments[0] in ("advise", "evaluate"):
-        outcome = command(*arguments, str(finished))
+        trusted = ["--trusted"] if arguments[0] == "evaluate" else []
+        outcome = command(*arguments, str(finished), *trusted)
     else:
         outcome = command(*arguments, *options(table, finished)[:6])
     check_screen(outcome)

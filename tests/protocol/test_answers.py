@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from fedshift.protocol.answers import Unfit, read_name
+from fedshift.protocol import statistics as names
+from fedshift.protocol.answers import Unfit, read_name, read_summary
+from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.messages import answer
 
 ODD = ["", ".", "..", "a/b", "a\\b", "a\0b", "a::b", "é" * 101, "\ud800"]
@@ -14,3 +17,34 @@ ODD = ["", ".", "..", "a/b", "a\\b", "a\0b", "a::b", "é" * 101, "\ud800"]
 def test_a_name_that_no_folder_can_have_is_nobodys(name: str) -> None:
     with pytest.raises(Unfit, match=r"^sent a name that (is no|is longer|cannot be read)"):
         read_name(answer(name))
+
+
+COUNTS = {"subjects": 2, "cases": 3, "slices": 9, "labelled": 6}
+NONE = dict.fromkeys(COUNTS, 0)
+CARD = SiteCard(
+    name="a",
+    role="train",
+    vendors=("v",),
+    parts=("disc",),
+    labelled=("disc",),
+    teaches={"disc": 6},
+    complete=True,
+    splits={"train": COUNTS, "val": NONE, "test": NONE},
+    spacing_mm=((1.0, 1.0, 1.0),),
+    size=(8, 8),
+    notes=(),
+)
+
+
+def test_a_summary_is_of_no_more_images_than_the_card_says() -> None:
+    for count in (9.0, 10.0):
+        sent = {
+            names.FEATURE_COUNT: np.array([count]),
+            names.FEATURE_MEAN: np.zeros(2),
+            names.FEATURE_COVARIANCE: np.eye(2),
+        }
+        if count == 9:
+            assert read_summary(answer("a", statistics=sent), CARD).keys() == sent.keys()
+        else:
+            with pytest.raises(Unfit, match=r"^sent feature_count of 10 images and has 9$"):
+                read_summary(answer("a", statistics=sent), CARD)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 
 from fedshift import UserError
-from fedshift.protocol.storage import check_links, read_yaml
-from fedshift.runs.config import load
+from fedshift.client.methods.supervised import Supervised
+from fedshift.protocol.storage import check_links, read_yaml, write_yaml
+from fedshift.runs.config import as_made, load, outside
 from fedshift.runs.simulate import run as go_on
 from fedshift.runs.stored import stored_run
+from fedshift.server import checkpoint
 
 
 @pytest.fixture(params=["config.yaml", "checkpoints/sites.json", "figures", "folds/a/cases.csv"])
@@ -75,3 +79,54 @@ def test_nothing_in_a_received_configuration_is_looked_up_elsewhere(
     path.write_text("note: !!python/object/apply:os.getenv [TOKEN]\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_yaml(path)
+
+
+OUTSIDE = {
+    "data.manifest": "/secret/table.tsv",
+    "data.label_table": "/secret/points.tsv",
+    "data.cache": "/secret/cache",
+    "policy.hash_key": "/secret/key",
+    "method.extractor_file": "/secret/vgg.pth",
+}
+
+
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_what_a_received_configuration_names_outside_is_not_opened(
+    key: str,
+    reference: Path,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "received"
+    shutil.copytree(reference, run)
+    config = read_yaml(run / "config.yaml")
+    group, name = key.split(".")
+    if group == "method":
+        monkeypatch.setattr(Supervised, "own", frozenset({name}))
+    if group == "policy":
+        config["policy"]["release"].append("image hashes")
+    config[group][name] = OUTSIDE[key]
+    write_yaml(run / "config.yaml", config)
+    for path in (run / "checkpoints").glob("round_*.json"):  # Whoever made it made it fit.
+        told = json.loads(path.read_text()) | {"run": checkpoint.lineage(config)}
+        path.write_text(json.dumps(told))
+    ended = command("evaluate", str(run))
+    assert ended.code == 2
+    assert f"names what lies outside of that folder ({key}={OUTSIDE[key]})" in ended.err
+    assert "add --trusted if the run is your own" in ended.err
+    assert ("--manifest" in ended.err) is (group == "data")
+    if group != "data":
+        assert command("evaluate", str(run), "--manifest", "/nowhere.tsv").err == ended.err
+
+
+def test_going_on_takes_what_lies_outside_from_the_user_alone() -> None:
+    config = load(["policy.release=[]", "method=style_transfer"])
+    received = load(["policy.release=[]", "method=style_transfer", "local_steps=3"])
+    for key, path in OUTSIDE.items():
+        group, name = key.split(".")
+        received[group][name] = path
+    found = as_made(config, received)
+    assert found["local_steps"] == 3
+    assert set(outside(found).values()) == {None}
+    assert {f"{group}.{name}" for group, name in outside(received)} == OUTSIDE.keys()

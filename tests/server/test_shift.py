@@ -215,6 +215,42 @@ def test_mmd_approximates_the_exact_average_of_gaussian_kernels() -> None:
     assert value(rows, "mmd") == pytest.approx(np.sqrt(exact), rel=0.1)
 
 
+@pytest.mark.parametrize("lie", ["wide", "far", "still"])
+def test_no_summary_moves_the_kernel_widths_of_the_other_sites_by_more_than_a_factor(
+    lie: str,
+) -> None:
+    rng = np.random.default_rng(5)
+    changes = {"a": 1.0, "b": 1.15, "c": 1.3, "d": 0.9}
+    honest = [
+        site(name, rng, change=lambda x, gain=gain: gain * x) for name, gain in changes.items()
+    ]
+    _, _, sent = measure(*honest)
+    assert shift.odd_scales(sent) == {}
+
+    def widths(statistics: shift.Statistics) -> np.ndarray:
+        return shift.questions(statistics, SEED)["b"][names.BANDWIDTHS]
+
+    def lying(times: float) -> dict[str, dict[str, np.ndarray]]:
+        told = dict(sent["a"])
+        told[names.FEATURE_COUNT] = np.array([1e9])
+        if lie == "far":
+            spread = np.sqrt(np.trace(told[names.FEATURE_COVARIANCE]))
+            told[names.FEATURE_MEAN] = told[names.FEATURE_MEAN] + times * spread / 4
+        else:
+            square = times**2 if lie == "wide" else times**-2
+            told[names.FEATURE_COVARIANCE] = square * told[names.FEATURE_COVARIANCE]
+        return {**sent, "a": told}
+
+    without = widths({name: sent[name] for name in "bcd"})
+    for times in (100.0, 1e12):
+        told = lying(times)
+        assert list(shift.odd_scales(told)) == ["a"]
+        np.testing.assert_array_equal(widths(told), without)
+    for times in np.geomspace(1, 100, 30):
+        ratio = widths(lying(times)) / without
+        assert (ratio <= 4.5).all() and (ratio >= 1 / 4.5).all()
+
+
 def test_mmd_p_is_the_share_of_all_relabellings_that_reach_the_truth() -> None:
     rng = np.random.default_rng(6)
     first, second = rng.standard_normal((4, 3)) + 0.4, rng.standard_normal((5, 3))
