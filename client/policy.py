@@ -62,7 +62,7 @@ class Policy:
     and reasons without any file, subject or host (``rows``).
 
     ``min_count``: fewest images that a published statistic may summarise, and ``min_subjects``:
-    fewest subjects behind it, behind a training and behind a mean of scores.
+    fewest subjects behind it, behind an update and behind a mean of scores.
 
     ``sites``: how many sites the federation has at most. With it, questions are counted: a site
     trains and validates once an arm and round, and answers so many models and projections as

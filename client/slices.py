@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -91,6 +91,17 @@ class LabelledSlices:
                 labels.to(device, non_blocking=True),
                 annotated,
             )
+
+
+def fewest_subjects(counts: Mapping[str, int], drawn: int) -> int:
+    """Of how many subjects, at least, so many different slices are; ``counts`` are theirs."""
+    left = min(drawn, sum(counts.values()))
+    largest = sorted(counts.values(), reverse=True)
+    subjects = 0
+    while left > 0:
+        left -= largest[subjects]
+        subjects += 1
+    return subjects
 
 
 def annotated_row(case: Case, parts: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from fedshift.client.questions import Questions
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.rules.base.following import following
 from fedshift.client.scores import site_means
+from fedshift.client.slices import fewest_subjects
 from fedshift.client.state import SiteState
 from fedshift.client.tasks import TASKS
 from fedshift.protocol.cards import SiteCard
@@ -54,6 +56,7 @@ from fedshift.protocol.messages import (
     unpack_bank,
     view_array,
 )
+from fedshift.protocol.words import count
 from fedshift.sites.facts import Surveyed
 from fedshift.sites.types import SiteData, Split
 
@@ -249,19 +252,34 @@ class SiteWorker:
         card = model.card(instruction.task["name"])
         return answer(self.name, arrays=pack_arrays(model.read()), details=card.to_json())
 
-    def _fit(self, instruction: Instruction, content: RecordDict) -> RecordDict:
-        subjects = {case.subject for case in self.data.splits["train"]}
-        if self.policy.min_subjects > len(subjects):
+    def _check_subjects(self, model: Model, steps: int) -> None:
+        """Raise :class:`Refused` where an update might tell of too few subjects: one of a single
+        step on a single image is a picture of it."""
+        labelled: Counter[str] = Counter()
+        all_slices: Counter[str] = Counter()
+        for case in self.data.splits["train"]:
+            labelled[case.subject] += int(case.labelled.sum())
+            all_slices[case.subject] += len(case.image)
+        pools = [labelled] if labelled.total() else [all_slices]
+        if model.method.participation != "labelled":
+            pools.append(all_slices)
+        drawn = model.method.drawn(steps)
+        if any(fewest_subjects(pool, drawn) < self.policy.min_subjects for pool in pools):
             raise Refused(
-                "the site has fewer training subjects than its policy lets a model be trained on "
-                "(policy.min_subjects)"
+                f"an update of {count(steps, 'step')} may be of fewer than the "
+                f"{self.policy.min_subjects} subjects that the site's policy wants behind one "
+                "(policy.min_subjects): it takes more steps, larger batches or more subjects"
             )
+
+    def _fit(self, instruction: Instruction, content: RecordDict) -> RecordDict:
         start = time.perf_counter()
         state = SiteState(self.folder, instruction.arm)
         kept = frozenset(instruction.kept)
         earlier, bank = instruction.round - 1, _bank(content)
         own = state.load(earlier)
         model = self._model(instruction, content, {name: own[name] for name in own if name in kept})
+        if self.policy.min_subjects > 1:
+            self._check_subjects(model, instruction.steps)
         budget = Budget(
             task=model.task,
             steps=instruction.steps,

@@ -175,6 +175,12 @@ class Method(ABC):
     own: ClassVar[frozenset[str]] = frozenset()
     """Settings that are each site's own, such as a file of weights: no message brings them."""
 
+    def drawn(self, steps: int) -> int:
+        """How many training images, at least, an update of so many ``steps`` is of, all different
+        as long as the site has more: a policy may want them to be of several subjects. One, unless
+        the method says otherwise."""
+        return 1
+
     @classmethod
     def serves(cls, task: type[Task]) -> bool:
         """Whether it trains for tasks of that kind."""

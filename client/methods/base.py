@@ -34,6 +34,10 @@ class Segmenting(Method):
     lr: float = setting(4e-3, at_least=0)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    def drawn(self, steps: int) -> int:
+        """A batch a step."""
+        return steps * self.batch
+
     def segmenter(self, task: Task) -> LVUNet:
         """The segmentation network, untrained."""
         return LVUNet(

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from kit.asking import (
 )
 
 from fedshift import Tellable, UserError
+from fedshift.client.contract.method import Method
 from fedshift.client.ledger import Ledger, left_by
 from fedshift.client.limits import limited
 from fedshift.client.methods import METHODS
@@ -41,6 +43,7 @@ from fedshift.client.model import Model
 from fedshift.client.policy import Policy, Refused
 from fedshift.client.pseudonyms import Pseudonyms, resolve
 from fedshift.client.simulation import LocalSites
+from fedshift.client.slices import fewest_subjects
 from fedshift.protocol import statistics as names
 from fedshift.protocol.flower import ConfigRecord, Message, RecordDict
 from fedshift.protocol.messages import (
@@ -418,6 +421,34 @@ def test_one_subject_is_never_summarised_where_several_must_be(
     assert "(policy.min_subjects)" in reason(reply)
     reply = ask(worker, asked_of(sites, Action.VALIDATE), model)
     assert metrics_of(reply) == {"num-examples": 0}
+
+
+def test_an_update_is_of_as_many_subjects_as_the_policy_says(
+    local_sites: Callable[..., LocalSites], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = local_sites(Policy(min_subjects=3))
+    cases = sites.open("vendor_a").splits["train"]
+    assert Counter(case.subject for case in cases for _ in case.image).most_common(1)[0][1] == 2
+    for steps, batch, answered in ((1, 1, False), (2, 2, False), (5, 1, True), (1, 12, True)):
+        reply = honest(
+            sites, "vendor_a", Action.FIT, steps=steps, method={**METHOD, "batch": batch}, round=9
+        )
+        assert reply.has_content() is answered
+        if not answered:
+            assert "(policy.min_subjects)" in reason(reply)
+    assert [fewest_subjects({"a": 9, "b": 4, "c": 4}, n) for n in (0, 1, 9, 10, 13, 14, 99)] == [
+        *(0, 1, 1, 2, 2, 3, 3),
+    ]
+    monkeypatch.setattr(Supervised, "drawn", Method.drawn)  # One that does not say.
+    assert honest(sites, "vendor_b", Action.FIT, steps=9).has_error()
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_says_how_many_images_an_update_is_of(name: str) -> None:
+    method = METHODS.build({"name": name})
+    batches = [value for key, value in vars(method).items() if key.endswith("batch")]
+    assert type(method).drawn is not Method.drawn
+    assert 1 < method.drawn(1) <= min(batches)
 
 
 def test_blocks_hold_as_many_subjects_as_the_policy_says(

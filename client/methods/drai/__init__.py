@@ -139,6 +139,10 @@ class DRAI(Segmenting):
     cycle: float = setting(50.0, at_least=0)
     kl: float = setting(0.1, at_least=0)
 
+    def drawn(self, steps: int) -> int:
+        """A batch a step, of the sub-networks that have the smaller ones."""
+        return steps * min(self.batch, self.generator_batch)
+
     def networks(self, task: Task) -> Networks:
         """Raises :class:`fedshift.UserError` when the grid cannot be halved often enough, or the
         settings contradict each other."""

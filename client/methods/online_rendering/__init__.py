@@ -146,6 +146,10 @@ class OnlineRendering(Method):
         every: tuple[View, ...] = ("appearance", "structure", "pair")
         return every[: {"none": 3, "pair": 2, "structure_and_pair": 1}[self.without]]
 
+    def drawn(self, steps: int) -> int:
+        """A batch a step."""
+        return steps * self.batch
+
     def networks(self, task: Task) -> Networks:
         check_halvings(task.size, HALVINGS, "method=online_rendering")
         channels, maps = task.in_channels, task.outputs - 1

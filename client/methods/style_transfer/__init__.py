@@ -182,6 +182,10 @@ class StyleTransfer(Segmenting):
                 "observed, beyond or deterministic, or leave it empty"
             )
 
+    def drawn(self, steps: int) -> int:
+        """A batch a step, of the sub-networks that have the smaller ones."""
+        return steps * min(self.batch, self.translator_batch)
+
     def networks(self, task: Task) -> Networks:
         """Raises :class:`fedshift.UserError` when the grid cannot be halved often enough."""
         times = self.scales - 1

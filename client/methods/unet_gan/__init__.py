@@ -143,6 +143,10 @@ class UnetGAN(Segmenting):
     judge_lr: float = setting(1e-3, at_least=0)
     patience: int = setting(0, at_least=0)
 
+    def drawn(self, steps: int) -> int:
+        """A batch a step of the U-Net; the gradients of a translation are of one batch."""
+        return min(self.images, super().drawn(steps))
+
     def networks(self, task: Task) -> Networks:
         nets: Networks = {"segmenter": self.segmenter(task)}
         for target in task.unlabelled:
