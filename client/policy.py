@@ -54,8 +54,7 @@ class Policy:
     """A site's rules. The defaults allow everything a simulation needs and never an image.
 
     ``methods`` and ``rules``: names of the methods, and of the local rules of strategies, that may
-    run here, or ``("*",)`` for all; ``strategies``: those by which the coordinator may say that it
-    combines updates. ``release``: which purposes may leave. ``splits``: those whose
+    run here, or ``("*",)`` for all. ``release``: which purposes may leave. ``splits``: those whose
     images models may be scored on, and ``scores``: what is told of them, a row a case or
     (``site``) the means over the site to three digits. ``pseudonyms``: subjects and cases leave as
     codes that only the site can resolve. ``texts``: what sentences may say, all (``full``) or rows
@@ -84,7 +83,6 @@ class Policy:
     """
 
     methods: tuple[str, ...] = ("*",)
-    strategies: tuple[str, ...] = ("*",)
     rules: tuple[str, ...] = ("*",)
     release: tuple[str, ...] = tuple(p for p in RELEASABLE if p != Purpose.HASHES.value)
     splits: tuple[Split, ...] = ("val", "test")
@@ -170,11 +168,6 @@ class Policy:
         method = str(instruction.method.get("name", ""))
         if "*" not in self.methods and method not in self.methods:
             raise Refused(f"the site's policy does not allow method '{method}' (policy.methods)")
-        strategy = instruction.strategy
-        if "*" not in self.strategies and strategy not in self.strategies:
-            raise Refused(
-                f"the site's policy does not allow strategy '{strategy}' (policy.strategies)"
-            )
         for rule in instruction.rules:
             if "*" not in self.rules and rule not in self.rules:
                 raise Refused(f"the site's policy does not allow the rule '{rule}' (policy.rules)")

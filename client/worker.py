@@ -317,6 +317,7 @@ class SiteWorker:
         if report.trained and (tensors or any(notes.values())):
             state.save(instruction.round, tensors, notes)
         if self._records is not None:
+            subjects = {case.subject for case in self.data.splits["train"]}
             self._records.trained(instruction, subjects)
         metrics: dict[str, float | int] = {
             EXAMPLES: max(report.trained.values(), default=0),

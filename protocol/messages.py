@@ -126,8 +126,7 @@ LARGEST_NUMBER = 2**63 - 1
 class Instruction:
     """One request to a site.
 
-    ``arm`` names the model the site keeps state for, one of :data:`ARMS`, and ``strategy`` what the
-    coordinator says it combines updates by.
+    ``arm`` names the model the site keeps state for, one of :data:`ARMS`.
     ``kept`` are the tensors that stay at the site: it fills them in from its own state.
     ``rules`` are what the strategy changes in local training, in the order in which they act: a
     rule's name -> its settings, e.g. ``{"proximal": {"mu": 0.01}}``.
@@ -144,7 +143,6 @@ class Instruction:
     seed: int
     round: int = 0
     arm: str = "federated"
-    strategy: str = ""
     method: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = 0
@@ -202,15 +200,13 @@ class Instruction:
             raise ValueError(f"the instruction's arm is none of {', '.join(ARMS)}")
         if not all(isinstance(given, dict) for given in _mapping(fields, "rules").values()):
             raise ValueError("the instruction's rules are no settings by name")
-        for name in ("stage", "strategy"):
-            if not isinstance(fields[name], str):
-                raise ValueError(f"the instruction's {name} is no name")
+        if not isinstance(fields["stage"], str):
+            raise ValueError("the instruction's stage is no name")
         return cls(
             action=action,
             seed=_whole(fields["seed"], "seed", LARGEST_NUMBER),
             round=_whole(fields["round"], "round", MOST_ROUNDS),
             arm=fields["arm"],
-            strategy=fields["strategy"],
             method=_mapping(fields, "method"),
             task=_mapping(fields, "task"),
             rounds=_whole(record["rounds"], "rounds", MOST_ROUNDS),

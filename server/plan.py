@@ -112,7 +112,6 @@ class RunPlan:
         return Instruction(
             action=Action.NAME,
             seed=self.seed,
-            strategy=self.strategies[0].name,
             method=dict(self.method),
             task=dict(self.task),
             rounds=self.rounds,

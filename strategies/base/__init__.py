@@ -198,8 +198,7 @@ class Strategy(Timeline, FlowerStrategy):
         )
         """The tensors that training moves and this strategy decides about: of averaged and
         broadcast sub-networks, all but running statistics and integers."""
-        kept = tuple(sorted(self.kept))
-        self.instruction = instruction.but(arm=self.model, strategy=self.name, kept=kept)
+        self.instruction = instruction.but(arm=self.model, kept=tuple(sorted(self.kept)))
         self.outcome = RoundOutcome()
         self.bank: dict[str, Arrays] = {}
         self.state: Arrays = {}

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -123,15 +124,12 @@ def test_a_forbidden_method_gets_no_answer_of_any_kind(
     assert "(policy.methods)" in only_an_error(sites, "vendor_a", reply)
 
 
-@pytest.mark.parametrize("action", OF_MODELS)
-def test_a_forbidden_strategy_gets_no_answer_of_any_kind(
-    action: Action, local_sites: Callable[..., LocalSites]
-) -> None:
-    sites = local_sites(Policy(strategies=("fedavg",)))
-    assert honest(sites, "vendor_b", Action.FIT, strategy="fedavg").has_content()
-    reply = honest(sites, "vendor_a", action, strategy="fedprox")
-    told = only_an_error(sites, "vendor_a", reply)
-    assert told == "the site's policy does not allow strategy 'fedprox' (policy.strategies)"
+def test_a_run_of_a_forbidden_strategy_is_refused(sites: LocalSites) -> None:
+    policy, now = Policy(strategies=("fedavg",)), datetime(2026, 1, 1)
+    policy.check_run(asked_of(sites, Action.CARD, about={"strategy": "fedavg"}), now)
+    for about in ({"strategy": "fedprox"}, {}):
+        with pytest.raises(Refused, match=r"strategy '.*' \(policy\.strategies\)"):
+            policy.check_run(asked_of(sites, Action.CARD, about=about), now)
 
 
 @pytest.mark.parametrize("action", OF_MODELS)
@@ -285,7 +283,6 @@ def test_no_arm_reaches_out_of_the_sites_folder(
         ({"rules": []}, "rules holds no settings"),
         ({"method": "supervised"}, "method holds no settings"),
         ({"stage": 1}, "stage is no name"),
-        ({"strategy": None}, "strategy is no name"),
         ({"method": {"name": "\ud800"}}, "no Unicode"),
         ({"method": {"name": "x" * 5000}}, "too long"),
         ({"task": {"parts": [[[[[[[[["x"]]]]]]]]]}}, "nested more than 8 deep"),

@@ -145,13 +145,3 @@ def test_who_refused_once_and_not_again_ends_no_run() -> None:
     assert len(list(arm.heard([reply(1, ERROR_FAILED)]))) == 1
     with pytest.raises(UserError, match=r"every site refuses to train federated .*such as a: its"):
         list(arm.heard([reply(1, ERROR_REFUSED)]))
-
-
-def test_a_strategy_that_the_policy_does_not_name_is_refused_before_any_round(
-    simulate_undrawn: Callable[..., Path], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"site vendor_a: .* strategy 'fedavg' \(policy.strategies"):
-        simulate_undrawn(tmp_path / "run", "policy.strategies=[fedprox,local]")
-    with pytest.raises(UserError, match=r"refuses to train local .* strategy 'local'"):
-        simulate_undrawn(tmp_path / "local", "policy.strategies=[fedavg]", "baselines=[local]")
-    simulate_undrawn(tmp_path / "fine", "policy.strategies=[FedAvg]", "strategy=flower")
