@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kit.cases import segmentation
 
 from fedshift.protocol import statistics as names
-from fedshift.protocol.answers import Unfit, read_name, read_summary
+from fedshift.protocol.answers import Unfit, check_tensor, read_method, read_name, read_summary
 from fedshift.protocol.cards import SiteCard
-from fedshift.protocol.messages import answer
+from fedshift.protocol.messages import TensorInfo, answer, pack_arrays
 
 ODD = ["", ".", "..", "a/b", "a\\b", "a\0b", "a::b", "é" * 101, "\ud800"]
 
@@ -48,3 +49,28 @@ def test_a_summary_is_of_no_more_images_than_the_card_says() -> None:
         else:
             with pytest.raises(Unfit, match=r"^sent feature_count of 10 images and has 9$"):
                 read_summary(answer("a", statistics=sent), CARD)
+
+
+def test_a_counter_that_no_training_reaches_is_refused() -> None:
+    info = TensorInfo("net", "norm_buffer", "averaged", (), "int64")
+    check_tensor("net/counter", np.array(1000), info)
+    with pytest.raises(Unfit, match="with numbers beyond 1e"):
+        check_tensor("net/counter", np.array(2**63 - 1), info)
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "=HYPERLINK(1)", "a b", "\x1b[2J", ""])
+def test_a_measure_is_called_by_a_name_and_not_by_a_formula(name: str) -> None:
+    card = segmentation("disc").card("segmentation").to_json()
+    card["measures"][0]["name"] = name
+    told = {
+        "tensors": {},
+        "participation": "labelled",
+        "stages": [],
+        "task": card,
+        "offers": [],
+        "complete_labels": False,
+    }
+    with pytest.raises(Unfit, match=r"^sent a method's card that cannot be read: a measure's name"):
+        read_method(answer("a", arrays=pack_arrays({}), details=told), "segmentation", ["disc"])
+    card["measures"][0]["name"] = "dice"
+    read_method(answer("a", arrays=pack_arrays({}), details=told), "segmentation", ["disc"])

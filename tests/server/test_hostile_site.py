@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,10 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from kit.junk import wrong_content
 from kit.replay import Recorded
 
-from fedshift.protocol.flower import ConfigRecord, RecordDict
-from fedshift.protocol.messages import ANSWER, Action
+from fedshift.protocol import statistics as names
+from fedshift.protocol.flower import ConfigRecord, Error, Message, RecordDict
+from fedshift.protocol.messages import (
+    ANSWER,
+    ARRAYS,
+    STATISTICS,
+    Action,
+    details,
+    pack_arrays,
+    read_arrays,
+)
 from fedshift.protocol.storage import read_tensors
 from fedshift.protocol.words import visible
+from fedshift.server.exchange import exchange
 from fedshift.server.record import read_method
 from fedshift.server.tables.files import read_cases, read_shift
 
@@ -131,3 +143,104 @@ def test_a_site_that_fails_at_any_time_is_named(recorded: Recorded, tmp_path: Pa
         told = [*heard.said, *notes["problems"]]
         named = "node" if kind is Action.NAME else "vendor_a"  # It has not said its name.
         assert any(" sen" in sentence and named in sentence for sentence in told), kind
+
+
+def _notes(run: Path) -> list[str]:
+    problems: list[str] = json.loads((run / "checkpoints" / "evaluation.json").read_text())[
+        "problems"
+    ]
+    return problems
+
+
+def _telling(**told: Any) -> Callable[[RecordDict], RecordDict]:
+    """What changes the details of an answer."""
+
+    def change(content: RecordDict) -> RecordDict:
+        record = content[ANSWER]
+        assert isinstance(record, ConfigRecord)
+        fields = {**details(content), **told}
+        content[ANSWER] = ConfigRecord({**record, "details": json.dumps(fields)})
+        return content
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"name": "vendor_b"}, "sent the card of 'vendor_b'"),
+        ({"size": [16384, 16384]}, "its card says size (16384, 16384), and most sites say"),
+        ({"parts": ["other"], "labelled": [], "teaches": {"other": 0}}, "its card says parts"),
+    ],
+)
+def test_a_site_whose_card_is_not_its_own_is_left_out(
+    told: dict[str, Any], words: str, recorded: Recorded, tmp_path: Path
+) -> None:
+    node = recorded.node("vendor_a")
+    recorded.play(tmp_path / "run", {(node, Action.CARD): _telling(**told)})
+    assert any(f"vendor_a, left out: {words}" in problem for problem in _notes(tmp_path / "run"))
+    cards = json.loads((tmp_path / "run" / "checkpoints" / "sites.json").read_text())
+    assert [card["name"] for card in cards] == ["vendor_b", "vendor_c", "vendor_d"]
+
+
+@pytest.mark.parametrize("number", [np.nan, 0.5])
+def test_first_weights_are_those_that_most_sites_send(
+    number: float, recorded: Recorded, tmp_path: Path
+) -> None:
+    node = recorded.node("vendor_a")
+
+    def other(content: RecordDict) -> RecordDict:
+        arrays = read_arrays(content)
+        name = min(arrays)
+        arrays[name] = np.full_like(arrays[name], number)
+        content[ARRAYS] = pack_arrays(arrays)
+        return content
+
+    recorded.play(tmp_path / "run", {(node, Action.INITIAL): other})
+    (problem,) = _notes(tmp_path / "run")
+    assert problem.startswith("method of the run, asked of vendor_a: sent ")
+    for name in ("cases.csv", "cross_site.csv", "shift.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (recorded.plan.out / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [np.inf, 1e300])
+def test_statistics_that_no_images_have_spoil_no_other_sites_distances(
+    number: float, recorded: Recorded, tmp_path: Path
+) -> None:
+    node = recorded.node("vendor_a")
+
+    def other(content: RecordDict) -> RecordDict:
+        arrays = read_arrays(content, STATISTICS)
+        mean = arrays[names.FEATURE_MEAN]
+        content[STATISTICS] = pack_arrays(
+            {**arrays, names.FEATURE_MEAN: np.full_like(mean, number)}
+        )
+        return content
+
+    recorded.play(tmp_path / "run", {(node, Action.STATISTICS): other})
+    assert any(
+        "image statistics of vendor_a: sent feature_mean" in p for p in _notes(tmp_path / "run")
+    )
+    honest, left = (read_shift(run / "shift.csv") for run in (recorded.plan.out, tmp_path / "run"))
+    without = [row for row in honest if row["site_a"] != "vendor_a"]
+    assert [{**row, "value": 0} for row in left] == [{**row, "value": 0} for row in without]
+    for row, before in zip(left, without, strict=True):
+        # The answers of the others were to a question that vendor_a had a part in.
+        assert row["value"] == before["value"] or row["metric"].startswith(("mmd", "proxy"))
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_sent_to_it() -> None:
+    class Failing:
+        """A grid whose one site fails in its own words."""
+
+        def push_messages(self, messages: Sequence[Message]) -> list[str]:
+            self.asked = list(messages)
+            return ["id"]
+
+        def pull_messages(self, ids: Sequence[str]) -> list[Message]:
+            return [Message(Error(102, "\x1b[2Jgone\x07\ud800"), reply_to=self.asked[0])]
+
+    asked = Message(RecordDict(), dst_node_id=5, message_type="train")
+    (reply,) = exchange(cast(Any, Failing()), [asked], None)
+    assert reply.error.reason == visible(reply.error.reason) and "gone" in reply.error.reason
+    assert reply.error.reason.isprintable()

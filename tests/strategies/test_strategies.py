@@ -749,3 +749,17 @@ def test_what_one_site_publishes_oddly_starves_no_other() -> None:
     assert sorted(strategy.bank) == ["b", "c"]
     assert list(strategy.outcome.rejected) == ["a"]
     assert "published other statistics than most sites: other" in strategy.outcome.rejected["a"]
+
+
+def test_what_is_not_finite_any_more_is_not_kept() -> None:
+    class Runaway(FedAvg):
+        def step(self, name: str, combined: np.ndarray) -> np.ndarray:
+            self.state = {**self.state, name: combined}
+            return combined * np.float32(3e38)
+
+    strategy = start(Runaway())
+    strategy.state = before = {"held": np.zeros(1)}
+    assert fold(strategy, arrays(0), [update("a", arrays(1e3), 1)]) is None
+    assert strategy.state == before
+    assert strategy.outcome.skipped is not None
+    assert "was combined to one with numbers that are not finite" in strategy.outcome.skipped
