@@ -250,7 +250,8 @@ def extent(array: np.ndarray, most: float) -> str | None:
     flat = array.reshape(-1)
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(over="ignore", invalid="ignore"):
-            if np.dot(flat, flat) <= most * most:
+            # As a float: to single precision the bound itself would be infinite.
+            if float(np.dot(flat, flat)) <= most * most:
                 return None
         if not np.isfinite(array).all():
             return "with numbers that are not finite"

@@ -7,7 +7,16 @@ import pytest
 from kit.cases import segmentation
 
 from fedshift.protocol import statistics as names
-from fedshift.protocol.answers import Unfit, check_tensor, read_method, read_name, read_summary
+from fedshift.protocol.answers import (
+    LARGEST_NUMBER,
+    LARGEST_WEIGHT,
+    Unfit,
+    check_tensor,
+    extent,
+    read_method,
+    read_name,
+    read_summary,
+)
 from fedshift.protocol.cards import SiteCard
 from fedshift.protocol.messages import TensorInfo, answer, pack_arrays
 
@@ -74,3 +83,15 @@ def test_a_measure_is_called_by_a_name_and_not_by_a_formula(name: str) -> None:
         read_method(answer("a", arrays=pack_arrays({}), details=told), "segmentation", ["disc"])
     card["measures"][0]["name"] = "dice"
     read_method(answer("a", arrays=pack_arrays({}), details=told), "segmentation", ["disc"])
+
+
+@pytest.mark.parametrize("most", [LARGEST_NUMBER, LARGEST_WEIGHT])
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_found_in_every_precision(
+    number: float, kind: str, most: float
+) -> None:
+    fine = np.ones(5, kind)
+    assert extent(fine, most) is None
+    fine[3] = number
+    assert extent(fine, most) == "with numbers that are not finite"
