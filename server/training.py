@@ -56,7 +56,7 @@ class Arm:
         for reply in replies:
             name = self.site_of(reply.metadata.src_node_id)
             if reply.has_error() and reply.error.code == ERROR_REFUSED:
-                self.refusals[name] = reply.error.reason
+                self.refusals[name] = reply.error.reason or "no reason given"
             else:
                 self.refusals.pop(name, None)
             yield reply
