@@ -7,6 +7,7 @@ names the site, never an exception: one site never takes the federation down.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -221,6 +222,8 @@ class SiteWorker:
         if self.policy.texts == "full" or isinstance(error, Refused | Tellable):
             return sentence
         log.error("site %s: %s", self.name, sentence)
+        if {_number(error), _number(error.__cause__)} & {errno.ENOSPC, errno.EDQUOT}:
+            return "the site's disk is full"
         return f"the site cannot answer ({type(error).__name__}); its own log says why"
 
     def _name(self, instruction: Instruction, content: RecordDict) -> RecordDict:
@@ -451,6 +454,11 @@ class SiteWorker:
             arrays.update({name: initial[name] for name in missing})
         model.load(arrays)
         return model
+
+
+def _number(error: BaseException | None) -> int | None:
+    """The system's number of an error of files."""
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _instruction(message: Message) -> Instruction:

@@ -41,6 +41,8 @@ def log_to(path: Path) -> None:
     """Log everything of this process from level INFO on to ``path``, at most five files of 5 MB
     each; other libraries from WARNING on."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # On a full disk a line is lost, and nothing else.
+    logging.raiseExceptions = False
     handler = _Private(path, maxBytes=_BYTES, backupCount=_FILES - 1)
     handler.setFormatter(_Json())
     root = logging.getLogger()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedshift.client.agent.keys import make_key
 from fedshift.client.agent.status import read
@@ -138,11 +138,23 @@ class Run(threading.Thread):
         return [json.loads(line) for line in lines]
 
 
+class Place(Protocol):
+    """Where a site finds its coordinator, and keeps its own files."""
+
+    folder: Path
+    transport: str
+
+    @property
+    def port(self) -> int: ...
+
+    def enrol(self, name: str) -> Path: ...
+
+
 class SiteProcess:
     """``fedshift client`` as a process; ended by its id."""
 
     def __init__(
-        self, at: Coordinator, name: str, data: Path, *options: str, port: int | None = None
+        self, at: Place, name: str, data: Path, *options: str, port: int | None = None
     ) -> None:
         self.name, self.state = name, at.folder / f"state_{name}"
         key = at.enrol(name)
@@ -171,9 +183,8 @@ class SiteProcess:
         self.process = subprocess.Popen(
             self._command,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def works(self, on: str) -> bool:

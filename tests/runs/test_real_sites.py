@@ -234,3 +234,65 @@ def test_a_site_with_flowers_own_node_takes_part(
         finally:
             node.terminate()
             node.wait(30)
+
+
+class Served:
+    """A coordinator that is a process, as :class:`SiteProcess` needs it."""
+
+    transport = "https"
+
+    def __init__(self, folder: Path, server: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+        (folder / "ca.crt").write_bytes((server / "ca.crt").read_bytes())
+
+    def enrol(self, name: str) -> Path:
+        return self.folder / f"{name}.key"
+
+
+def test_a_server_that_is_killed_in_a_round_goes_on_with_the_same_bits(
+    tmp_path: Path, data: Path, simulated: Callable[..., Path]
+) -> None:
+    """From the command line alone, as the guide has it, with the config of a simulation."""
+    state, port = tmp_path / "server", free_port()
+    out = state / "runs" / "run"
+    made = simulated(*LONG) / "config.yaml"
+
+    def ask(*words: str) -> str:
+        told = subprocess.run(
+            [*COMMAND, *words], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert told.returncode == 0, told.stdout + told.stderr
+        return told.stdout
+
+    def serve() -> subprocess.Popen[bytes]:
+        listen = ["--listen", f"127.0.0.1:{port}", "--state", str(state)]
+        return subprocess.Popen([*COMMAND, "server", *listen], stdout=subprocess.DEVNULL)
+
+    at_state = ("--state", str(state))
+    ask("server", "keys", *at_state)
+    served = Served(tmp_path, state, port)
+    for name in SITES:
+        ask("client", "key", str(served.enrol(name)))
+        ask("server", "enroll", name, str(tmp_path / f"{name}.pub"), *at_state)
+    server = serve()
+    sites = [SiteProcess(served, name, data / name) for name in SITES]
+    try:
+        until(lambda: list(state.glob("*.sock")), 60, "the server's start")
+        who = ("--sites", ",".join(SITES), "--purpose", "a test", "--asked-by", "nobody")
+        ask("server", "submit", str(made), *who, *at_state)
+        rounds = out / "rounds.jsonl"
+        until(lambda: rounds.exists() and sites[0].works("train"), 180, "a second round")
+        server.kill()
+        server.wait(20)
+        assert len(rounds.read_text().splitlines()) < 3
+        server = serve()
+        began = time.monotonic()
+        until(lambda: ask("server", "sites", *at_state).count(" here ") == len(SITES), 60)
+        assert time.monotonic() - began < 40  # Two starts of Python are in it.
+        until((out / "cross_site.csv").exists, 240, "the run's end")
+        same_weights(out, simulated(*LONG))
+    finally:
+        for site in sites:
+            site.end()
+        server.terminate()
+        server.wait(40)
