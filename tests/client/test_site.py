@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 import subprocess
@@ -412,6 +413,29 @@ def test_an_answer_leaves_only_when_it_is_in_the_ledger(
     site = open_site()
     site.folder.ledger.mkdir()
     assert ask(site, ASKED, arrays).has_error()
+
+
+@pytest.mark.parametrize("where", ["fedshift.client.ledger.append_lines", "kept"])
+def test_a_full_disk_is_told_and_nothing_else_leaves(
+    open_site: Callable[..., Site],
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """Whether the ledger or the site's own state cannot be written."""
+    site = open_site(Policy(texts="rows"))
+    assert not ask(site, ASKED.but(action=Action.CARD)).has_error()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "kept":
+        monkeypatch.setattr("fedshift.protocol.storage.os.fsync", full)
+    else:
+        monkeypatch.setattr(where, full)
+    assert reason(ask(site, ASKED, arrays)) == "the site's disk is full"
+    monkeypatch.undo()
+    assert not ask(site, ASKED, arrays).has_error()
 
 
 def test_a_run_that_was_left_is_refused_ever_after(

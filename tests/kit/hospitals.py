@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedshift.client.agent.keys import make_key
 from fedshift.client.agent.status import read
@@ -138,23 +138,11 @@ class Run(threading.Thread):
         return [json.loads(line) for line in lines]
 
 
-class Place(Protocol):
-    """Where a site finds its coordinator, and keeps its own files."""
-
-    folder: Path
-    transport: str
-
-    @property
-    def port(self) -> int: ...
-
-    def enrol(self, name: str) -> Path: ...
-
-
 class SiteProcess:
     """``fedshift client`` as a process; ended by its id."""
 
     def __init__(
-        self, at: Place, name: str, data: Path, *options: str, port: int | None = None
+        self, at: Coordinator, name: str, data: Path, *options: str, port: int | None = None
     ) -> None:
         self.name, self.state = name, at.folder / f"state_{name}"
         key = at.enrol(name)
