@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +42,7 @@ from fedshift.server.rounds import train
 from fedshift.server.training import prepare
 from fedshift.strategies import base
 from fedshift.strategies.base import guards
+from fedshift.strategies.base.replies import arrays_of
 
 SITES = 8
 OPTIONS = (
@@ -71,7 +72,7 @@ SITE = (
 )
 LEDGER = ((ledger.Ledger, "record"),)
 
-Spent = Counter[str]
+Spent = defaultdict[str, float]
 """CPU seconds and bytes, by what they were spent on."""
 
 
@@ -87,7 +88,7 @@ def watched(spent: Spent) -> Iterator[None]:
         patches += [
             mock.patch.object(worker, "view_array", viewing(spent)),
             mock.patch.object(questions, "_digest", hashing(questions._digest, spent)),
-            mock.patch.object(base, "arrays_of", counting(base.arrays_of, spent)),
+            mock.patch(f"{base.__name__}.arrays_of", counting(arrays_of, spent)),
         ]
         for patch in patches:
             patch.start()
@@ -121,14 +122,14 @@ def looking(extent: Callable[..., Any], spent: Spent) -> Callable[..., Any]:
     return look
 
 
-def counting(arrays_of: Callable[..., Any], spent: Spent) -> Callable[..., Any]:
+def counting(call: Callable[..., Any], spent: Spent) -> Callable[..., Any]:
     """The arrays of an answer."""
 
     def count(content: RecordDict, key: str) -> Any:
         record = content.get(key)
         if isinstance(record, ArrayRecord):
             spent["update bytes"] += sum(len(array.data) for array in record.values())
-        return arrays_of(content, key)
+        return call(content, key)
 
     return count
 
@@ -159,7 +160,7 @@ def hashing(digest: Callable[..., str], spent: Spent) -> Callable[..., str]:
 
 def measured(run: Simulation) -> Spent:
     """What the rounds of a run spent."""
-    spent: Spent = Counter()
+    spent: Spent = defaultdict(float)
     with InlineGrid(run.sites, ["cpu"], threads=1) as grid:
         training = prepare(meet(grid, run.plan), run.plan)
         with watched(spent):

@@ -12,14 +12,15 @@ import torch
 from fedshift.client.policy import Policy
 from fedshift.client.simulation import LocalSites
 from fedshift.client.worker import SiteWorker
-from fedshift.protocol.flower import ConfigRecord, Message
+from fedshift.protocol.flower import ConfigRecord, Message, correct_source
 from fedshift.protocol.messages import CONFIG, Instruction, answer
 from fedshift.runs.config import load
 from fedshift.sites import DataSettings, load_federation
 
 
 class Scripted(SiteWorker):
-    """Does in round 1 what its site is called: dies, or hangs for a while."""
+    """Does in round 1 what its site is called: dies, raises an error, hangs for a while, or poses
+    as the site at node 2."""
 
     def handle(self, message: Message) -> Message:
         record = message.content[CONFIG]
@@ -27,6 +28,12 @@ class Scripted(SiteWorker):
         number = Instruction.from_record(record).round
         if self.name == "dies" and number == 1:
             os._exit(7)
+        if self.name == "raises" and number == 1:
+            raise RuntimeError("not caught at the site")
+        if self.name == "poses" and number == 1:
+            posing = Message(answer("a"), reply_to=message)
+            correct_source(posing, 2)
+            return posing
         if self.name == "hangs" and number == 1:
             time.sleep(1.2)
         with (self.folder.parent / "order.txt").open("a") as file:

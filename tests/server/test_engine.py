@@ -34,6 +34,7 @@ from fedshift.runs.config import load
 from fedshift.server.app import _tell_notes
 from fedshift.server.engines.devices import CONTEXT_BYTES, place, useful_workers
 from fedshift.server.engines.inline import InlineGrid
+from fedshift.server.exchange import exchange
 from fedshift.server.federation import Sites, find
 from fedshift.server.progress import Silent
 from fedshift.sites import DataSettings, load_federation
@@ -87,6 +88,20 @@ def test_a_worker_that_dies_costs_only_its_site(pool: Callable[..., InlineGrid])
         assert failed == ({"dies"} if number == 1 else set())
         if number == 1:
             assert replies["dies"].error.reason == "the worker process ended with code 7"
+
+
+def test_behind_several_workers_a_hostile_site_is_itself_and_costs_no_other(
+    pool: Callable[..., InlineGrid],
+) -> None:
+    grid = pool("a", "b", "poses", "raises")
+    nodes, _ = find(grid, Instruction(action=Action.NAME, seed=0))
+    assert list(nodes) == ["a", "b", "poses", "raises"]
+    names = {node: name for name, node in nodes.items()}
+    for number in (1, 2):
+        replies = list(exchange(grid, ask(grid, number, nodes), None))
+        assert [names[reply.metadata.src_node_id] for reply in replies] == sorted(nodes)
+        failed = [reply.error.reason for reply in replies if reply.has_error()]
+        assert failed == (["the worker process ended with code 1"] if number == 1 else [])
 
 
 def test_a_worker_killed_while_idle_costs_nothing(pool: Callable[..., InlineGrid]) -> None:
