@@ -14,11 +14,11 @@ from rich.table import Table
 
 from fedshift import UserError
 from fedshift.cli.console import PlainConsole
+from fedshift.protocol.allocator import few_arenas
 from fedshift.runs.serve import (
     Server,
     ServeSettings,
     changed,
-    few_arenas,
     make_keys,
     owned,
     renew,

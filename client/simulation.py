@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import torch
 from fedshift.client import ledger
 from fedshift.client.policy import Policy
 from fedshift.client.worker import SiteWorker
+from fedshift.protocol.allocator import keep_freed
 from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import keep_lines
 from fedshift.sites import DataSettings, open_site, pooled_site, survey
@@ -23,8 +23,6 @@ from fedshift.sites.types import Federation, SiteData
 
 _OPEN_SITES = 16
 """How many sites a process keeps open: memory must not grow with the federation."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Parameters of ``mallopt(3)``."""
 
 
 @dataclass(frozen=True)
@@ -110,26 +108,11 @@ class LocalSites:
         return "".join(parts)
 
 
-def _keep_freed_memory() -> None:
-    """Let this process keep up to 64 MiB that it freed, for its next training step.
-
-    By default glibc hands a step's activations back to the system as they are freed and takes them
-    page by page in the next step, which is near a tenth of a step's time on a CPU. Elsewhere than
-    with glibc nothing is changed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # The most that glibc itself would come to, and both, since one of them set fixes the other
-        # at a start of 128 KiB.
-        mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-
-
 class OpenSites:
     """The workers a process has open, the least recently used closed first."""
 
     def __init__(self, sites: LocalSites, device: torch.device) -> None:
-        _keep_freed_memory()
+        keep_freed()
         self.sites = sites
         self.device = device
         self._workers: OrderedDict[str, SiteWorker] = OrderedDict()

@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-_BYTES = 5_000_000
+from fedshift.protocol.words import visible
+
+_BYTES = 10 * 2**20
 _FILES = 5
-_QUIET = ("flwr", "httpx", "httpcore", "uvicorn", "asyncio", "grpc")
 
 
-class _Json(logging.Formatter):
+class _Lines(logging.Formatter):
+    """A line of JSON a record."""
+
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
+        line = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "from": record.name,
-            "said": record.getMessage(),
+            "told": visible(record.getMessage()),
         }
         if record.exc_info:
-            entry["trace"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
 
 
 class _Private(RotatingFileHandler):
@@ -37,20 +42,21 @@ class _Private(RotatingFileHandler):
         )
 
 
-def log_to(path: Path) -> None:
-    """Log everything of this process from level INFO on to ``path``, at most five files of 5 MB
-    each; other libraries from WARNING on."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Within it, what is logged goes to ``path`` and at most four older files of 10 MiB: all of
+    fedshift from level INFO on, of others what went wrong."""
     # On a full disk a line is lost, and nothing else.
     logging.raiseExceptions = False
     handler = _Private(path, maxBytes=_BYTES, backupCount=_FILES - 1)
-    handler.setFormatter(_Json())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    for name in _QUIET:
-        logger = logging.getLogger(name)
-        # Flower's has a handler of its own, which writes to the terminal.
-        logger.handlers.clear()
-        logger.setLevel(logging.WARNING)
-        logger.propagate = True
+    handler.setFormatter(_Lines())
+    for name, level in (("fedshift", logging.INFO), ("flwr", logging.WARNING)):
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("flwr").handlers.clear()  # Its own writes to the terminal.
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with suppress(OSError):
+            handler.close()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import logging
 import os
 import re
 import time
 from collections import deque
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from fedshift import UserError
 from fedshift.protocol.lock import alone_in
-from fedshift.protocol.words import visible
+from fedshift.protocol.logs import logged_to
 from fedshift.runs.submitted import Deploy, Runs
 from fedshift.runs.watching import Tell, silent
 from fedshift.server.fleet import control, keys
@@ -33,10 +29,6 @@ from fedshift.server.report.live import LivePage, LiveRun, LiveSite, Refused
 log = logging.getLogger("fedshift.server")
 
 _KEPT_REFUSALS = 50
-_LOG_BYTES = 10 * 2**20
-_LOG_FILES = 5
-_ARENAS = -8
-"""glibc's M_ARENA_MAX."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +82,11 @@ class Server:
         private(self.state)
         stack.enter_context(
             alone_in(
-                self.state, "another server runs with {}; stop it or choose another --state DIR"
+                self.state,
+                f"another server runs with {self.state}; stop it or choose another --state DIR",
             )
         )
-        stack.enter_context(_Logged(self.state / "server.jsonl"))
+        stack.enter_context(logged_to(self.state / "server.jsonl"))
         files = {
             "certificate": self.state / "server.crt",
             "key": self.state / "server.key",
@@ -221,47 +214,6 @@ def loopback(text: str) -> tuple[str, int]:
             "alone; give a port, and reach it from elsewhere through `ssh -L`"
         )
     return host, port
-
-
-def few_arenas() -> None:
-    """Keep the allocator of glibc to two arenas: with one for each thread, the memory of a server
-    grows for days. Other systems have none."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_ARENAS, 2)
-
-
-class _Lines(logging.Formatter):
-    """A line of JSON a record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "from": record.name,
-            "told": visible(record.getMessage()),
-        }
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-class _Logged(AbstractContextManager[None]):
-    """While it is open, what is logged goes to a rotating file: of fedshift all, of others what
-    went wrong."""
-
-    def __init__(self, path: Path) -> None:
-        self._handler = RotatingFileHandler(
-            path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
-        )
-        self._handler.setFormatter(_Lines())
-
-    def __enter__(self) -> None:
-        log.setLevel(logging.INFO)
-        logging.getLogger().addHandler(self._handler)
-
-    def __exit__(self, *exception: object) -> None:
-        logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
 
 
 def make_keys(state: Path, hosts: list[str]) -> None:

@@ -18,7 +18,7 @@ from fedshift.client.agent.frames import Outbox
 from fedshift.client.agent.options import SiteOptions
 from fedshift.client.agent.status import StatusFile
 from fedshift.protocol.lock import alone_in
-from fedshift.protocol.logs import log_to
+from fedshift.protocol.logs import logged_to
 
 
 def run_site(
@@ -32,8 +32,7 @@ def run_site(
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     signer = Signer(address.key)
     busy = f"another agent uses {state}; one serves a site, stop it or name another --state"
-    with alone_in(state, busy) as lock:
-        log_to(state / "agent.log")
+    with alone_in(state, busy) as lock, logged_to(state / "agent.log"):
         child = Child(
             [
                 sys.executable,

@@ -12,14 +12,16 @@ import torch
 from fedshift.client.agent import child
 from fedshift.client.agent.site import Site
 from fedshift.client.policy import Policy
-from fedshift.protocol.logs import log_to
+from fedshift.protocol.allocator import few_arenas, keep_freed
+from fedshift.protocol.logs import logged_to
 
 
 def main() -> None:
     """Answer the parent's messages until it closes the channel."""
     settings = json.loads(sys.argv[1])
     state = Path(settings["state"])
-    log_to(state / "worker.log")
+    few_arenas()
+    keep_freed()
     device = settings["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,7 +35,7 @@ def main() -> None:
         amp=settings["amp"],
         threads=settings["threads"],
     )
-    with socket.socket(fileno=int(sys.argv[2])) as channel:
+    with logged_to(state / "worker.log"), socket.socket(fileno=int(sys.argv[2])) as channel:
         child.serve(channel, site.handle)
 
 

@@ -161,7 +161,11 @@ def test_what_a_run_says_of_itself_is_read_strictly(key: str, value: Any) -> Non
         ({"hours": "08:00-11:59"}, {}, "works from 08:00 to 11:59 (policy.hours)"),
         ({"max_array_mb": 0.001}, {}, "exceeds the site's limit of 0.001 MB (policy.max_array_mb)"),
         ({}, {"run": ""}, "the request is of no run"),
-        ({}, {"task": {**ASKED.task, "parts": ["other"]}}, "other parts than its data.labels"),
+        (
+            {},
+            {"action": Action.CARD, "task": {**ASKED.task, "parts": ["other"]}},
+            "other parts than its data.labels",
+        ),
         ({}, {"task": {**ASKED.task, "name": "cooking"}}, "task=cooking"),
     ],
 )

@@ -158,7 +158,7 @@ def test_two_runs_share_one_agent(deployment: Deployment, simulated: Callable[..
     assert len(json.loads(asked.stdout)["runs"]) == 2
 
 
-@pytest.mark.parametrize("seconds", [30, 60])
+@pytest.mark.parametrize("seconds", [30, pytest.param(60, marks=pytest.mark.long)])
 def test_a_line_that_is_cut_is_mended_and_the_run_completes(
     deployment: Deployment, seconds: int
 ) -> None:

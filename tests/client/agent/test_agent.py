@@ -257,7 +257,7 @@ def test_an_agent_whose_key_is_revoked_is_told_and_ends(federation: Federation) 
     agent, _, _ = federation.agent()
     thread = federation.start(agent)
     name = federation.push()
-    federation.hub.revoke(federation.signer.public)
+    federation.hub.revoke(federation.hub.peers[0].id)
     thread.join(15)
     assert not thread.is_alive() and "revoked" in agent.status.problem
     assert federation.pull(name).has_error()
