@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kit.hospitals import COMMAND, Coordinator, Line, Run, SiteProcess, config, free_port, until
 
@@ -107,6 +108,11 @@ def test_a_deployed_run_has_the_bits_of_the_simulated_one(
         for name in SITES:
             deployment.start(name)
         out = deployment.run("run", "strategy=fedbn").end()
+        for site in deployment.sites:
+            parent = psutil.Process(site.process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                held = process.net_connections("inet")
+                assert not any(each.status == psutil.CONN_LISTEN for each in held)
         same_weights(out, simulated("strategy=fedbn"))
         assert (out / "report.html").exists() and (out / "cross_site.csv").exists()
         assert not deployment.coordinator.refused

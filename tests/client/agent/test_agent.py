@@ -3,6 +3,8 @@ sent again, and what is left when either end stops."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -155,6 +157,8 @@ def test_a_message_is_answered_in_few_requests(federation: Federation) -> None:
     assert wire.calls.count("PullMessages") <= 2
     assert len([call for call in wire.calls if call != "SendNodeHeartbeat"]) <= 20
     assert not federation.hub._sent and not federation.hub._objects
+    # Whatever app a coordinator has to offer, it is never asked for.
+    assert not {"GetRun", "GetFab"} & {*wire.calls}
 
 
 def test_of_a_model_that_comes_again_no_chunk_is_fetched_again(federation: Federation) -> None:
@@ -328,6 +332,18 @@ def test_a_damaged_reply_in_the_outbox_is_dropped(federation: Federation) -> Non
     federation.start(agent)
     assert value(federation.pull(federation.push(1.0))) == 2.0
     assert not list((federation.folder / "outbox").glob("abc*"))
+
+
+def test_the_parent_has_no_torch() -> None:
+    """It stays small, and no array of a coordinator is read in the process that it reaches."""
+    program = (
+        "import sys; import fedshift.client.agent.run, fedshift.cli.client; "
+        "print({'torch', 'fedshift.client.worker'} & sys.modules.keys())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "set()"
 
 
 def test_a_full_disk_costs_no_reply(
