@@ -26,7 +26,7 @@ from fedshift.protocol.words import some
 from fedshift.runs.checking import settle_told
 from fedshift.runs.config import Config, shipped
 from fedshift.runs.federation import data_settings
-from fedshift.runs.folder import IDENTITY, open_folder
+from fedshift.runs.folder import open_folder
 from fedshift.runs.plugins import own_settings
 from fedshift.runs.settings import RunSettings
 from fedshift.runs.simulate import FOLDS, folds, gone_on_with, in_turn
@@ -36,7 +36,7 @@ from fedshift.server import checkpoint, report, tracking
 from fedshift.server.app import coordinate
 from fedshift.server.federation import Sites, answered, find
 from fedshift.server.plan import RunPlan
-from fedshift.server.record import read_cards, read_rounds
+from fedshift.server.record import IDENTITY, read_cards, read_rounds
 from fedshift.sites import Summary, survey
 from fedshift.sites.labels import form_of
 from fedshift.sites.settings import AUTO, OF_A_RUN

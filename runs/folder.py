@@ -15,10 +15,7 @@ from fedshift.runs.config import Config, completed
 from fedshift.runs.plugins import method_settings
 from fedshift.runs.stored import read_config
 from fedshift.server import checkpoint, tracking
-from fedshift.server.record import read_rounds, untrained
-
-IDENTITY = "identity.json"
-"""Under what name a deployed run is known to its sites, from before it began to its end."""
+from fedshift.server.record import IDENTITY, read_rounds, untrained
 
 _BEGUN = {
     "config.yaml",

@@ -8,6 +8,10 @@ from typing import Any
 from fedshift.protocol.cards import MethodCard, SiteCard
 from fedshift.protocol.storage import read_json, read_json_lines
 
+IDENTITY = "identity.json"
+"""Under what name a deployed run is known to its sites, from before it began to its end; the run
+folder of a simulation has none."""
+
 
 def read_cards(path: Path) -> list[SiteCard] | None:
     """The site cards of a run's ``sites.json``, None before there is one; raises

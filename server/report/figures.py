@@ -301,6 +301,8 @@ def curves(run: Run) -> Figure:
         axes.set_ylabel(run.headline.unit)
     for index, axes in enumerate(grid):
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(rounds) == 1:  # Around one round there is no other whole number.
+            axes.set_xticks(rounds)
         if index + columns >= len(means) + len(panels):  # Nothing is drawn below.
             axes.set_xlabel("round")
     for axes in grid[len(means) + len(panels) :]:

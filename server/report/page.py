@@ -208,9 +208,14 @@ def _examples(run: Run) -> str:
     return section(
         "Examples",
         '<p class="lead">Test slices with the truth and with what the models predict. They are '
-        "drawn where the images are and never leave the site; this page shows them because the "
-        f"federation was simulated on one machine.{more}</p>{shown}",
+        f"drawn where the images are and never leave the site{_because(run)}.{more}</p>{shown}",
     )
+
+
+def _because(run: Run) -> str:
+    if run.deployed:
+        return ""
+    return "; this page shows them because the federation was simulated on one machine"
 
 
 def _config(run: Run) -> str:

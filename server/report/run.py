@@ -18,7 +18,7 @@ from fedshift.protocol.messages import POOLED
 from fedshift.protocol.storage import read_json, read_json_lines, read_yaml
 from fedshift.protocol.words import count, some
 from fedshift.server.advice.rules import Evidence, advise
-from fedshift.server.record import read_method, read_rounds
+from fedshift.server.record import IDENTITY, read_method, read_rounds
 from fedshift.server.report.matrix import Matrix
 from fedshift.server.report.words import Model, counting_words, format_time, model_key, model_label
 from fedshift.server.shift import NO_DISTANCES
@@ -142,6 +142,11 @@ class Run:
     def undrawn(self) -> tuple[str, ...]:
         """A sentence for every picture that could not be drawn."""
         return tuple(read_json(self.folder / "figures" / "undrawn.json", _sentences) or ())
+
+    @cached_property
+    def deployed(self) -> bool:
+        """Whether the sites were real ones, and not of a simulation."""
+        return (self.folder / IDENTITY).exists()
 
     @cached_property
     def egress(self) -> dict[str, dict[str, Sent]]:

@@ -260,7 +260,7 @@ def test_a_run_without_validation_says_what_is_not_done(
     said = "north, south: data.split leaves nothing for validation"
     assert said in outcome.out
     assert said.replace(": data", "</b>: data") in (tmp_path / "run" / "report.html").read_text()
-    assert "nothing was validated" in (tmp_path / "run" / "report.html").read_text()
+    assert "no site told what it reaches" in (tmp_path / "run" / "report.html").read_text()
     (line,) = map(json.loads, (tmp_path / "run" / "rounds.jsonl").read_text().splitlines())
     assert "val_dice" not in line["sites"]["north"]
     asked = (tmp_path / "run" / "egress.jsonl").read_text()

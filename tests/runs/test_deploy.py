@@ -308,6 +308,9 @@ def test_a_run_waits_until_it_is_approved(example: dict[str, Path], tmp_path: Pa
     )
     page = (tmp_path / "run" / "report.html").read_text()
     assert "they could be drawn at the sites alone" in page
+    # Nothing of a simulation is said of real sites.
+    assert "in a ledger of its own" in page and "The ledger is empty" not in page
+    assert "simulated" not in page
     assert sum("waiting for approval" in sentence for sentence in told) == 1
     assert (tmp_path / "run" / "cross_site.csv").exists()
 

@@ -17,6 +17,8 @@ MAX_MISSING = 20
 def egress(run: Run, figures: Mapping[str, bytes]) -> str:
     if run.in_turn:
         return ""
+    if run.deployed:
+        return _received(run)
     if not run.egress:
         return section("What left each site", "<p>The ledger is empty.</p>")
     purposes = sorted({purpose for sent in run.egress.values() for purpose in sent})
@@ -55,6 +57,27 @@ def egress(run: Run, figures: Mapping[str, bytes]) -> str:
         f'<th scope="col" class="text">what</th></tr></thead><tbody>{"".join(lines)}</tbody>'
         f'<tfoot><tr><th scope="row">all</th>{foot}<td>{records:,}</td>'
         f"<td>{format_bytes(sum(totals.values()))}</td><td></td></tr></tfoot></table></div>{picture}",
+    )
+
+
+def _received(run: Run) -> str:
+    """Of real sites: what came to the coordinator; each keeps its own ledger of what left it."""
+    came: dict[str, int] = {}
+    for line in run.rounds:
+        for arm in (line, *line["baselines"].values()):
+            for site, told in arm["sites"].items():
+                came[site] = came.get(site, 0) + told["bytes_up"]
+    rows = "".join(
+        f'<tr><th scope="row">{escape(site)}</th><td>{format_bytes(came[site])}</td></tr>'
+        for site in sorted(came)
+    )
+    return section(
+        "What left each site",
+        '<p class="lead">Each site notes everything that leaves it in a ledger of its own, which '
+        "stays there (<code>fedshift client ledger</code> checks it). In training and validation "
+        "the coordinator received:</p>"
+        '<div class="scroll"><table><thead><tr><th scope="col">site</th>'
+        f'<th scope="col">received</th></tr></thead><tbody>{rows}</tbody></table></div>',
     )
 
 

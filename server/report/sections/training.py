@@ -32,7 +32,8 @@ def training(run: Run, figures: Mapping[str, bytes]) -> str:
         "Each site's validation split after every round: the federated model, the model that the "
         "site trains alone, and the pooled one where it was trained."
         if run.validation[run.main_arm]
-        else "The training loss alone: nothing was validated.",
+        else "The training loss alone: no site told what it reaches on its validation split "
+        "(validate_every, or the sites' policies).",
     )
     if run.simulated:
         bars = figure(
