@@ -371,10 +371,22 @@ def _normalised(counts: np.ndarray) -> np.ndarray:
 
 
 def _missing(sent: Statistics) -> list[str]:
-    """One sentence for each set of sites that lacks the same statistics."""
+    """One sentence for each set of sites that lacks the same statistics; of one site alone nothing
+    can be missing."""
+    if len(sent) < 2:
+        return []
+    # These are answers to a question that takes two sites: one alone able to answer got none.
+    able = {
+        names.FOURIER_MEANS: [site for site in sorted(sent) if names.FEATURE_MEAN in sent[site]],
+        names.DOMAIN_COUNTS: _divisible(sent),
+    }
     lacking: dict[tuple[str, ...], list[str]] = {}
     for metric, needs in _NEEDS.items():
-        sites = tuple(s for s in sorted(sent) if any(name not in sent[s] for name in needs))
+        sites = tuple(
+            site
+            for site in sorted(sent)
+            if any(name not in sent[site] and able.get(name) != [site] for name in needs)
+        )
         if sites:
             lacking.setdefault(sites, []).append(metric)
     return [

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedshift.server.comparison.figures.looks import legend, looks
 from fedshift.server.comparison.ranking import Result
@@ -38,8 +39,12 @@ def trade_off(result: Result) -> Figure:
         amounts = [row.bytes for row in scored if row.bytes > 0]
         if max(amounts) > 20 * min(amounts):
             grid[1].set_xscale("log")
+            grid[1].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            # Of their own small ticks have labels, too, written in TeX.
+            grid[1].xaxis.set_minor_formatter(NullFormatter())
+        else:
+            grid[1].locator_params(axis="x", nbins=5)
         grid[1].xaxis.set_major_formatter(lambda value, _: format_bytes(value))
-        grid[1].locator_params(axis="x", **({} if grid[1].get_xscale() == "log" else {"nbins": 5}))
         grid[1].set_xlabel("sent in a whole run, to the sites and back")
     legend(figure, scored)
     return figure

@@ -52,7 +52,8 @@ def shift(run: Run, figures: Mapping[str, bytes]) -> str:
         return ""
     title = "How far apart the sites are, and what it costs"
     if not run.shift:
-        return section(title, "<p>No shift between sites was measured.</p>")
+        why = ": there is one site, and shift is between two" if len(run.sites) == 1 else ""
+        return section(title, f"<p>No shift between sites was measured{why}.</p>")
     advice = f"<p>{escape(run.advice)}</p>" if run.advice else ""
     told = f'<p class="lead">{escape(run.shift_told)}</p>' if run.shift_told else ""
     if not run.correlations:

@@ -26,6 +26,7 @@ from fedshift.server import comparison
 from fedshift.server.comparison import statistics, training
 from fedshift.server.comparison.cells import Cell
 from fedshift.server.comparison.figures import draw_all
+from fedshift.server.comparison.figures.curves import trade_off
 from fedshift.server.comparison.page import page
 from fedshift.server.comparison.ranking import Result, Standing, rank
 from fedshift.server.comparison.read import (
@@ -872,6 +873,23 @@ def test_the_files_and_that_they_are_the_same_again(built: Built) -> None:
     }
     comparison.build(out, cells, "strategy=fedavg")
     assert files_of(out) == before
+
+
+def test_traffic_of_many_scales_is_labelled_in_bytes_alone(built: Built) -> None:
+    """Small ticks of a logarithmic axis have a formatter of their own, which writes TeX."""
+    for least, most in ((1e7, 2.5e8), (3e7, 8e8), (2e4, 3e9)):
+        amounts = itertools.cycle((least, most))
+        standings = tuple(replace(row, bytes=next(amounts)) for row in built[2].standings)
+        drawn = trade_off(replace(built[2], standings=standings))
+        axis = drawn.axes[1].xaxis
+        drawn.draw_without_rendering()
+        low, high = axis.get_view_interval()
+        major = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        shown = [tick.label1.get_text() for tick in (*major, *axis.get_minor_ticks())]
+        shown = [text for text in shown if text]
+        assert 2 <= len(shown) <= 12 and all(re.fullmatch(r"[\d.]+ [kMG]?B", t) for t in shown), (
+            shown
+        )
 
 
 def test_the_csv_holds_what_was_ranked(built: Built) -> None:
