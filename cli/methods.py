@@ -49,7 +49,7 @@ def list_tasks() -> None:
     (methods, broken), (tasks, others) = METHODS.usable(), TASKS.usable()
     for name, task in tasks.items():
         serving = [method for method, cls in methods.items() if cls.serves(task)]
-        table.add_row(name, _headline(task), task.form, ", ".join(serving))
+        table.add_row(name, task.title, task.form, ", ".join(serving))
     console = PlainConsole()
     console.print(table)
     console.print(

@@ -85,7 +85,7 @@ def test_the_guide_to_a_new_method(run: Run, tmp_path: Path) -> None:
 
 def test_the_guide_to_a_new_task(run: Run, tmp_path: Path) -> None:
     printed = run("adding_a_task.md", "")
-    assert re.search(r"area +Areas: how large .* mask +supervised", printed)
+    assert re.search(r"area +area measurement +mask +supervised", printed)
     assert "3 passed" in printed
     folder = tmp_path / "fedshift" / "runs" / "area"
     page = (folder / "report.html").read_text()
