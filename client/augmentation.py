@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -69,6 +70,9 @@ class Augmentation:
       ``windowing``. Projecting needs air to count as nothing, and images are normalised before.
     """
 
+    NODE: ClassVar[str] = "augmentation"
+    """Where its settings stand in a config."""
+
     affine: bool = True
     flip: bool = False
     intensity: float = setting(0.0, at_least=0.0, at_most=1.0)
@@ -83,7 +87,7 @@ class Augmentation:
         """Raise :class:`fedshift.UserError` unless pixel values rise with Hounsfield units."""
         if self.hu_at_1 <= self.hu_at_0:
             raise UserError(
-                f"method.augmentation.hu_at_1={self.hu_at_1:g} must be above "
+                f"augmentation.hu_at_1={self.hu_at_1:g} must be above "
                 f"hu_at_0={self.hu_at_0:g}: they are the Hounsfield units of pixel values 1 and 0"
             )
 
@@ -143,7 +147,7 @@ class Augmentation:
         if height != width:
             raise UserError(
                 f"augmentation=fbp needs square slices, not {height} x {width}; set "
-                "method.augmentation.fbp=0"
+                "augmentation.fbp=0"
             )
         chance, kind, place_a, place_b = torch.rand(4, count, generator=generator)
         a, b = (

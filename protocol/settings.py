@@ -28,8 +28,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
 
     Fields may be bool, int, float, str, a ``Literal`` of strings, ``tuple[X, ...]``, a union of
     these or ``None``, or a dataclass of such fields. ``key`` is where ``values`` stands in the
-    config. Raises :class:`fedshift.UserError` for an unknown key (with the nearest names), a wrong
-    type, a value out of range or not finite, and a field left out that has no default.
+    config; a dataclass with a ``NODE`` stands there, whatever it is a field of.
+    Raises :class:`fedshift.UserError` for an unknown key (with the nearest names), a wrong type, a
+    value out of range or not finite, and a field left out that has no default.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
@@ -64,7 +65,7 @@ def _checked(kind: Any, value: Any, key: str, bounds: tuple[float, float]) -> An
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise UserError(f"{key} must be a group of settings, not {value!r}")
-        return from_mapping(kind, value, key)  # type: ignore[arg-type]
+        return from_mapping(kind, value, getattr(kind, "NODE", key))  # type: ignore[arg-type]
     if origin in (Union, UnionType):
         return _one_of(inner, value, key, bounds)
     if origin is tuple:

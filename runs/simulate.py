@@ -23,7 +23,7 @@ from fedshift.runs.federation import open_federation
 from fedshift.runs.folder import open_folder
 from fedshift.runs.plugins import own_settings
 from fedshift.runs.settings import EngineSettings, RunSettings, output_folder
-from fedshift.runs.stored import build_plan, read_config
+from fedshift.runs.stored import build_plan, check_training, read_config
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
 from fedshift.server import checkpoint, report, tracking
 from fedshift.server.record import read_method, read_rounds
@@ -66,6 +66,7 @@ def run(
     check_links(out)
     if not checked:
         config, before = gone_on_with(out, config)
+        check_training(config, open_federation(config)[0].parts)
         config = settle(config, tell, before)
     if config["protocol"] == "together":
         run_folder(out, config, tell, watch, drawn=drawn)

@@ -19,7 +19,7 @@ from fedshift.protocol.storage import check_links, read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
-from fedshift.runs.plugins import rules_of, told_settings
+from fedshift.runs.plugins import AUGMENTATION, method_settings, rules_of, told_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
@@ -79,13 +79,24 @@ def read_config(path: Path) -> Config:
     return config
 
 
+def check_training(config: Config, structures: tuple[str, ...]) -> None:
+    """Raise :class:`UserError` for wrong settings of the method or the task, and for what the one
+    cannot do of the other; no image is needed."""
+    METHODS.named(config["method"]["name"]).check_serves(TASKS.named(config["task"]["name"]))
+    method = METHODS.build(method_settings(config))
+    task = TASKS.build(task_settings(config, structures))
+    mirrors = getattr(getattr(method, AUGMENTATION, None), "flip", False)
+    if mirrors and (why := task.unmirrored()):
+        raise UserError(why)
+
+
 def build_plan(out: Path, config: Config, structures: tuple[str, ...], identity: str) -> RunPlan:
     """What the coordinator needs to know of the run that ``config`` describes.
 
     Raises :class:`UserError` for wrong settings, for a method that does not serve the task, and for
     a strategy whose local rules are not known."""
     settings = RunSettings.from_config(config)
-    METHODS.named(config["method"]["name"]).check_serves(TASKS.named(config["task"]["name"]))
+    check_training(config, structures)
     asked = config["strategy"]
     baselines = [name for name in settings.baselines if name != asked["name"]]
     arms = [asked, *({"name": name} for name in baselines)]

@@ -99,6 +99,11 @@ class Task(ABC):
     def warp(self, labels: torch.Tensor, theta: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """See :class:`Warp`."""
 
+    def unmirrored(self) -> str:
+        """Why nothing says what a label is in a mirrored image, and what to do; empty where it is
+        known."""
+        return ""
+
     @abstractmethod
     def validate(self, case: Case, predict: Predict) -> float:
         """The headline of a labelled ``case``, quick and on the network's grid: for curves."""

@@ -89,18 +89,23 @@ class Landmarks(HeatmapTask):
         ]
         return (Measure("radial_error_mm", "radial error", "lower", "mm", low=0), *rates)
 
+    def unmirrored(self) -> str:
+        if self.mirror_pairs is not None or len(self.parts) < 2:
+            return ""
+        return (
+            "augmentation mirrors images: say with task.mirror_pairs=[LEFT:RIGHT,...] which "
+            "landmarks change names then ([] for none), or set augmentation.flip=false"
+        )
+
     def warp(self, labels: torch.Tensor, theta: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Raises :class:`fedshift.UserError` for a mirrored image where ``mirror_pairs`` is null
-        and there are several landmarks."""
+        """Raises :class:`fedshift.UserError` for a mirrored image where that has several landmarks
+        and ``mirror_pairs`` is null."""
         moved = super().warp(labels, theta, size)
         mirrored = theta[:, :, :2].det() < 0
         if not mirrored.any():
             return moved
-        if self.mirror_pairs is None and len(self.parts) > 1:
-            raise UserError(
-                "augmentation mirrors images: say with task.mirror_pairs=[LEFT:RIGHT,...] which "
-                "landmarks change names then ([] for none), or set augmentation.flip=false"
-            )
+        if why := self.unmirrored():
+            raise UserError(why)
         order = moved.new_tensor(self._mirrored).long()
         renamed = moved[:, order]
         renamed[..., 2] = moved[..., 2]

@@ -116,3 +116,27 @@ def test_a_radius_wider_than_neighbours_is_told_on_terminal_and_page(
     said = "task.radius_mm=14 is more than half the median distance between neighbouring points"
     assert told.code == 0 and said in " ".join((told.out + told.err).split())
     assert said in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right", "said"),
+    [
+        ("augmentation.flip", "0.5", "false", "augmentation.flip must be of type bool, not 0.5"),
+        ("augmentation.hu_at_1", "-1000", "100", "augmentation.hu_at_1=-1000 must be above"),
+        ("method.width", "8.5", "4", "method.width must be of type int, not 8.5"),
+        ("augmentation.flip", "true", "false", "augmentation mirrors images: say with task.mirror"),
+    ],
+)
+def test_wrong_settings_are_told_before_an_image_is_looked_at(
+    dots: Tables, command: Callable[..., Any], key: str, wrong: str, right: str, said: str
+) -> None:
+    dots.write("L.tsv", "path a_x a_y b_x b_y", "A0.png 90 3 1 1", "A1.png 4 4 1 1")
+    given = [text for text in overrides(dots, "landmarks", "L.tsv") if text != "baselines=[]"]
+    out = f"out={dots.folder / 'out'}"
+    commands = {"simulate": [out], "explain": [], "compare": [out]}
+    if wrong == "true":
+        del commands["compare"]  # whose cells share what was looked at
+    for name, more in commands.items():
+        told = command(name, *given, f"{key}={wrong}", *more)
+        assert told.code == 2 and told.err.startswith(f"fedshift: {said}"), told.err
+    assert command("explain", *given, f"{key}={right}").code == 0
