@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # A strict editable install links each file, so it is made again when files come or go.
-FILES := $(shell find . -name '*.py' -o -name '*.yaml' -o -name 'page.*' | grep -v '^./\(\.\|build\)' | sort | cksum | cut -d' ' -f1)
+FILES := $(shell find . -name '*.py' -o -name '*.yaml' -o -name 'page.*' -o -path './client/*/*/*' -o -path './strategies/*/*' | grep -v '^./\(\.\|build\)\|__pycache__' | sort | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/installed-$(FILES)
 
 .PHONY: demo test test-long check reproduce install clean

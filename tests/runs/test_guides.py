@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,30 +24,44 @@ Run = Callable[[str, str], str]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Write the files of a page where it says, and run its commands and, after the text ``before``,
-    the Python that it would have typed; returns what was printed."""
+    the Python that it would have typed; returns what was printed.
+
+    The copy is installed as a user's is: a new file is there once ``make install`` ran again. What
+    it depends on is the tests' own."""
     code = tmp_path / "fedshift"
-    left = shutil.ignore_patterns(".*", "build", "runs", "demo", "*.egg-info", "__pycache__")
+    left = shutil.ignore_patterns(".*", "build", "demo", "*.egg-info", "__pycache__")
     for name in ("client", "configs", "papers", "protocol", "server", "sites", "strategies", "cli"):
         shutil.copytree(ROOT / name, code / name, ignore=left)
     shutil.copytree(ROOT / "tests" / "kit", code / "tests" / "kit")
     (code / "runs").mkdir()
-    for path in (*(ROOT / "runs").glob("*.py"), ROOT / "__init__.py", ROOT / "pyproject.toml"):
-        shutil.copy(path, code / path.relative_to(ROOT))
+    for path in (*(ROOT / "runs").glob("*.py"), *ROOT.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, code / path.relative_to(ROOT))
+    bins = code / ".venv" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bins.parent], check=True)
+    own = next((bins.parent / "lib").glob("*/site-packages"))
+    (own / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
     asked = {
         **os.environ,
-        "PYTHONPATH": str(tmp_path),
+        "PATH": f"{bins}{os.pathsep}{os.environ['PATH']}",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # which pip reads as --no-build-isolation
         "FEDSHIFT_CACHE": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }
+    asked.pop("PYTHONPATH", None)
 
-    def python(*arguments: str) -> str:
+    def typed(*command: str | Path) -> str:
         done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=code, env=asked, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+            command, cwd=code, env=asked, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    typed("make", "install")
+    # What the tests brought along has modules and no commands there.
+    known = {"make": ("make",), "pytest": (bins / "python", "-m", "pytest")}
 
     def follow(page: str, before: str) -> str:
         printed = ""
@@ -55,13 +70,11 @@ def run(tmp_path: Path) -> Run:
                 (code / name).parent.mkdir(parents=True, exist_ok=True)
                 (code / name).write_text(text)
             elif language == "python":
-                printed += python("-c", before + text)
+                printed += typed(bins / "python", "-c", before + text)
             elif not language:
                 for line in text.splitlines():
                     command, *options = shlex.split(line, comments=True)
-                    module = {"fedshift": "from fedshift.cli import main; main()"}
-                    how = ("-c", module[command]) if command in module else ("-m", command)
-                    printed += python(*how, *options)
+                    printed += typed(*known.get(command, (bins / command,)), *options)
         return printed
 
     return follow
