@@ -19,7 +19,7 @@ from fedshift.protocol.storage import check_links, read_yaml
 from fedshift.runs import earlier, provenance
 from fedshift.runs.config import Config
 from fedshift.runs.federation import data_settings, task_settings
-from fedshift.runs.plugins import AUGMENTATION, method_settings, rules_of, told_settings
+from fedshift.runs.plugins import AUGMENTATION, rules_of, told_settings
 from fedshift.runs.settings import EngineSettings, RunSettings
 from fedshift.server import checkpoint
 from fedshift.server.cross_site import ModelRef, finished_models
@@ -80,10 +80,10 @@ def read_config(path: Path) -> Config:
 
 
 def check_training(config: Config, structures: tuple[str, ...]) -> None:
-    """Raise :class:`UserError` for wrong settings of the method or the task, and for what the one
-    cannot do of the other; no image is needed."""
+    """Raise :class:`UserError` for wrong settings of the method (but for those that are each site's
+    own) or the task, and for what the one cannot do of the other; no image is needed."""
     METHODS.named(config["method"]["name"]).check_serves(TASKS.named(config["task"]["name"]))
-    method = METHODS.build(method_settings(config))
+    method = METHODS.build(told_settings(config))
     task = TASKS.build(task_settings(config, structures))
     mirrors = getattr(getattr(method, AUGMENTATION, None), "flip", False)
     if mirrors and (why := task.unmirrored()):

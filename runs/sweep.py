@@ -22,7 +22,7 @@ from fedshift.protocol.storage import folder_name
 from fedshift.runs.checking import settle
 from fedshift.runs.config import Config, choices, load
 from fedshift.runs.federation import open_federation
-from fedshift.runs.plugins import KINDS, check_one_process, method_settings, rules_of
+from fedshift.runs.plugins import KINDS, check_one_process, rules_of, told_settings
 from fedshift.runs.settings import EngineSettings, RunSettings, as_folder
 from fedshift.runs.simulate import folds
 from fedshift.runs.stored import build_plan
@@ -280,7 +280,7 @@ def _checked(
     )
     if EngineSettings.from_config(config).name != "inline":
         raise UserError("the engine of a comparison is the inline one; leave engine out")
-    method = METHODS.build(method_settings(config))
+    method = METHODS.build(told_settings(config))
     # Many seeds and strategies share a federation, whose table may be long.
     nodes = [config[node] for node in ("federation", "data", "policy")]
     key = json.dumps([*nodes, settings.seed])
