@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,8 +21,9 @@ from fedshift.server.fleet.hub import Hub
 
 @dataclass(frozen=True)
 class Enrolled:
-    """A site by its ``name`` and public ``key`` (PEM); ``node`` is the id of its node, that of its
-    first key. ``since`` it is enrolled, and ``revoked`` when it was, in ISO 8601."""
+    """A site by its ``name`` and public ``key`` (PEM); ``node`` is the id of its node, which no
+    other site has, revoked or not, and which stays when the key is replaced. ``since`` it is
+    enrolled, and ``revoked`` when it was, in ISO 8601."""
 
     name: str
     key: str
@@ -72,7 +73,7 @@ class Roster:
                     f"site {name} is enrolled with another key; add --replace to put this one in "
                     "its place, or revoke it first"
                 )
-            node = node_id(key.encode()) if before is None else before.node
+            node = _free_node(name, key, sites) if before is None else before.node
             sites[name] = Enrolled(name, key, node, _now())
         path = self.folder / f"{name}.crt"
         write_atomic(path, certificate)
@@ -88,12 +89,21 @@ class Roster:
             sites[name] = replace(sites[name], revoked=_now())
 
     def admit(self, hub: Hub) -> None:
-        """Have ``hub`` know the sites as the file has them now."""
-        for site in self.read():
-            if site.revoked is None:
-                hub.enrol(site.name, site.key.encode(), site.node)
-            else:
+        """Have ``hub`` know the sites as the file has them now; raises :class:`UserError` for a
+        damaged file, and for one in which two sites that take part share a node."""
+        sites = self.read()
+        taking_part = {site.node: site for site in sites if site.revoked is None}
+        for site in sites:
+            # Rosters of earlier releases may hold a revoked site with the node of another.
+            if site.node not in taking_part:
                 hub.revoke(site.node)
+            elif site.revoked is None and taking_part[site.node] is not site:
+                raise UserError(
+                    f"{self._path}: sites {site.name} and {taking_part[site.node].name} have one "
+                    f"node; revoke {site.name}, and enrol it under another name"
+                )
+        for site in taking_part.values():
+            hub.enrol(site.name, site.key.encode(), site.node)
 
     @contextmanager
     def _written(self) -> Iterator[dict[str, Enrolled]]:
@@ -103,6 +113,14 @@ class Roster:
             yield sites
             nodes: list[dict[str, Any]] = [asdict(sites[name]) for name in sorted(sites)]
             write_atomic(self._path, json.dumps(nodes, indent=1, ensure_ascii=False) + "\n")
+
+
+def _free_node(name: str, key: str, sites: Mapping[str, Enrolled]) -> int:
+    """The id of a new site's node: its key's, unless another entry holds that because the key was
+    once enrolled under that name; then one of the key and the name together."""
+    held = {site.node for site in sites.values()}
+    node = node_id(key.encode())
+    return node if node not in held else node_id(f"{key}{name}".encode())
 
 
 def _public(path: Path) -> str:

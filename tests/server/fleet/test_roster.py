@@ -59,6 +59,51 @@ def test_one_key_serves_one_site(state: Path, tmp_path: Path) -> None:
         roster.enrol("b", site.public)
 
 
+def test_a_key_enrolled_under_a_wrong_name_takes_part_under_the_right_one(
+    state: Path, tmp_path: Path
+) -> None:
+    site = SiteFiles.made(tmp_path / "a")
+    roster, hub = Roster(state), Hub()
+    # The revoked one sorts first, then last: neither order may touch the other.
+    for wrong, right in (("a", "b"), ("d", "c")):
+        roster.enrol(wrong, site.public)
+        roster.revoke(wrong)
+        roster.enrol(right, site.public)
+        roster.admit(hub)
+        peer = hub.peer(site.pem)
+        assert peer is not None and peer.name == right
+        roster.admit(hub)
+        assert hub.peer(site.pem) is peer
+        roster.revoke(right)
+    assert len({found.node for found in roster.read()}) == 4
+
+
+def test_a_replaced_key_gives_its_next_site_a_node_of_its_own(state: Path, tmp_path: Path) -> None:
+    first, second = SiteFiles.made(tmp_path / "1"), SiteFiles.made(tmp_path / "2")
+    roster, hub = Roster(state), Hub()
+    roster.enrol("a", first.public)
+    roster.enrol("a", second.public, replacing=True)
+    roster.enrol("b", first.public)
+    roster.admit(hub)
+    assert [(peer.name, peer.key) for peer in hub.peers] == [("a", second.pem), ("b", first.pem)]
+
+
+def test_a_roster_of_an_earlier_release_whose_revoked_site_shares_a_node(
+    state: Path, tmp_path: Path
+) -> None:
+    site = SiteFiles.made(tmp_path / "a")
+    roster, hub = Roster(state), Hub()
+    roster.enrol("a", site.public)
+    path = state / "sites" / "sites.json"
+    (entry,) = json.loads(path.read_text())
+    path.write_text(json.dumps([entry, {**entry, "name": "b", "revoked": entry["since"]}]))
+    roster.admit(hub)
+    assert [peer.name for peer in hub.peers] == ["a"]
+    path.write_text(json.dumps([entry, {**entry, "name": "b"}]))
+    with pytest.raises(UserError, match="sites a and b have one node; revoke a"):
+        roster.admit(hub)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a::b", "all", "x" * 300, "\udc80"])
 def test_names_that_no_site_can_have_are_refused(state: Path, tmp_path: Path, name: str) -> None:
     site = SiteFiles.made(tmp_path / "a")
