@@ -45,14 +45,15 @@ def site_means(
             if len(by_subject) >= max(min_subjects, 1):
                 mean = float(np.mean([np.mean(values) for values in by_subject.values()]))
                 failed = sum(row.failed for row in having)
-                line = [split, vendor, part, measure.name, len(having), failed, _rounded(mean)]
+                line = [split, vendor, part, measure.name, len(having), failed, rounded(mean)]
                 told.append(line)
     for split, row in rows:
         if not row.case and len(subjects[split]) >= min_subjects:
             ((name, value),) = row.values.items()
-            told.append([split, row.vendor, row.part, name, row.n, 0, _rounded(value)])
+            told.append([split, row.vendor, row.part, name, row.n, 0, rounded(value)])
     return told
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """``value`` to :data:`DIGITS` digits."""
     return float(f"{value:.{DIGITS}g}")

@@ -33,7 +33,7 @@ from fedshift.client.pseudonyms import Pseudonyms
 from fedshift.client.questions import Questions
 from fedshift.client.rules.base import Visit, run_rules
 from fedshift.client.rules.base.following import following
-from fedshift.client.scores import site_means
+from fedshift.client.scores import rounded, site_means
 from fedshift.client.slices import fewest_subjects
 from fedshift.client.state import SiteState
 from fedshift.client.tasks import TASKS
@@ -63,6 +63,8 @@ from fedshift.sites.types import SiteData, Split
 
 log = logging.getLogger(__name__)
 
+_STAYS = "stays"
+"""Under what the names of the tensors that never leave are noted beside the tensors."""
 _SENTENCES = (Refused, UserError)
 """Errors whose text is a sentence; others need their kind said."""
 
@@ -316,7 +318,13 @@ class SiteWorker:
                     f"training diverged in round {instruction.round}: {name}, which stays here, "
                     "is not finite; lower method.lr"
                 )
-        notes = {"method": budget.memory, "rules": visit.memory}
+        stays = model.kept().intersection(tensors)
+        notes = {
+            "method": budget.memory,
+            "rules": visit.memory,
+            # Whatever method a later question names, these stay.
+            _STAYS: {name: np.zeros(0, np.uint8) for name in stays},
+        }
         if report.trained and (tensors or any(notes.values())):
             state.save(instruction.round, tensors, notes)
         if self._records is not None:
@@ -353,7 +361,10 @@ class SiteWorker:
             predict = self._predict(model, instruction, content, *model.method.stages[:1])
             found = [model.task.validate(case, predict) for case in cases]
             metrics[EXAMPLES] = len(cases)
-            metrics[f"val_{model.task.measures[0].name}"] = float(np.mean(found))
+            mean = float(np.mean(found))
+            # Validation is asked for in every round: where scores are coarse it is, too.
+            coarse = self.policy.scores == "site"
+            metrics[f"val_{model.task.measures[0].name}"] = rounded(mean) if coarse else mean
         return answer(self.name, metrics=metrics)
 
     def _predict(
@@ -405,7 +416,11 @@ class SiteWorker:
         if not tensors:
             raise Tellable(f"no {instruction.arm} model was ever trained here")
         if self._ledger is not None:
-            stays = shared_model(instruction.method, instruction.task, self.device).kept()
+            state = SiteState(self.folder, instruction.arm)
+            stays = {
+                *state.notes(_STAYS, instruction.round),
+                *shared_model(instruction.method, instruction.task, self.device).kept(),
+            }
             tensors = {name: array for name, array in tensors.items() if name not in stays}
         return answer(self.name, arrays=pack_arrays(tensors))
 

@@ -309,6 +309,26 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     return found
 
 
+@reads("an update's metrics")
+def read_update_metrics(content: RecordDict, examples: int) -> dict[str, float]:
+    """The metrics of an update of a site that has so many ``examples`` at most: none that only a
+    validation or the coordinator itself tells, which would stand in its place in the tables."""
+    metrics = read_metrics(content)
+    if len(metrics) > _MOST_METRICS:
+        raise Unfit(f"sent more than {_MOST_METRICS} metrics with its update")
+    for name in metrics:
+        if name.startswith("val_") or name in _COORDINATORS:
+            raise Unfit(f"sent {name} with its update, which is not the training's to tell")
+    _number(metrics.get(EXAMPLES, 0.0), 0, examples, EXAMPLES)
+    _number(metrics.get("seconds", 0.0), 0, math.inf, "seconds")
+    return metrics
+
+
+_MOST_METRICS = 100
+_COORDINATORS = frozenset({"examples", "bytes_down", "bytes_up", "weight_share"})
+"""What the coordinator itself says of a site in a round's line."""
+
+
 @reads("validation metrics")
 def read_validation(content: RecordDict, headline: Measure) -> dict[str, float]:
     """The metrics of a validation, among which that of the task's ``headline``, in its range,
@@ -418,6 +438,8 @@ def _means(
     found = []
     place = (task, splits, card)
     for row, measure in _of_splits(told, fields, measures, "that is summarised", place):
+        if card is not None:
+            _count(row["n"], card.splits[row["split"]]["cases"])
         _count(row["n_failed"], row["n"])
         _check_value(row["value"], measure)
         found.append({**row, "low": math.nan, "high": math.nan})

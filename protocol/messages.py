@@ -116,6 +116,8 @@ _LONGEST_INSTRUCTION = 2**22
 _LONGEST_TEXT = 2**12
 """In characters. An instruction has a few thousand, and a name for each tensor that stays."""
 _DEEPEST = 8
+_MOST_PARTS = 1000
+_LONGEST_PART = 200
 MOST_ROUNDS = 10**6
 MOST_STEPS = 10**9
 LARGEST_NUMBER = 2**63 - 1
@@ -200,6 +202,7 @@ class Instruction:
             raise ValueError(f"the instruction's arm is none of {', '.join(ARMS)}")
         if not all(isinstance(given, dict) for given in _mapping(fields, "rules").values()):
             raise ValueError("the instruction's rules are no settings by name")
+        _check_parts(_mapping(fields, "task").get("parts", []))
         if not isinstance(fields["stage"], str):
             raise ValueError("the instruction's stage is no name")
         return cls(
@@ -251,6 +254,19 @@ def _check_plain(node: Any, depth: int) -> None:
             raise ValueError(f"the instruction is nested more than {_DEEPEST} deep")
         for item in [*node, *node.values()] if isinstance(node, dict) else node:
             _check_plain(item, depth - 1)
+
+
+def _check_parts(parts: object) -> None:
+    """Of what is learnt, a site keeps the names before anybody there has approved of the run."""
+    if not (
+        isinstance(parts, list)
+        and len(parts) <= _MOST_PARTS
+        and all(isinstance(name, str) and len(name) <= _LONGEST_PART for name in parts)
+    ):
+        raise ValueError(
+            f"the instruction's parts are no list of at most {_MOST_PARTS} names of "
+            f"{_LONGEST_PART} characters"
+        )
 
 
 def _run(value: object) -> str:

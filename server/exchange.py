@@ -44,7 +44,7 @@ def exchange(
             reply = Message(Error(ERROR_LATE, reason), reply_to=message)
         correct_source(reply, message.metadata.dst_node_id)
         if reply.has_error():
-            error = Error(reply.error.code, clean(reply.error.reason or "no reason given"))
+            error = Error(reply.error.code, clean(str(reply.error.reason or "no reason given")))
             reply = with_error(reply, error)
         yield reply
 

@@ -47,6 +47,8 @@ from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import OF_A_RUN, DataSettings
 
 _MOST_WAITING = 100
+_LONGEST = 200
+"""Of a name that a run gives, in characters; an instruction bounds the others."""
 _MODEL = re.compile(r"model_(\d+)\.safetensors$")
 _TABLES = ("MANIFEST.tsv", "MANIFEST.csv", "manifest.tsv", "manifest.csv")
 
@@ -72,8 +74,8 @@ class Described:
         """What a request says of its run."""
         return cls(
             **asked.about,
-            method=str(asked.method.get("name", "")),
-            task=str(asked.task.get("name", "")),
+            method=str(asked.method.get("name", ""))[:_LONGEST],
+            task=str(asked.task.get("name", ""))[:_LONGEST],
             rounds=asked.rounds,
             labels=tuple(str(name) for name in asked.task.get("parts") or ()),
         )

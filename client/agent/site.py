@@ -130,6 +130,8 @@ class _Run:
                 self.folder.remove()  # What was in work when the staff removed it wrote once more.
             raise Refused("the site has left this run")
         self.site.policy.check_run(asked, self.site.now())
+        if asked.round > asked.rounds:
+            raise Refused("the request is of a round beyond those that its run says it has")
         if not approved:
             raise Unapproved(
                 f"nobody at the site has approved of the run yet; there: fedshift client approve "

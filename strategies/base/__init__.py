@@ -25,9 +25,9 @@ from fedshift.protocol import messages as protocol
 from fedshift.protocol.answers import (
     MOST_COUNT,
     Unfit,
-    read_metrics,
     read_published,
     read_trained,
+    read_update_metrics,
     read_validation,
     reads,
     validated,
@@ -363,15 +363,16 @@ class Strategy(Timeline, FlowerStrategy):
     @reads("an update")
     def _read(self, name: str, content: RecordDict) -> tuple[Update, Arrays]:
         """The update that site ``name`` sent, and what it publishes to the others."""
-        self.outcome.sites[name] = metrics = read_metrics(content)
-        told = read_trained(content, self.tensors, self.examples.get(name, MOST_COUNT))
+        most = self.examples.get(name, MOST_COUNT)
+        told = read_trained(content, self.tensors, most)
+        self.outcome.sites[name] = metrics = read_update_metrics(content, most)
         arrays, extras = arrays_of(content, protocol.ARRAYS), arrays_of(content, protocol.EXTRAS)
         guards.check_update(arrays, told.examples, self.travelling)
         if extras and not self.answered:
             raise Unfit("sent extras, which nobody asked for")
         guards.check_update(extras, told.examples, self.travelling)
-        most = 4 * sum(len(array.data) for array in self._sent.values()) + _LEAST_PUBLISHED
-        published = read_published(content, most)
+        room = 4 * sum(len(array.data) for array in self._sent.values()) + _LEAST_PUBLISHED
+        published = read_published(content, room)
         weights = self.weights_of(name, told.examples)
         return Update(name, arrays, weights, told.domain, metrics, extras), published
 

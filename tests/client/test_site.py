@@ -138,6 +138,13 @@ def test_what_a_run_says_of_itself_is_read_strictly(key: str, value: Any) -> Non
         Instruction.from_record(record)
 
 
+@pytest.mark.parametrize("parts", [5, True, "LV", {"LV": 1}, [1], ["x" * 201], ["x"] * 1001])
+def test_what_is_learnt_is_a_list_of_short_names(parts: Any) -> None:
+    """It is kept at the site before anybody has approved of the run."""
+    with pytest.raises(ValueError, match="parts are no list of at most 1000 names"):
+        Instruction.from_record(ASKED.but(task={**ASKED.task, "parts": parts}).to_record())
+
+
 # The policy
 
 
@@ -161,6 +168,7 @@ def test_what_a_run_says_of_itself_is_read_strictly(key: str, value: Any) -> Non
         ({"hours": "08:00-11:59"}, {}, "works from 08:00 to 11:59 (policy.hours)"),
         ({"max_array_mb": 0.001}, {}, "exceeds the site's limit of 0.001 MB (policy.max_array_mb)"),
         ({}, {"run": ""}, "the request is of no run"),
+        ({}, {"round": 5}, "a round beyond those that its run says it has"),
         (
             {},
             {"action": Action.CARD, "task": {**ASKED.task, "parts": ["other"]}},

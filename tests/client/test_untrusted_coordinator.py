@@ -45,6 +45,7 @@ from fedshift.client.policy import Policy, Refused
 from fedshift.client.pseudonyms import Pseudonyms, resolve
 from fedshift.client.simulation import LocalSites
 from fedshift.client.slices import fewest_subjects
+from fedshift.client.state import SiteState
 from fedshift.protocol import statistics as names
 from fedshift.protocol.flower import ConfigRecord, Message, RecordDict
 from fedshift.protocol.messages import (
@@ -672,6 +673,43 @@ def test_networks_that_never_leave_their_site_do_not(
     one, other = (ask(worker, scored, arrays) for arrays in (shared, {**shared, **odd}))
     assert entries_of(one) == entries_of(other)
     assert metrics_of(one) == metrics_of(other)
+
+
+@pytest.mark.parametrize("question", [{"name": "supervised"}, {"name": "style_transfer"}])
+def test_what_stays_is_noted_with_it_and_not_asked_of_the_question(
+    question: dict[str, Any], sites: LocalSites
+) -> None:
+    """By another method, or the same with another setting, nothing that stayed is got out."""
+    method = {"name": "style_transfer", "style_encoder": "kept"}
+    asked = asked_of(sites, Action.INITIAL, method=method)
+    task = {**asked.task, "size": [32, 32]}
+    model = Model(method, task, CPU, 0)
+    stays = model.kept()
+    worker = sites.worker("vendor_a", CPU)
+    state = SiteState(worker.folder, "federated")
+    state.save(1, model.read(), {"stays": {name: np.zeros(0, np.uint8) for name in stays}})
+    reply = ask(worker, asked.but(action=Action.MODEL, round=1, task=task, method=question))
+    assert stays and set(arrays_of(reply)) == set(model.read()) - stays
+
+
+def test_a_training_notes_what_stays(sites: LocalSites) -> None:
+    method = {"name": "style_transfer", "style_encoder": "kept"}
+    asked = asked_of(sites, Action.FIT, method=method).but(round=1, rounds=20, steps=1)
+    worker = sites.worker("vendor_a", CPU)
+    model = Model(method, {**asked.task, "size": [32, 32]}, CPU, 0)
+    asked = asked.but(task={**asked.task, "size": [32, 32]})
+    assert not ask(worker, asked, model.read()).has_error()
+    state = SiteState(worker.folder, "federated")
+    held = state.load(1)
+    assert set(state.notes("stays", 1)) == model.kept() & set(held)
+
+
+def test_validation_is_as_coarse_as_scores_are(local_sites: Callable[..., LocalSites]) -> None:
+    fine, coarse = (
+        metrics_of(honest(local_sites(policy), "vendor_a", Action.VALIDATE))["val_dice"]
+        for policy in (Policy(), Policy(scores="site"))
+    )
+    assert coarse == float(f"{fine:.3g}") != fine
 
 
 # The ledger.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flwr.server.superlink.linkstate.utils import message_ttl_has_expired
 
-from fedshift.protocol.flower import Message, set_message_id
+from fedshift.protocol.flower import Error, Message, set_message_id
 from fedshift.protocol.messages import Action, Instruction, answer, request
 from fedshift.server import exchange as exchanging
 from fedshift.server.engines import inline
@@ -94,6 +94,15 @@ def test_a_site_is_late_by_the_time_that_passed(clock: Clock) -> None:
 def test_a_site_that_is_late_is_so_also_where_the_clock_was_set_back_before(clock: Clock) -> None:
     clock.set_ahead -= HOUR
     assert late(Grid(clock, lambda: clock.sleep(6.0)), 5.0, 1) == [True]
+
+
+def test_a_reason_that_is_no_text_ends_nothing(clock: Clock) -> None:
+    class Odd(Grid):
+        def pull_messages(self, ids: Iterable[str]) -> list[Message]:
+            return [Message(Error(5, 7), reply_to=self.sent[next(iter(ids))])]  # type: ignore[arg-type]
+
+    (reply,) = exchange(Odd(clock, lambda: None), asked(1), None)  # type: ignore[arg-type]
+    assert reply.error.reason == "7"
 
 
 def test_flower_lets_such_a_message_live_too() -> None:

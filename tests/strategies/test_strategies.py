@@ -521,6 +521,31 @@ def test_sites_may_report_different_metrics() -> None:
     assert strategy.outcome.sites["b"] == {protocol.EXAMPLES: 1, "loss": 4.0, "extra": 7.0}
 
 
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [
+        ({"val_dice": 7.0}, "sent val_dice with its update"),
+        ({"bytes_up": 1.0}, "sent bytes_up with its update"),
+        ({"seconds": -1.0}, "sent seconds of -1"),
+        ({f"m{i}": 1.0 for i in range(200)}, "more than 100 metrics"),
+        ({protocol.EXAMPLES: 1e300}, "num-examples of 1e+300"),
+    ],
+)
+def test_an_update_tells_no_metric_that_is_not_its_own(metrics: dict[str, float], why: str) -> None:
+    """It would stand in the tables where the coordinator's or a validation's belongs."""
+    strategy = start(FedAvg())
+    list(strategy.configure_train(1, pack_arrays(arrays(0)), ConfigRecord(), grid=None))  # type: ignore[arg-type]
+    content = answer(
+        "b",
+        arrays=pack_arrays(arrays(3)),
+        metrics={protocol.EXAMPLES: 1, **metrics},
+        details={"trained": {"net": 1}, "domain": ""},
+    )
+    strategy.aggregate_train(1, [update("a", arrays(1)), reply(NODES["b"], content)])
+    assert why in strategy.outcome.rejected["b"]
+    assert "b" not in strategy.outcome.sites
+
+
 def test_a_site_that_fails_is_named_and_left_out() -> None:
     strategy = start(FedAvg())
     model = fold(
