@@ -23,6 +23,7 @@ from fedshift.runs.serve import (
     owned,
     renew,
 )
+from fedshift.runs.submitted import GOING, STOPPED
 from fedshift.server.fleet import control
 from fedshift.server.fleet.roster import Roster
 from fedshift.server.report.live import LiveRun, LiveSite
@@ -144,9 +145,15 @@ def submit(
 
 
 def stop(state: Path, run: str) -> None:
-    """End a run where it stands."""
-    control.ask(state, "stop", name=run)
-    PlainConsole().tell(f"run {run} is stopped; `fedshift server resume {run}` goes on with it")
+    """End a run where it stands; say so when that takes longer."""
+    found = control.ask(state, "stop", name=run)
+    if found == STOPPED:
+        told = f"is stopped; `fedshift server resume {run}` goes on with it"
+    elif found == GOING:
+        told = "is to stop, and still ends what it does; `fedshift server runs` shows when it is"
+    else:
+        told = f"is {found}: it ended before it was stopped"
+    PlainConsole().tell(f"run {run} {told}")
 
 
 def resume(state: Path, run: str) -> None:

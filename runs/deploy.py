@@ -28,7 +28,7 @@ from fedshift.runs.config import Config, shipped
 from fedshift.runs.federation import data_settings
 from fedshift.runs.folder import open_folder
 from fedshift.runs.plugins import own_settings
-from fedshift.runs.settings import RunSettings
+from fedshift.runs.settings import RunSettings, output_folder
 from fedshift.runs.simulate import FOLDS, folds, gone_on_with, in_turn
 from fedshift.runs.stored import build_plan
 from fedshift.runs.watching import Tell, Watch, silent, unwatched
@@ -68,6 +68,10 @@ class _Deployment:
         if sentence not in self.told:
             self.told.add(sentence)
             self.tell(sentence)
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long; a grid whose run can be stopped ends that at once."""
+        getattr(self.grid, "pause", time.sleep)(seconds)
 
 
 def deploy(
@@ -124,6 +128,12 @@ def deploy(
         in_turn(out, config, turns, one, tell)
         if drawn:
             report.build(out)
+
+
+def check_deployable(config: Config) -> None:
+    """Raise :class:`UserError` for a simulation's ``config`` that no real federation can run, as
+    :func:`deploy` does, before anything is begun."""
+    _parts(_deployable(config, output_folder(config), silent))
 
 
 def sites_own(config: Config) -> list[str]:
@@ -278,7 +288,7 @@ def _gathered(plan: RunPlan, to: _Deployment, *, begun: bool = False) -> dict[st
         if clock.over:
             break
         to.say(f"waiting for {some(missing) if missing else 'a site'}")
-        time.sleep(_POLL_S)
+        to.pause(_POLL_S)
     if begun:
         return nodes
     because = f" ({problems[0]})" if problems else ""
@@ -309,7 +319,7 @@ def _asked(
                 f"waiting for approval at {some(waiting)}: fedshift client approve "
                 f"{instruction.run}"
             )
-            time.sleep(pause)
+            to.pause(pause)
             pause = min(2 * pause, _LONGEST_POLL_S)
     return replies
 

@@ -112,7 +112,11 @@ class Runs:
 
         Returns its ``name`` and ``folder``; raises :class:`UserError` for what cannot be run.
         """
+        # Deferred: what lists runs or stops one needs nothing of what a run does.
+        from fedshift.runs.deploy import check_deployable
+
         RunSettings.from_config(config)
+        check_deployable(config)
         enrolled = [peer.name for peer in self._hub.peers]
         sites = tuple(sites) or tuple(config["data"]["sites"]) or tuple(enrolled)
         if not sites:
@@ -135,13 +139,18 @@ class Runs:
             self._begin(Submitted(name, config, sites, wait_s, purpose, asked_by, _now()))
         return {"name": name, "folder": config["out"]}
 
-    def stop(self, name: str) -> None:
-        """End a run where it stands; raises :class:`UserError` for one that does not go on."""
+    def stop(self, name: str) -> str:
+        """End a run where it stands; raises :class:`UserError` for one that does not go on.
+
+        Returns its state then: ``stopped``; ``going`` where it ends later, since what it is about
+        takes longer; ``done`` or ``failed`` where it ended by itself meanwhile.
+        """
         with self._changing:
             going = self._going.get(self._named(name).name)
         if going is None:
             raise UserError(f"run {name} does not go on: it is {self._named(name).state}")
         self._end(going, STOPPED)
+        return self._named(name).state
 
     def resume(self, name: str) -> None:
         """Go on with a run that was stopped or that failed; raises :class:`UserError` for any

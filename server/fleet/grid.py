@@ -40,6 +40,11 @@ class FleetGrid(RunGrid):
         """Have the run end: whatever it asks of this grid from now on raises :class:`Stopped`."""
         self._stopped.set()
 
+    def pause(self, seconds: float) -> None:
+        """Wait so long; raises :class:`Stopped` as soon as the run is to end."""
+        self._stopped.wait(seconds)
+        self._check()
+
     def _check(self) -> None:
         if self._stopped.is_set():
             raise Stopped

@@ -18,6 +18,7 @@ import pytest
 from kit.fleet import SiteFiles, agent, question
 
 from fedshift import UserError
+from fedshift.cli.server import stop
 from fedshift.client.agent.connection import Address, Denied, Signer, connect
 from fedshift.protocol.fleet import Node
 from fedshift.protocol.flower import Grid
@@ -100,7 +101,7 @@ def federation(
 
 
 def config(**values: Any) -> dict[str, Any]:
-    return {**load(["rounds=3"]), **values}
+    return {**load(["federation=manifest", "data.labels={x: 1}", "rounds=3"]), **values}
 
 
 def run(state: Path, name: str) -> dict[str, Any]:
@@ -142,6 +143,40 @@ def test_a_run_is_stopped_and_resumed(state: Path) -> None:
             control.ask(state, "resume", name="x")
         with pytest.raises(UserError, match="there is no run 'y'"):
             control.ask(state, "stop", name="y")
+
+
+def test_a_run_that_pauses_is_stopped_at_once(state: Path) -> None:
+    paused = threading.Event()
+
+    def waiting(out: Path, config: dict[str, Any], grid: FleetGrid, *_: Any, **__: Any) -> None:
+        paused.set()
+        grid.pause(600)
+
+    with federation(state, waiting):
+        control.ask(state, "submit", config=config(out="x"))
+        assert paused.wait(30)
+        assert control.ask(state, "stop", name="x") == "stopped"
+        assert run(state, "x")["state"] == "stopped"
+
+
+def test_a_run_that_does_not_end_in_time_is_not_said_to_be_stopped(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedshift.runs.submitted._FAREWELL_S", 0.01)
+    begun, end = threading.Event(), threading.Event()
+
+    def busy(out: Path, config: dict[str, Any], grid: FleetGrid, *_: Any, **__: Any) -> None:
+        begun.set()
+        end.wait(60)
+        list(grid.get_node_ids())
+
+    with federation(state, busy):
+        control.ask(state, "submit", config=config(out="x"))
+        assert begun.wait(30)
+        stop(state, "x")
+        assert "run x is to stop, and still ends what it does" in capsys.readouterr().out
+        end.set()
+        until(state, "x", "stopped")
 
 
 def test_a_server_that_starts_again_goes_on_with_its_runs(state: Path) -> None:
@@ -207,6 +242,26 @@ def test_what_cannot_be_run_is_refused(state: Path) -> None:
             control.ask(state, "submit", config=config(rounds="many"))
         with pytest.raises(UserError, match="knows no such command"):
             control.ask(state, "format")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.labels=null", r"data\.labels is not set, and a coordinator has no table"),
+        ("baselines=[pooled]", "pooled trains on the images of all sites in one place"),
+        ("strategy=pooled", "pooled trains on the images of all sites in one place"),
+        ("protocol=leave_one_vendor_out", "protocol=leave_one_vendor_out is of simulations"),
+    ],
+)
+def test_what_no_real_federation_can_run_takes_no_name(
+    state: Path, tmp_path: Path, override: str, sentence: str
+) -> None:
+    Roster(state).enrol("a", SiteFiles.made(tmp_path / "a").public)
+    asked = load(["federation=manifest", "data.labels={x: 1}", override])
+    with Server(state, ANYWHERE, Rounds()):
+        with pytest.raises(UserError, match=sentence):
+            control.ask(state, "submit", config=asked)
+        assert control.ask(state, "runs") == []
 
 
 def test_the_state_is_its_owners_alone(state: Path) -> None:
