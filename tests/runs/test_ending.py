@@ -15,8 +15,8 @@ import pytest
 from kit.launching import launch
 
 from fedshift import UserError
+from fedshift.protocol import lock
 from fedshift.protocol.lock import alone_in
-from fedshift.server import lock
 
 
 def members(session: int) -> list[psutil.Process]:
