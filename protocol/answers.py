@@ -592,9 +592,10 @@ def read_shift_answer(
 
 @reads("statistics")
 def read_published(content: RecordDict, most: int) -> Arrays:
-    """What a site publishes to the others beside its update: at most ``most`` bytes."""
+    """What a site publishes to the others beside its update: at most ``most`` bytes, its names
+    counted."""
     found = read_arrays(content, STATISTICS)
-    if sum(array.nbytes for array in found.values()) > most:
+    if sum(len(name.encode()) + array.nbytes for name, array in found.items()) > most:
         raise Unfit(f"published more than {most} bytes")
     for name, array in found.items():
         if "::" in name or clean(name, LONGEST_NAME) != name:

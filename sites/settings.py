@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 import unicodedata
@@ -300,12 +299,21 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+_NANOMETRE, _KILOMETRE = 1e-6, 1e6
+"""In mm; between them lies every image."""
+_MOST_UNITS, _NARROWEST = 1e6, 0.1
+"""Of a window, in Hounsfield units: a narrower one is all edge."""
+
+
 def _spacing(key: str, value: Any) -> float | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise UserError(f"{key} must be a length above 0 in mm or null, not {value!r}.")
+    if not number or not _NANOMETRE <= value <= _KILOMETRE:
+        raise UserError(
+            f"{key} must be a length in mm, from {_NANOMETRE:g} to {_KILOMETRE:g}, or null, not "
+            f"{value!r}."
+        )
     return float(value)
 
 
@@ -334,8 +342,12 @@ def _window(key: str, value: Any) -> tuple[float, float] | None:
         return None
     pair = tuple(value) if isinstance(value, list | tuple) else ()
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair)
-    if len(pair) != 2 or not numbers or not -math.inf < pair[0] < pair[1] < math.inf:
+    if len(pair) != 2 or not numbers or not -_MOST_UNITS <= pair[0] < pair[1] <= _MOST_UNITS:
         raise UserError(f"{key} must be [LOW, HIGH] in Hounsfield units or null, not {value!r}.")
+    if pair[1] - pair[0] < _NARROWEST:
+        raise UserError(
+            f"{key} must be at least {_NARROWEST} Hounsfield units wide, not {value!r}."
+        )
     return float(pair[0]), float(pair[1])
 
 
