@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fedshift import UserError
 from fedshift.protocol.messages import (
     ARMS,
+    ERROR_CLOSED,
     ERROR_REFUSED,
     RELEASABLE,
     Action,
@@ -42,6 +43,12 @@ class Unapproved(Refused):
     """Nobody at the site has approved of the run yet."""
 
     code = ERROR_UNAPPROVED
+
+
+class Closed(Refused):
+    """The site does not work at this time of day."""
+
+    code = ERROR_CLOSED
 
 
 UNMODELLED = frozenset({Action.NAME, Action.SUMMARY, Action.HASHES, Action.CARD})
@@ -204,12 +211,13 @@ class Policy:
 
     def check_run(self, instruction: Instruction, now: datetime) -> None:
         """Raise :class:`Refused` unless a run that says this of itself, and asks for these settings
-        of ``data``, may be answered at the local time ``now``."""
+        of ``data``, may be answered at the local time ``now``: :class:`Closed` where it may be at
+        another time."""
         if self.hours is not None:
             start, end = _hours(self.hours)
             at = now.time()
             if not (start <= at < end if start < end else at >= start or at < end):
-                raise Refused(
+                raise Closed(
                     f"the site works from {self.hours.replace('-', ' to ')} (policy.hours)"
                 )
         strategy = instruction.about.get("strategy", "")

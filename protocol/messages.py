@@ -97,6 +97,8 @@ ERROR_REFUSED = 101
 """The code of a site's error answer where its policy does not allow what was asked."""
 ERROR_FAILED = 102
 """Of one where it tried and could not."""
+ERROR_CLOSED = 108
+"""Of one where its policy does not allow it at this hour."""
 
 RELEASABLE = tuple(
     purpose.value for purpose in Purpose if purpose not in (Purpose.NAME, Purpose.ERROR)

@@ -20,7 +20,7 @@ from fedshift.client.policy import ERROR_UNAPPROVED
 from fedshift.protocol.answers import Unfit, read_details
 from fedshift.protocol.flower import Grid, Message
 from fedshift.protocol.lock import alone_in
-from fedshift.protocol.messages import Action, Instruction
+from fedshift.protocol.messages import ERROR_CLOSED, Action, Instruction
 from fedshift.protocol.storage import check_links, read_json, write_atomic
 from fedshift.protocol.words import some
 from fedshift.runs.checking import settle_told
@@ -90,11 +90,11 @@ def deploy(
     """Run a simulation's ``config`` with the real sites behind ``grid``, or go on with it.
 
     ``sites`` are the names of those that take part (by default ``data.sites``, or else all that are
-    there). A site that is not there, or whose staff has not approved of the run, is waited for
-    ``wait_s`` seconds, or without an end. ``purpose`` and ``asked_by``, a line of at most 500
-    characters each, are what the staff is shown. Where the grid has ``enrolled``, the name of each
-    node's key, no site can take another's name. With ``drawn`` the folder gets its figures and
-    page.
+    there). A site that is not there, whose staff has not approved of the run, or that works at
+    other hours, is waited for ``wait_s`` seconds, or without an end. ``purpose`` and ``asked_by``,
+    a line of at most 500 characters each, are what the staff is shown. Where the grid has
+    ``enrolled``, the name of each node's key, no site can take another's name. With ``drawn`` the
+    folder gets its figures and page.
 
     Raises :class:`UserError` for a config that no real federation can run (``pooled``, vendors left
     out in turn, no ``data.labels``), for a site that did not come before the run began, and as a
@@ -301,34 +301,53 @@ def _gathered(plan: RunPlan, to: _Deployment, *, begun: bool = False) -> dict[st
 def _asked(
     sites: Sites, instruction: Instruction, action: Action, to: _Deployment
 ) -> dict[str, Message]:
-    """What the sites answer, by name, once nobody's approval is waited for any more."""
+    """What the sites answer, by name, once nobody's approval or working hours are waited for any
+    more."""
     clock, pause = _Clock(to.wait_s), _POLL_S
     replies: dict[str, Message] = {}
     waiting = sites.scored
     while waiting:
         replies.update(sites.ask(waiting, instruction.but(action=action)))
-        waiting = [
-            name
-            for name in waiting
-            if replies[name].has_error() and replies[name].error.code == ERROR_UNAPPROVED
-        ]
+        unapproved = [name for name in waiting if _says(replies[name], ERROR_UNAPPROVED)]
+        closed = [name for name in waiting if _says(replies[name], ERROR_CLOSED)]
+        waiting = sorted({*unapproved, *closed})
         if clock.over:
             break
-        if waiting:
+        for name in closed:
+            to.say(f"waiting for the hours of {name}: {replies[name].error.reason}")
+        if unapproved:
             to.say(
-                f"waiting for approval at {some(waiting)}: fedshift client approve "
+                f"waiting for approval at {some(unapproved)}: fedshift client approve "
                 f"{instruction.run}"
             )
+        if waiting:
             to.pause(pause)
             pause = min(2 * pause, _LONGEST_POLL_S)
     return replies
 
 
+def _says(reply: Message, code: int) -> bool:
+    """Whether that is an error answer with that code."""
+    return bool(reply.has_error() and reply.error.code == code)
+
+
 def _summaries(plan: RunPlan, to: _Deployment) -> dict[str, Summary | None]:
-    """What each site tells of its images; None where it tells nothing, and why is told."""
+    """What each site tells of its images; None where it tells nothing, and why is told. Raises
+    :class:`UserError` for one whose approval or working hours did not come in time."""
     sites = Sites(to.grid, _gathered(plan, to), {}, plan.deadline_s)
+    replies = sorted(_asked(sites, plan.instruction, Action.SUMMARY, to).items())
+    shut = [
+        f"{name}: {reply.error.reason}"
+        for name, reply in replies
+        if _says(reply, ERROR_CLOSED) or _says(reply, ERROR_UNAPPROVED)
+    ]
+    if shut:
+        raise UserError(
+            f"not let in within {to.wait_s:g} s at {'; '.join(shut)}; wait longer with --wait, or "
+            "name the sites that take part without it"
+        )
     found: dict[str, Summary | None] = {}
-    for name, reply in sorted(_asked(sites, plan.instruction, Action.SUMMARY, to).items()):
+    for name, reply in replies:
         found[name] = None
         try:
             found[name] = Summary.from_json(read_details(answered(reply)))

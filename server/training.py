@@ -15,6 +15,7 @@ from fedshift.protocol.answers import Unfit, read_method
 from fedshift.protocol.cards import MethodCard
 from fedshift.protocol.flower import ArrayRecord, Message
 from fedshift.protocol.messages import (
+    ERROR_CLOSED,
     ERROR_REFUSED,
     POOLED,
     Action,
@@ -55,7 +56,7 @@ class Arm:
         """
         for reply in replies:
             name = self.site_of(reply.metadata.src_node_id)
-            if reply.has_error() and reply.error.code == ERROR_REFUSED:
+            if reply.has_error() and reply.error.code in (ERROR_REFUSED, ERROR_CLOSED):
                 self.refusals[name] = reply.error.reason or "no reason given"
             else:
                 self.refusals.pop(name, None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -312,6 +314,38 @@ def test_a_run_waits_until_it_is_approved(example: dict[str, Path], tmp_path: Pa
     assert "in a ledger of its own" in page and "The ledger is empty" not in page
     assert "simulated" not in page
     assert sum("waiting for approval" in sentence for sentence in told) == 1
+    assert (tmp_path / "run" / "cross_site.csv").exists()
+
+
+def test_the_hours_of_a_site_are_waited_for_and_named(
+    example: dict[str, Path], tmp_path: Path
+) -> None:
+    noon, night = datetime(2026, 7, 1, 12), datetime(2026, 7, 1, 23)
+    clock = [noon]
+    sites = open_sites(example, tmp_path / "sites")
+    sites["hospital-2"] = replace(
+        sites["hospital-2"], policy=Policy(hours="20:00-06:00"), now=lambda: clock[0]
+    )
+    rule = r"hospital-2: the site works from 20:00 to 06:00 \(policy.hours\)"
+    with pytest.raises(UserError, match=f"not let in within 0 s at {rule}; wait longer"):
+        deploy(tmp_path / "none", config(example, *PLAIN), LocalGrid(sites), wait_s=0, drawn=False)
+
+    class Paused(LocalGrid):
+        """Has the night come while a run pauses."""
+
+        def pause(self, seconds: float) -> None:
+            clock[0] = night
+
+    told: list[str] = []
+    deploy(
+        tmp_path / "run",
+        config(example, *PLAIN),
+        Paused(sites),
+        told.append,
+        wait_s=60,
+        drawn=False,
+    )
+    assert any(re.search(f"waiting for the hours of {rule}", sentence) for sentence in told)
     assert (tmp_path / "run" / "cross_site.csv").exists()
 
 

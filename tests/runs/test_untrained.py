@@ -16,7 +16,13 @@ from fedshift.client.contract.method import FitReport
 from fedshift.client.methods import METHODS
 from fedshift.client.methods.supervised import Supervised
 from fedshift.protocol.flower import ArrayRecord, Error, Message, RecordDict
-from fedshift.protocol.messages import ERROR_FAILED, ERROR_REFUSED, Action, Instruction
+from fedshift.protocol.messages import (
+    ERROR_CLOSED,
+    ERROR_FAILED,
+    ERROR_REFUSED,
+    Action,
+    Instruction,
+)
 from fedshift.runs.evaluate import evaluate
 from fedshift.server.record import untrained
 from fedshift.server.training import Arm
@@ -144,4 +150,4 @@ def test_who_refused_once_and_not_again_ends_no_run() -> None:
     assert len(list(arm.heard([reply(1, None), reply(2, ERROR_REFUSED)]))) == 2
     assert len(list(arm.heard([reply(1, ERROR_FAILED)]))) == 1
     with pytest.raises(UserError, match=r"every site refuses to train federated .*such as a: its"):
-        list(arm.heard([reply(1, ERROR_REFUSED)]))
+        list(arm.heard([reply(1, ERROR_CLOSED)]))
