@@ -625,20 +625,23 @@ def server_revoke(
     revoke(state, name)
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
 @server_app.command("sites")
-def server_sites(state: ServerState = _SERVER_STATE) -> None:
+def server_sites(state: ServerState = _SERVER_STATE, as_json: AsJson = False) -> None:
     """List the enrolled sites: here or away, last heard, version, refusals, bytes."""
     from fedshift.cli.server import sites
 
-    sites(state)
+    sites(state, as_json=as_json)
 
 
 @server_app.command("runs")
-def server_runs(state: ServerState = _SERVER_STATE) -> None:
+def server_runs(state: ServerState = _SERVER_STATE, as_json: AsJson = False) -> None:
     """List the runs: how far each is, whom it waits for, why it ended."""
     from fedshift.cli.server import runs
 
-    runs(state)
+    runs(state, as_json=as_json)
 
 
 @server_app.command("submit")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+import typer
 from rich.table import Table
 
 from fedshift import UserError
@@ -82,13 +85,22 @@ def revoke(state: Path, name: str) -> None:
     PlainConsole().tell(f"{name} is revoked")
 
 
-def sites(state: Path) -> None:
+def sites(state: Path, *, as_json: bool = False) -> None:
     """Print a line a site; without a running server what is on the disk."""
     owned(state)
     now = time.time()
     seen = {}
     with suppress(control.NoServer):
         seen = {node["name"]: LiveSite(**node) for node in control.ask(state, "sites")}
+    if as_json:
+        told = [
+            {"name": one.name, "revoked": one.revoked, "contact": asdict(seen[one.name])}
+            if one.name in seen
+            else {"name": one.name, "revoked": one.revoked, "contact": None}
+            for one in Roster(state).read()
+        ]
+        typer.echo(json.dumps(told, indent=1))
+        return
     table = _table(
         ("site", "contact", "last heard", "version", "awaited", "refused", "received", "sent")
     )
@@ -112,15 +124,21 @@ def sites(state: Path) -> None:
     PlainConsole().print(table)
 
 
-def runs(state: Path) -> None:
-    """Print a line a run."""
-    table = _table(("run", "state", "round", "told", "folder"))
-    for node in control.ask(state, "runs"):
+def runs(state: Path, *, as_json: bool = False) -> None:
+    """Print each run on lines of its own, so that no name of one is cut in two."""
+    console = PlainConsole()
+    nodes = control.ask(state, "runs")
+    if as_json:
+        typer.echo(json.dumps(nodes, indent=1))
+        return
+    for node in nodes:
         run = LiveRun(**{**node, "folder": Path(node["folder"])})
-        table.add_row(
-            run.name, run.state, f"{run.round} of {run.rounds}", run.told, str(run.folder)
-        )
-    PlainConsole().print(table)
+        console.tell(f"{run.name}: {run.state}, round {run.round} of {run.rounds}")
+        for line in (run.told, str(run.folder)):
+            if line:
+                console.tell(f"  {line}")
+    if not nodes:
+        console.tell("no run was submitted")
 
 
 def submit(

@@ -141,13 +141,13 @@ def ago(seconds: float) -> str:
 
 
 def _awaited(runs: Sequence[LiveRun]) -> str:
-    said = [
-        f"<li><b>{escape(run.name)}</b>: round {run.round} of {run.rounds}"
-        + (f"; waits for {escape(some(run.awaited))}" if run.awaited else "")
-        + "</li>"
-        for run in runs
-        if run.state == GOING
-    ]
+    said = []
+    for run in runs:
+        if run.state != GOING:
+            continue
+        waits = f"waits for {some(run.awaited)}" if run.awaited else run.doing
+        more = f"; {escape(waits)}" if waits else ""
+        said.append(f"<li><b>{escape(run.name)}</b>: round {run.round} of {run.rounds}{more}</li>")
     if not said:
         return '<p class="answer">No run goes on.</p>'
     return f'<ul class="answer">{"".join(said)}</ul>'

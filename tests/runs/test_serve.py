@@ -18,7 +18,7 @@ import pytest
 from kit.fleet import SiteFiles, agent, question
 
 from fedshift import UserError
-from fedshift.cli.server import stop
+from fedshift.cli.server import runs, sites, stop
 from fedshift.client.agent.connection import Address, Denied, Signer, connect
 from fedshift.protocol.fleet import Node
 from fedshift.protocol.flower import Grid
@@ -126,6 +126,22 @@ def test_two_runs_at_once_by_both_transports(state: Path) -> None:
         sites = {site["name"]: site for site in control.ask(state, "sites")}
         assert sites["a"]["here"] and sites["b"]["here"] and sites["a"]["bytes_in"] > 0
         assert not server.hub._sent and not server.hub._objects
+
+
+def test_no_name_is_cut_and_programs_read_json(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with federation(state, Rounds(0.0)) as server:
+        long = "a-run-with-a-name-that-is-longer-than-any-terminal-is-wide-" + "x" * 40
+        found = server.runs.submit(config(out=long))
+        until(state, found["name"], "done")
+        runs(state)
+        assert f"{found['name']}: done, round" in capsys.readouterr().out
+        runs(state, as_json=True)
+        assert json.loads(capsys.readouterr().out)[0]["name"] == found["name"]
+        sites(state, as_json=True)
+        told = json.loads(capsys.readouterr().out)
+        assert [site["name"] for site in told] == ["a", "b"] and told[0]["contact"]["here"]
 
 
 def test_a_run_is_stopped_and_resumed(state: Path) -> None:
