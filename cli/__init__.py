@@ -486,14 +486,12 @@ def client_ledger(state: State = _STATE) -> None:
 @client_app.command("who")
 def client_who(
     code: Annotated[str, typer.Argument(metavar="CODE", help="A subject or case of a table.")],
-    folder: Annotated[
-        Path, typer.Option(help="The site's folder, which holds its ledger and its key.")
-    ] = Path(),
+    state: State = _STATE,
 ) -> None:
     """Say which subject or case a code stands for that left the site in its place."""
     from fedshift.cli.client import who
 
-    who(code, folder)
+    who(code, state)
 
 
 @app.command()

@@ -75,9 +75,9 @@ def key(private: Path) -> None:
     console.tell(f"{public} goes to the coordinator: fedshift server enroll NAME {public.name}")
 
 
-def who(code: str, folder: Path) -> None:
-    """Print the subject or case that ``code`` stands for at the site with that ``folder``."""
-    PlainConsole().tell(resolve(folder, code))
+def who(code: str, state: Path) -> None:
+    """Print the subject or case that ``code`` stands for at the site with that ``state``."""
+    PlainConsole().tell(resolve(state, code))
 
 
 def examine(options: SiteOptions | None, address: Address, state: Path) -> None:

@@ -75,7 +75,7 @@ def resolve(folder: Path, code: str) -> str:
     if code not in book:
         raise UserError(
             f"{code!r} is none of the {len(book)} codes that the site in {folder} gave out; name "
-            "the folder of the site that the row is of with --folder"
+            "the folder of the site that the row is of with --state"
         )
     return book[code]
 

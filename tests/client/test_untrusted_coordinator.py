@@ -549,9 +549,9 @@ def test_subjects_and_cases_leave_as_codes_that_the_site_resolves(
             assert resolve(folder, row[place]) == plain[place]
     for private in ("pseudonyms.key", "pseudonyms.jsonl"):
         assert (folder / private).stat().st_mode & 0o777 == 0o600
-    shown = command("client", "who", rows[0][2], "--folder", str(folder))
+    shown = command("client", "who", rows[0][2], "--state", str(folder))
     assert (shown.code, shown.out.strip()) == (0, named[0][2])
-    missing = command("client", "who", "0" * 20, "--folder", str(folder))
+    missing = command("client", "who", "0" * 20, "--state", str(folder))
     assert missing.code == 2 and "none of the" in missing.err
     # Another site, another key.
     other = details(honest(sites, "vendor_b", Action.SCORE).content)["rows"]
