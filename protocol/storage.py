@@ -50,11 +50,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"the disk that holds {path} is full ({error.strerror}); free some space and run "
-                "the same command again with resume=true"
+                "the same command again"
             ) from error
         raise UserError(
             f"cannot write {path} ({error.strerror or error}); make its folder writable or choose "
-            "another out=DIR"
+            "another"
         ) from error
 
 

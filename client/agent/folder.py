@@ -48,6 +48,7 @@ from fedshift.sites.settings import OF_A_RUN, DataSettings
 
 _MOST_WAITING = 100
 _LONGEST = 200
+_SUBJECTS = "subjects.jsonl"
 """Of a name that a run gives, in characters; an instruction bounds the others."""
 _MODEL = re.compile(r"model_(\d+)\.safetensors$")
 _TABLES = ("MANIFEST.tsv", "MANIFEST.csv", "manifest.tsv", "manifest.csv")
@@ -232,13 +233,22 @@ class StateFolder:
 
     def leave(self, run: str, *, purge: bool = False) -> None:
         """Refuse ``run`` from now on; with ``purge`` remove what it kept here, too. The ledger
-        stays, and what left cannot be called back. Raises :class:`UserError` for a run that never
-        asked anything."""
+        stays, and so does whom it was trained on, for :meth:`forget`; what left cannot be called
+        back. Raises :class:`UserError` for a run that never asked anything, and where the note
+        cannot be written."""
         known = {one.run for one in self.runs()}
         if run not in known:
             raise UserError(f"no run {run!r} asked anything of this site{suggest(run, known)}")
         purged = purge or self.left().get(run, False)
-        self._write("left.json", {**self.left(), run: purged})
+        noted = {**self.left(), run: purged}
+        try:
+            self._write("left.json", noted)
+        except UserError:
+            if not purged:
+                raise
+            # On a full disk the room for the note is made by what it is about.
+            self.run(run).remove()
+            self._write("left.json", noted)
         if purged:
             self.run(run).remove()
 
@@ -317,7 +327,8 @@ class StateFolder:
 class RunFolder:
     """What one run keeps at a site: ``run.json`` (how it describes itself, and the settings that it
     may not change), the state of each arm, ``questions.jsonl``, ``subjects.jsonl`` (whose images it
-    was trained on, by code) and ``model_ROUND.safetensors``, the newest shared model sent here."""
+    was trained on, by code; a purge leaves it) and ``model_ROUND.safetensors``, the newest shared
+    model sent here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -360,14 +371,22 @@ class RunFolder:
         return path.stat().st_mtime if path.exists() else 0.0
 
     def remove(self) -> None:
-        """Remove all of it."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        """Remove all of it but the list of whom it was trained on (codes and rounds): models that
+        left exist still, and :meth:`trained` must say so of a subject that is forgotten later."""
+        if not self.path.exists():
+            return
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _SUBJECTS:
+                path.unlink(missing_ok=True)
+        if not (self.path / _SUBJECTS).exists():
+            self.path.rmdir()
 
     def note(self, arm: str, round: int, codes: Collection[str]) -> None:
         """Note that a model was trained on these subjects, on disk before this returns: a line
         where they are others than in the arm's round before, else its round alone."""
-        path = self.path / "subjects.jsonl"
+        path = self.path / _SUBJECTS
         line: dict[str, Any] = {"arm": arm, "round": round}
         fresh = sorted(codes)
         if self._had.get(arm) != fresh:
@@ -379,7 +398,7 @@ class RunFolder:
         """The rounds in which the subject of this code was trained on, by arm."""
         found: dict[str, set[int]] = {}
         had: dict[str, list[str]] = {}
-        for line in read_json_lines(self.path / "subjects.jsonl", lambda node: node):
+        for line in read_json_lines(self.path / _SUBJECTS, lambda node: node):
             arm = line["arm"]
             had[arm] = line.get("subjects", had.get(arm, []))
             if code in had[arm]:

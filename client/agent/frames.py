@@ -85,16 +85,23 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for torn in folder.glob("*.part"):  # What a kill cut short; one agent has the folder.
+            torn.unlink()
 
     def put(self, asked: str, parcel: Parcel) -> None:
         """Keep the reply to the message ``asked``; raises ``OSError`` when the disk is full."""
         path = self._path(asked)
         beside = path.with_suffix(".part")
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.writelines(to_parts(parcel))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        opened = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(opened, "wb") as file:
+                file.writelines(to_parts(parcel))
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)  # Half a reply must not keep a full disk full.
+            raise
 
     def drop(self, asked: str) -> None:
         """The reply to ``asked`` was taken, or is not wanted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -465,7 +466,7 @@ def test_a_run_that_was_left_is_refused_ever_after(
     assert not ask(site, ASKED.but(action=Action.NAME)).has_error()
     assert staff.run("trial-1").path.exists()
     staff.leave("trial-1", purge=True)
-    assert not staff.run("trial-1").path.exists()
+    assert [path.name for path in staff.run("trial-1").path.iterdir()] == ["subjects.jsonl"]
     assert reason(ask(open_site(), ASKED.but(round=2), arrays)) == "the site has left this run"
     assert staff.ledger.read_bytes().startswith(before)
     assert verify(staff.ledger).lines > before.count(b"\n")
@@ -496,6 +497,49 @@ def test_a_subject_that_is_forgotten_is_in_nothing_that_follows(
     assert staff.forget(gone).models == {"trial-1": {"federated": [1]}}
     summary = ASKED.but(action=Action.SUMMARY, run="trial-2")
     assert details(ask(again, summary).content)["images"] == 5
+def test_a_purge_keeps_whom_the_run_was_trained_on(
+    open_site: Callable[..., Site], arrays: dict[str, np.ndarray]
+) -> None:
+    site = open_site()
+    ask(site, ASKED, arrays)
+    case = site._runs["trial-1"].worker.data.splits["train"][0]
+    staff = StateFolder.opened(site.state)
+    staff.leave("trial-1", purge=True)
+    # The agent removes once more what was in work meanwhile.
+    assert ask(site, ASKED.but(round=2), arrays).has_error()
+    assert staff.forget(case.subject).models == {"trial-1": {"federated": [1]}}
+    (status,) = staff.runs()
+    assert (status.state, status.contact) == ("purged", 0.0)
+
+
+@pytest.mark.parametrize("purge", [True, False])
+def test_a_purge_makes_the_room_that_its_note_needs(
+    open_site: Callable[..., Site],
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    purge: bool,
+) -> None:
+    site = open_site()
+    ask(site, ASKED, arrays)
+    staff = StateFolder.opened(site.state)
+    large = staff.run("trial-1").path / "run.json"
+    sync = os.fsync
+
+    def full(handle: int) -> None:
+        if large.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr("fedshift.protocol.storage.os.fsync", full)
+    if purge:
+        staff.leave("trial-1", purge=True)
+        assert staff.left() == {"trial-1": True} and not large.exists()
+    else:
+        with pytest.raises(UserError, match=r"is full .* run the same command again$"):
+            staff.leave("trial-1")
+        assert staff.left() == {} and large.exists()
+
+
     text = (staff.run("trial-1").path / "subjects.jsonl").read_text()
     assert gone not in text
     assert text.count("subjects") == 3  # once a process, and where they changed

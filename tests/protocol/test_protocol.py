@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
 
     holder: object = os if where == "fsync" else Path
     monkeypatch.setattr(holder, where, full)
-    with pytest.raises(UserError, match=r"a\.json is full.*resume=true"):
+    with pytest.raises(UserError, match=r"a\.json is full.*run the same command again$"):
         storage.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]

@@ -334,6 +334,29 @@ def test_a_damaged_reply_in_the_outbox_is_dropped(federation: Federation) -> Non
     assert not list((federation.folder / "outbox").glob("abc*"))
 
 
+def test_a_full_disk_keeps_no_half_of_a_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Instruction(action=Action.NAME, seed=0, round=0, rounds=1, steps=0, method={}, task={})
+    message = Message(request(asked), dst_node_id=5, message_type=asked.action.message_type)
+    outbox = Outbox(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedshift.client.agent.frames.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            outbox.put("abc", Wrapper().wrap(message))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_cut_short_in_the_outbox_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "abc.part").write_bytes(b"half")
+    Outbox(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_parent_has_no_torch() -> None:
     """It stays small, and no array of a coordinator is read in the process that it reaches."""
     program = (
