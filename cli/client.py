@@ -158,7 +158,7 @@ def _tell_status(found: Status | None, runs: Sequence[Any], state: Path) -> None
         if found.contact:
             console.tell(f"last contact {time.time() - found.contact:.0f} s ago")
         console.tell(
-            f"{found.answered} messages answered, {found.refused} refused, "
+            f"{found.answered} messages answered, {unfetched}"
             f"{found.bytes_in / 1e6:.1f} MB in, {found.bytes_out / 1e6:.1f} MB out since it began"
         )
     table = Table()
@@ -186,6 +186,7 @@ def approve(run: str, state: Path, *, yes: bool) -> None:
     console = PlainConsole()
     waiting = folder.waiting()
     if run in waiting:
+        unfetched = f"{found.refused} not fetched (see agent.log), " if found.refused else ""
         _show(console, run, waiting[run])
         if not yes and not typer.confirm("Let it in?", default=False):
             console.tell("it stays refused")

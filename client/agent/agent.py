@@ -60,7 +60,9 @@ class Worker(Protocol):
 
 @dataclass
 class Status:
-    """What the agent tells of itself; times are seconds since the epoch."""
+    """What the agent tells of itself; times are seconds since the epoch. ``refused`` counts the
+    requests that it did not fetch, as too large or damaged; what the policy refuses is answered and
+    stands in the ledger."""
 
     state: str = "starting"
     node: int = 0

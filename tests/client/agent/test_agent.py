@@ -18,8 +18,10 @@ import pytest
 from fedshift import UserError
 from fedshift.client.agent.agent import Agent, Status
 from fedshift.client.agent.connection import Denied, Signer, Unreachable
+from fedshift.client.agent.folder import StateFolder
 from fedshift.client.agent.frames import Outbox
 from fedshift.client.agent.keys import make_key
+from fedshift.client.agent.status import StatusFile
 from fedshift.protocol.fleet import CALLS
 from fedshift.protocol.flower import Message
 from fedshift.protocol.messages import Action, Instruction, answer, pack_arrays, request
@@ -355,6 +357,37 @@ def test_what_a_kill_cut_short_in_the_outbox_is_removed(tmp_path: Path) -> None:
     (tmp_path / "abc.part").write_bytes(b"half")
     Outbox(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def status_in(state: Path, **changes: Any) -> None:
+    StateFolder(state).begin("hospital-1", {})
+    StatusFile(state).write(Status(state="connected", **changes))
+
+
+@pytest.mark.parametrize(("ago", "code"), [(5.0, 0), (45.0, 3)])
+def test_a_contact_that_is_old_is_none(
+    tmp_path: Path, command: Callable[..., Any], ago: float, code: int
+) -> None:
+    """Also where the agent is in contact and its disk too full to say so."""
+    status_in(tmp_path, contact=time.time() - ago, answered=7)
+    shown = command("client", "status", "--state", str(tmp_path))
+    assert shown.code == code
+    assert ("agent: connected" if code == 0 else "agent: out of contact") in shown.out
+    assert ("no contact was noted for 30 s" in shown.out) == (code == 3)
+    assert "7 messages answered, 0.0 MB in" in shown.out
+    as_json = command("client", "status", "--json", "--state", str(tmp_path))
+    assert as_json.code == code and ("out of contact" in as_json.out) == (code == 3)
+
+
+def test_what_was_not_fetched_is_told(tmp_path: Path, command: Callable[..., Any]) -> None:
+    status_in(tmp_path, contact=time.time(), refused=2)
+    shown = command("client", "status", "--state", str(tmp_path))
+    assert "0 messages answered, 2 not fetched" in shown.out
+
+
+def test_the_status_is_its_owners_alone(tmp_path: Path) -> None:
+    StatusFile(tmp_path).write(Status())
+    assert (tmp_path / "status.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_parent_has_no_torch() -> None:
