@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -23,10 +23,15 @@ from fedshift.client.agent.keys import make_key
 from fedshift.client.agent.options import DEPLOYED, SiteOptions, policy_of
 from fedshift.client.agent.run import run_site
 from fedshift.client.ledger import verify
+from fedshift.client.methods import METHODS
 from fedshift.client.pseudonyms import resolve
+from fedshift.client.rules import RULES
+from fedshift.protocol.registry import Registry
+from fedshift.protocol.settings import suggest
 from fedshift.runs.checking import examine as examine_sites
 from fedshift.runs.checking import sentences
 from fedshift.runs.config import load
+from fedshift.strategies import STRATEGIES
 
 
 def site_options(
@@ -58,7 +63,29 @@ def site_options(
 def run(options: SiteOptions, address: Address, state: Path) -> None:
     """Serve a coordinator until this is ended."""
     doctor.split(address.server)
-    run_site(options, address, state, PlainConsole().tell)
+    console = PlainConsole()
+    console.warn(_unknown_names(options.policy))
+    run_site(options, address, state, console.tell)
+
+
+def _unknown_names(policy: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each name of a policy's lists that is nothing's here; no error, as what it
+    names may be installed later."""
+    registries: tuple[tuple[str, Registry[Any]], ...] = (
+        ("methods", METHODS),
+        ("rules", RULES),
+        ("strategies", STRATEGIES),
+    )
+    for key, registry in registries:
+        known = registry.names()
+        for name in policy.get(key, ()):
+            # Flower's strategies, which begin with a capital, need not be installed at a site.
+            flower = registry is STRATEGIES and name[:1].isupper()
+            if name != "*" and name not in known and not flower:
+                yield (
+                    f"policy.{key} names {name!r}, and no {registry.kind} of this name is "
+                    f"installed here{suggest(name, known)}"
+                )
 
 
 def print_policy() -> None:
@@ -96,7 +123,9 @@ def examine(options: SiteOptions | None, address: Address, state: Path) -> None:
 
 def _of_site(options: SiteOptions) -> Iterator[doctor.Check]:
     """What is wrong with the site's policy, device and images; the first was read before."""
-    yield doctor.Check("policy", "ok", "can be read, and has no rule that is unknown")
+    yield doctor.Check("policy", "ok", "can be read, and has no key that is unknown")
+    for sentence in _unknown_names(options.policy):
+        yield doctor.Check("policy", "warning", sentence)
     yield _device(options.device)
     config = load(["federation=manifest", "policy=deployed"])
     config["data"].update(options.data)
@@ -157,6 +186,7 @@ def _tell_status(found: Status | None, runs: Sequence[Any], state: Path) -> None
             console.tell(f"problem: {found.problem}")
         if found.contact:
             console.tell(f"last contact {time.time() - found.contact:.0f} s ago")
+        unfetched = f"{found.refused} not fetched (see agent.log), " if found.refused else ""
         console.tell(
             f"{found.answered} messages answered, {unfetched}"
             f"{found.bytes_in / 1e6:.1f} MB in, {found.bytes_out / 1e6:.1f} MB out since it began"
@@ -186,7 +216,6 @@ def approve(run: str, state: Path, *, yes: bool) -> None:
     console = PlainConsole()
     waiting = folder.waiting()
     if run in waiting:
-        unfetched = f"{found.refused} not fetched (see agent.log), " if found.refused else ""
         _show(console, run, waiting[run])
         if not yes and not typer.confirm("Let it in?", default=False):
             console.tell("it stays refused")

@@ -260,9 +260,11 @@ def _hours(text: str) -> tuple[clock_time, clock_time]:
         start, end = (clock_time.fromisoformat(part) for part in text.split("-"))
     except ValueError:
         start = end = clock_time()
-    if start == end:
+    # One with an offset from UTC cannot be compared with the local time.
+    if start == end or start.tzinfo or end.tzinfo:
         raise UserError(
-            f"policy.hours must be two different times of a day, such as 20:00-06:00, not {text!r}"
+            "policy.hours must be two different times of a day, local ones without an offset, "
+            f"such as 20:00-06:00, not {text!r}"
         )
     return start, end
 

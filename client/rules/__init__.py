@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fedshift import UserError
-from fedshift.client.contract.method import Scene, of_method
-from fedshift.client.contract.task import DenseTask, Predict
 from fedshift.client.methods import METHODS
-from fedshift.client.model import Model
-from fedshift.client.rules.base import Images, LocalRule, Visit
 from fedshift.protocol.registry import Registry
+
+if TYPE_CHECKING:
+    from fedshift.client.contract.method import Scene
+    from fedshift.client.contract.task import Predict
+    from fedshift.client.model import Model
+    from fedshift.client.rules.base import Images, LocalRule, Visit
 
 RULES: Registry[LocalRule] = Registry(
     "rule", __name__, "fedshift.rules", "fedshift.client.rules.base:LocalRule"
@@ -38,6 +39,12 @@ def predictor(model: Model, scene: Scene, asked: Mapping[str, Mapping[str, Any]]
     Raises :class:`fedshift.UserError` for a rule this site does not know, and where the method does
     not predict an array for each image, of a dense task with the shape of its predictions.
     """
+    # Here and not above, so that the rules' names are known without torch.
+    import torch
+
+    from fedshift.client.contract.method import of_method
+    from fedshift.client.contract.task import DenseTask
+
     changes = [RULES.named(name).at_prediction(scene, **given) for name, given in asked.items()]
     own = replace(scene, bank=of_method(scene.bank))
 

@@ -3,6 +3,7 @@ sent again, and what is left when either end stops."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -388,6 +389,38 @@ def test_what_was_not_fetched_is_told(tmp_path: Path, command: Callable[..., Any
 def test_the_status_is_its_owners_alone(tmp_path: Path) -> None:
     StatusFile(tmp_path).write(Status())
     assert (tmp_path / "status.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "nearest"),
+    [
+        ("methods", "supervisd", "supervised"),
+        ("rules", "proximl", "proximal"),
+        ("strategies", "fedagv", "fedavg"),
+    ],
+)
+def test_a_name_in_the_policy_that_is_nothings_is_a_warning_of_agent_and_doctor(
+    tmp_path: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    name: str,
+    nearest: str,
+) -> None:
+    monkeypatch.setattr("fedshift.cli.client.run_site", lambda *_: None)
+    monkeypatch.setattr("fedshift.cli.client.doctor.examine", lambda *_: ())
+    (tmp_path / "MANIFEST.tsv").write_text("site\tsubject\timage\n")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(json.dumps({key: [nearest, name, "FedAvg" if key == "strategies" else "*"]}))
+    options = [
+        *("--site", "hospital-1", "--data", str(tmp_path), "--server", "localhost:9"),
+        *("--key", str(tmp_path / "site.key"), "--policy", str(policy)),
+    ]
+    for one, sign in (("client", "Warning:"), ("doctor", "warning policy")):
+        shown = command(one, *options)
+        told = " ".join((shown.out + shown.err).split())
+        assert told.count(sign) == 1
+        assert f"policy.{key} names '{name}'" in told and f"did you mean {nearest}" in told
 
 
 def test_the_parent_has_no_torch() -> None:
