@@ -497,6 +497,14 @@ def test_a_subject_that_is_forgotten_is_in_nothing_that_follows(
     assert [case.subject for case in run.worker.data.splits["test"]] == tested
     again = open_site()
     assert metrics_of(ask(again, ASKED.but(round=3), arrays))["num-examples"] == after
+    assert staff.forget(gone).models == {"trial-1": {"federated": [1]}}
+    summary = ASKED.but(action=Action.SUMMARY, run="trial-2")
+    assert details(ask(again, summary).content)["images"] == 5
+    text = (staff.run("trial-1").path / "subjects.jsonl").read_text()
+    assert gone not in text
+    assert text.count("subjects") == 3  # once a process, and where they changed
+
+
 def test_a_purge_keeps_whom_the_run_was_trained_on(
     open_site: Callable[..., Site], arrays: dict[str, np.ndarray]
 ) -> None:
@@ -538,14 +546,6 @@ def test_a_purge_makes_the_room_that_its_note_needs(
         with pytest.raises(UserError, match=r"is full .* run the same command again$"):
             staff.leave("trial-1")
         assert staff.left() == {} and large.exists()
-
-
-    assert staff.forget(gone).models == {"trial-1": {"federated": [1]}}
-    summary = ASKED.but(action=Action.SUMMARY, run="trial-2")
-    assert details(ask(again, summary).content)["images"] == 5
-    text = (staff.run("trial-1").path / "subjects.jsonl").read_text()
-    assert gone not in text
-    assert text.count("subjects") == 3  # once a process, and where they changed
 
 
 def test_a_site_takes_the_model_home(

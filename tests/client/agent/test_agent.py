@@ -3,6 +3,7 @@ sent again, and what is left when either end stops."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -407,7 +408,8 @@ def test_a_name_in_the_policy_that_is_nothings_is_a_warning_of_agent_and_doctor(
     name: str,
     nearest: str,
 ) -> None:
-    monkeypatch.setattr("fedshift.cli.client.run_site", lambda *_: None)
+    module = importlib.import_module("fedshift.cli.client")
+    monkeypatch.setattr(module, "run_site", lambda *_: None)
     monkeypatch.setattr("fedshift.cli.client.doctor.examine", lambda *_: ())
     (tmp_path / "MANIFEST.tsv").write_text("site\tsubject\timage\n")
     policy = tmp_path / "policy.yaml"
