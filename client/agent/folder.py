@@ -48,8 +48,8 @@ from fedshift.sites.settings import OF_A_RUN, DataSettings
 
 _MOST_WAITING = 100
 _LONGEST = 200
-_SUBJECTS = "subjects.jsonl"
 """Of a name that a run gives, in characters; an instruction bounds the others."""
+_SUBJECTS = "subjects.jsonl"
 _MODEL = re.compile(r"model_(\d+)\.safetensors$")
 _TABLES = ("MANIFEST.tsv", "MANIFEST.csv", "manifest.tsv", "manifest.csv")
 
