@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import select
 import socket
 import ssl
 import threading
@@ -54,6 +55,25 @@ def _join(one: socket.socket, other: socket.socket) -> None:
     passing(other, one)
 
 
+def _alternate(one: ssl.SSLSocket, other: ssl.SSLSocket) -> None:
+    """As :func:`_join`, on one thread: an SSL socket is not to be read and written by two."""
+    sinks = {one: other, other: one}
+    with one, other:
+        while True:
+            ready = [each for each in sinks if each.pending()]
+            for source in ready or select.select([*sinks], [], [])[0]:
+                source.setblocking(False)
+                try:
+                    data = source.recv(65536)
+                except ssl.SSLWantReadError:  # What came was TLS's own, such as a ticket.
+                    continue
+                finally:
+                    source.setblocking(True)
+                if not data:
+                    return
+                sinks[source].sendall(data)
+
+
 class ConnectProxy(_Listening):
     """Opens a tunnel for who has the name and the password."""
 
@@ -97,4 +117,4 @@ class Inspector(_Listening):
                 socket.create_connection(("127.0.0.1", self._to)), server_hostname="127.0.0.1"
             )
             self.served += 1
-            _join(inside, outside)
+            _alternate(inside, outside)
