@@ -412,11 +412,11 @@ class SiteWorker:
         return answer(self.name, metrics=metrics, details=details)
 
     def _kept_model(self, instruction: Instruction, content: RecordDict) -> RecordDict:
-        tensors = SiteState(self.folder, instruction.arm).load(instruction.round)
+        state = SiteState(self.folder, instruction.arm)
+        tensors = state.load(instruction.round)
         if not tensors:
             raise Tellable(f"no {instruction.arm} model was ever trained here")
         if self._ledger is not None:
-            state = SiteState(self.folder, instruction.arm)
             stays = {
                 *state.notes(_STAYS, instruction.round),
                 *shared_model(instruction.method, instruction.task, self.device).kept(),

@@ -1,4 +1,5 @@
-"""The only module that imports Flower (flwr is pinned exactly), less public names included.
+"""What all parts use of Flower (flwr is pinned exactly), less public names included; beside it,
+:mod:`fedshift.protocol.fleet` holds what a deployment needs more.
 
 It turns Flower's telemetry and update check off before the first import.
 """

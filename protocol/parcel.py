@@ -98,6 +98,15 @@ def ids(tree: ObjectTree) -> list[str]:
     return list(found)
 
 
+def announced(head: MessageHead, tree: ObjectTree) -> list[str]:
+    """The ids of the objects that another machine says are those of the message ``head``, which
+    comes last; raises ``ValueError`` as :func:`ids` does, and for a tree of another message."""
+    found = ids(tree)
+    if not found or found[-1] != head.metadata.message_id:
+        raise ValueError("its objects are not those of a message")
+    return found
+
+
 def _check_depth(tree: ObjectTree, left: int) -> None:
     if not left:
         raise ValueError(f"its objects are nested more than {_DEEPEST} deep")

@@ -58,6 +58,20 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         ) from error
 
 
+def write_key(path: Path, data: bytes) -> None:
+    """Write a new file that its owner alone can read; raises :class:`UserError` when there is
+    one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise UserError(
+            f"{path} is there already; a key is not written over: move it away first"
+        ) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
 _LONGEST_NAME = 120
 
 

@@ -224,10 +224,7 @@ class Agent:
         contents: dict[str, bytes] = {}
         size = 0
         try:
-            names = parcel.ids(tree)
-            if not names or names[-1] != head.metadata.message_id:
-                raise ValueError("its objects are not those of a message")
-            for name in names:
+            for name in parcel.announced(head, tree):
                 content = self._kept.get(name)
                 if content is None:
                     response = self._call(

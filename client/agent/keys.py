@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -13,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from fedshift import UserError
+from fedshift.protocol.storage import write_key
 
 
 def make_key(private: Path, public: Path) -> None:
@@ -22,14 +21,7 @@ def make_key(private: Path, public: Path) -> None:
     ``private`` is there."""
     key = ec.generate_private_key(ec.SECP384R1())
     private.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise UserError(
-            f"{private} is there already; a key is not written over: move it away first"
-        ) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_key(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public.write_bytes(
         key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
     )

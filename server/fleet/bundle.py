@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-from flwr.cli.build import build_fab_from_files
-
 from fedshift import __version__
 from fedshift.protocol.fleet import CALLS
 
@@ -34,6 +32,9 @@ _LICENSE = "Apache-2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
 @cache
 def bundle() -> tuple[bytes, str]:
     """The bundle, and its hash."""
+    # Deferred: few coordinators have such a site, and Flower's command takes a third of a second.
+    from flwr.cli.build import build_fab_from_files
+
     files = {"pyproject.toml": _PROJECT.encode(), "LICENSE": _LICENSE.encode()}
     content, _ = build_fab_from_files(files)
     return content, hashlib.sha256(content).hexdigest()

@@ -241,9 +241,7 @@ class Hub:
             if sent.reply is not None and sent.reply.arrived is not None:
                 raise Refusal("it replied once more to what it had answered")
             try:
-                objects = parcel.ids(tree)
-                if not objects or objects[-1] != name:
-                    raise ValueError("its objects are not those of a message")
+                objects = parcel.announced(head, tree)
             except ValueError as error:
                 self._answer(sent, _Reply(head, set(), fault=f"its reply was refused: {error}"))
                 raise Refusal(f"its reply was refused: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 from pathlib import Path
 
 from cryptography import x509
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedshift import UserError
+from fedshift.protocol.storage import write_key
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 825
@@ -31,25 +31,11 @@ _EARLIER = datetime.timedelta(hours=1)
 """Certificates hold from a little before they are made: clocks differ."""
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a new file that its owner alone can read; raises :class:`UserError` when there is
-    one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise UserError(
-            f"{path} is there already; a key is not written over: move it away first"
-        ) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-
-
 def make_authority(folder: Path, days: int = AUTHORITY_DAYS) -> None:
     """Make ``ca.key`` and ``ca.crt`` in ``folder``; raises :class:`UserError` when they are
     there."""
     key = ec.generate_private_key(ec.SECP256R1())
-    write_private(folder / "ca.key", _private_pem(key))
+    write_key(folder / "ca.key", _private_pem(key))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedshift authority")])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
@@ -90,7 +76,7 @@ def make_certificate(folder: Path, hosts: list[str], days: int = CERTIFICATE_DAY
     for name, data in (("server.key", _private_pem(key)), ("server.crt", certificate)):
         beside = folder / f".{name}.part"
         beside.unlink(missing_ok=True)
-        write_private(beside, data)
+        write_key(beside, data)
         beside.replace(folder / name)
 
 

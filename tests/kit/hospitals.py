@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,6 @@ SMALL = (
     "baselines=[]",
     "engine.workers=1",
 )
-
-
-def until(true: Callable[[], Any], seconds: float = 60.0, what: str = "it") -> None:
-    """Wait until something holds; fail when it does not."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.05)
 
 
 def free_port() -> int:

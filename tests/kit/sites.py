@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,11 @@ from fedshift.client.agent.site import Site
 from fedshift.client.policy import Policy
 from fedshift.protocol.flower import (
     Error,
-    Grid,
     Message,
-    RecordDict,
-    Run,
     set_message_id,
     shallow_copy,
 )
+from fedshift.server.grid import RunGrid
 
 FIRST_NODE = 11
 
@@ -33,7 +31,7 @@ def open_sites(
     }
 
 
-class LocalGrid(Grid):
+class LocalGrid(RunGrid):
     """Node 11 is the first of ``sites``, which may be taken out to be away. ``answer``, given a
     site and a message, may do something else than the site would."""
 
@@ -42,36 +40,12 @@ class LocalGrid(Grid):
         sites: Mapping[str, Site],
         answer: Callable[[Site, Message], Message] = lambda site, message: site.handle(message),
     ) -> None:
+        super().__init__()
         self.sites = dict(sites)
         self.nodes = {FIRST_NODE + k: name for k, name in enumerate(sites)}
         self.enrolled: Mapping[int, str] = dict(self.nodes)
         self.answer = answer
         self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        """Nothing to set."""
-
-    @property
-    def run(self) -> Run:
-        """There is none."""
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Build a message for one site."""
-        return Message(
-            content=content,
-            message_type=message_type,
-            dst_node_id=dst_node_id,
-            group_id=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """One node a site."""
@@ -97,9 +71,3 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies."""
         return [self._replies.pop(name) for name in message_ids]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Sequence[Message]:
-        """Push and pull."""
-        return list(self.pull_messages(self.push_messages(messages)))

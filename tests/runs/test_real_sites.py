@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from kit.hospitals import COMMAND, Coordinator, Line, Run, SiteProcess, config, free_port, until
+from kit.hospitals import COMMAND, Coordinator, Line, Run, SiteProcess, config, free_port
+from kit.waiting import until
 
 from fedshift.protocol.storage import read_tensors
 from fedshift.runs import simulate as simulation

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kit.waiting import until
 
 from fedshift.protocol.storage import read_tensors, write_yaml
 from fedshift.runs.config import from_file
@@ -52,13 +53,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             process.wait(20)
         process.kill()
         process.wait()
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
 
 
 class Federation:
@@ -107,9 +101,9 @@ class Federation:
             found = re.findall(r"https on port (\d+)", printed.read_text()[before:])
             return found[-1] if found else None
 
-        until(port, "the server starts")
+        until(port, PATIENCE_S, "the server starts")
         self.port = int(port() or 0)
-        until((self.state / control.NAME).exists, "the socket is there")
+        until((self.state / control.NAME).exists, PATIENCE_S, "the socket is there")
         return process
 
     def submit(self) -> Path:
@@ -134,17 +128,18 @@ def test_a_server_that_is_killed_in_mid_run_ends_it_with_the_simulations_bits(
 ) -> None:
     federation = Federation(tmp_path, start, 2, 5, rounds=6, local_steps=4, baselines=["local"])
     out = federation.submit()
-    until(lambda: rounds(out) >= 2, "two rounds")
+    until(lambda: rounds(out) >= 2, PATIENCE_S, "two rounds")
     federation.server.send_signal(signal.SIGKILL)
     federation.server.wait()
     again = federation.serve()
     began = time.monotonic()
     until(
         lambda: all(site["here"] for site in control.ask(federation.state, "sites")),
+        PATIENCE_S,
         "the sites are back",
     )
     assert time.monotonic() - began < 15
-    until(lambda: federation.told() != "going", "the run ends")
+    until(lambda: federation.told() != "going", PATIENCE_S, "the run ends")
     assert federation.told() == "done", (tmp_path / "server.out").read_text()
     again.terminate()
     assert again.wait(60) == 0

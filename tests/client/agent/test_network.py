@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,20 +98,24 @@ def test_an_authority_that_is_not_trusted_is_told_so(
     assert level == "error" and "--root-certificates must name the coordinator's ca.crt" in told
 
 
-def test_a_certificate_of_another_host_is_told_so(tmp_path: Path) -> None:
-    with Coordinator(tmp_path / "here") as at:
+@contextmanager
+def renewed(folder: Path, host: str = "127.0.0.1", **days: int) -> Iterator[Coordinator]:
+    """A coordinator whose certificate was made anew while it runs."""
+    with Coordinator(folder) as at:
         at.enrol("hospital-1")
-        keys.make_certificate(at.folder, ["fl.example.org"])
+        keys.make_certificate(at.folder, [host], **days)
         at.server.renew()
+        yield at
+
+
+def test_a_certificate_of_another_host_is_told_so(tmp_path: Path) -> None:
+    with renewed(tmp_path / "here", "fl.example.org") as at:
         level, told = found(address(at), tmp_path)["certificate"]
         assert level == "error" and "of another host than 127.0.0.1" in told
 
 
 def test_an_expired_certificate_is_told_so(tmp_path: Path) -> None:
-    with Coordinator(tmp_path / "here") as at:
-        at.enrol("hospital-1")
-        keys.make_certificate(at.folder, ["127.0.0.1"], days=0)
-        at.server.renew()
+    with renewed(tmp_path / "here", days=0) as at:
         time.sleep(1.1)
         with pytest.raises(Unreachable, match="expired"):
             join(address(at))
@@ -119,10 +124,7 @@ def test_an_expired_certificate_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
-    with Coordinator(tmp_path / "here") as at:
-        at.enrol("hospital-1")
-        keys.make_certificate(at.folder, ["127.0.0.1"], days=10)
-        at.server.renew()
+    with renewed(tmp_path / "here", days=10) as at:
         level, told = found(address(at), tmp_path)["certificate"]
         assert level == "warning" and "keys --renew" in told
 
