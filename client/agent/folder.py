@@ -46,7 +46,8 @@ from fedshift.protocol.storage import (
 from fedshift.sites.manifest import read_manifest
 from fedshift.sites.settings import OF_A_RUN, DataSettings
 
-_MOST_WAITING = 100
+MOST_WAITING = 100
+"""How many runs wait for approval at once."""
 _LONGEST = 200
 """Of a name that a run gives, in characters; an instruction bounds the others."""
 _SUBJECTS = "subjects.jsonl"
@@ -197,13 +198,17 @@ class StateFolder:
             if run not in left and not self.approves(run, shown.described)
         }
 
-    def wait(self, run: str, shown: Approval) -> None:
-        """Keep ``run`` for somebody to approve; of very many the newest are kept."""
-        node = self._read("waiting.json") or {}
-        if node.get(run) != shown.to_json():
-            node = {**{key: node[key] for key in node if key != run}, run: shown.to_json()}
-            kept = list(node)[-_MOST_WAITING:]
-            self._write("waiting.json", {key: node[key] for key in kept})
+    def wait(self, run: str, shown: Approval) -> bool:
+        """Keep ``run`` for somebody to approve, unless :data:`MOST_WAITING` wait already; whether
+        it is kept. No other run makes room for it: nobody is to lose sight of one by it."""
+        node = {key: held.to_json() for key, held in self.waiting().items()}
+        if node.get(run) == shown.to_json():
+            return True
+        node.pop(run, None)  # As it describes itself now it is the newest.
+        if len(node) >= MOST_WAITING:
+            return False
+        self._write("waiting.json", {**node, run: shown.to_json()})
+        return True
 
     def approved(self) -> dict[str, Approval]:
         """The runs that were approved, with what was shown."""

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from fedshift import Tellable, UserError
-from fedshift.client.agent.folder import Approval, Described, StateFolder, private
+from fedshift.client.agent.folder import (
+    MOST_WAITING,
+    Approval,
+    Described,
+    StateFolder,
+    private,
+)
 from fedshift.client.ledger import ChainedLedger
 from fedshift.client.policy import Policy, Refused, Unapproved
 from fedshift.client.tasks import TASKS
@@ -119,8 +125,9 @@ class _Run:
         self._asked = None
         described = Described.of(asked)
         approved = not self.site.policy.ask or folder.approves(self.name, described)
+        waits = False
         if not approved and self.name and self.name not in folder.left():
-            folder.wait(self.name, Approval(described, self.site.policy.release))
+            waits = folder.wait(self.name, Approval(described, self.site.policy.release))
         if asked.action is Action.NAME:
             return
         if not self.name:
@@ -132,6 +139,11 @@ class _Run:
         self.site.policy.check_run(asked, self.site.now())
         if asked.round > asked.rounds:
             raise Refused("the request is of a round beyond those that its run says it has")
+        if not approved and not waits:
+            raise Refused(
+                f"{MOST_WAITING} runs wait for the site's approval already; there somebody has to "
+                "approve or leave some (fedshift client status)"
+            )
         if not approved:
             raise Unapproved(
                 f"nobody at the site has approved of the run yet; there: fedshift client approve "

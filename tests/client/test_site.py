@@ -20,7 +20,7 @@ from kit.asking import METHOD, arrays_of, metrics_of, reason
 from kit.sites import open_sites
 
 from fedshift import UserError
-from fedshift.client.agent.folder import StateFolder, own_settings
+from fedshift.client.agent.folder import MOST_WAITING, StateFolder, own_settings
 from fedshift.client.agent.site import Site
 from fedshift.client.ledger import entries, verify
 from fedshift.client.model import initial_arrays
@@ -274,12 +274,25 @@ def test_a_run_that_was_left_waits_for_nobody(open_site: Callable[..., Site]) ->
         site.folder.approve("trial-1")
 
 
-def test_of_very_many_runs_that_ask_the_newest_are_shown(open_site: Callable[..., Site]) -> None:
+def test_no_flood_of_runs_that_ask_displaces_one_that_waits(
+    open_site: Callable[..., Site],
+) -> None:
     site = open_site(Policy(ask=True))
-    for number in range(103):
+    ask(site, ASKED.but(action=Action.NAME))
+    for number in range(MOST_WAITING + 3):
         ask(site, ASKED.but(action=Action.NAME, run=f"run-{number}"))
     waiting = [*site.folder.waiting()]
-    assert (len(waiting), waiting[0], waiting[-1]) == (100, "run-3", "run-102")
+    assert len(waiting) == MOST_WAITING
+    assert (waiting[0], waiting[-1]) == ("trial-1", f"run-{MOST_WAITING - 2}")
+    late = ASKED.but(action=Action.CARD, run=f"run-{MOST_WAITING}")
+    refused = ask(site, late)
+    assert refused.error.code == ERROR_REFUSED
+    assert f"{MOST_WAITING} runs wait for the site's approval already" in reason(refused)
+    # Whoever waits may describe itself anew, and whoever is dealt with makes room.
+    anew = ASKED.but(action=Action.CARD, about={**ASKED.about, "purpose": "another"})
+    assert ask(site, anew).error.code == ERROR_UNAPPROVED
+    site.folder.leave("run-0")
+    assert ask(site, late).error.code == ERROR_UNAPPROVED
 
 
 # A run's data
