@@ -44,9 +44,12 @@ def read_rounds(run: Path) -> list[dict[str, Any]]:
     def parse(line: Any) -> dict[str, Any]:
         if not isinstance(line, dict) or not isinstance(line["round"], int):
             raise ValueError("it is no round's line")
-        for key, kind in (("sites", dict), ("failed", dict), ("rejected", dict)):
-            if not isinstance(line[key], kind):
-                raise ValueError(f"{key} is no {kind.__name__}")
+        for key in ("sites", "failed", "rejected"):
+            if not isinstance(line[key], dict):
+                raise ValueError(f"{key} is no dict")
+        for key in ("seconds", "bytes_down", "bytes_up"):
+            if not isinstance(line[key], int | float):
+                raise ValueError(f"{key} is no number")
         return line
 
     return read_json_lines(run / "rounds.jsonl", parse)

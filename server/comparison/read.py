@@ -223,7 +223,6 @@ def _entrant(name: str, cells: Sequence[Cell]) -> tuple[Entrant, dict[str, Given
                 run = read_run(cell.folder)
                 if run.task is None:
                     raise UserError(f"{cell.folder} was not scored; run the comparison again")
-                _check_costs(run)
                 rows = read_cases(cell.folder / "cases.csv", run.task)
                 found = given(run, run.task, rows)
                 if not found:
@@ -235,18 +234,6 @@ def _entrant(name: str, cells: Sequence[Cell]) -> tuple[Entrant, dict[str, Given
         checked.append(cell)
     settings = {key: value for key, value in cells[0].settings.items() if key != "seed"}
     return Entrant(name, settings, tuple(checked), {}, runs), gives
-
-
-def _check_costs(run: Run) -> None:
-    """Raise :class:`UserError` where a round does not say in numbers what it cost."""
-    for part in run.folds if run.in_turn else (run,):
-        for line in part.rounds:
-            for key in ("seconds", "bytes_down", "bytes_up"):
-                if not isinstance(line.get(key), int | float):
-                    raise UserError(
-                        f"{part.folder / 'rounds.jsonl'} is damaged ({key} of a round is no "
-                        "number); restore it from a copy"
-                    )
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,15 @@ def test_a_cell_is_what_simulate_would_run_without_references(
 
 def timed(cell: Cell, seconds: float) -> None:
     cell.folder.mkdir(parents=True)
-    line = {"round": 1, "sites": {}, "failed": {}, "rejected": {}, "seconds": seconds}
+    line = {
+        "round": 1,
+        "sites": {},
+        "failed": {},
+        "rejected": {},
+        "seconds": seconds,
+        "bytes_down": 0,
+        "bytes_up": 0,
+    }
     (cell.folder / "rounds.jsonl").write_text(json.dumps(line) + "\n")
 
 
@@ -515,7 +523,8 @@ def test_failed_cells_are_shown_and_tried_again_and_stop_no_other(
 def test_a_cell_is_untrained_when_no_update_counted(
     tmp_path: Path, second: dict[str, Any], reason: str
 ) -> None:
-    skipped = {"failed": {}, "rejected": {}, "sites": {}, "skipped": "0 usable updates"}
+    cost = {"seconds": 0.0, "bytes_down": 0, "bytes_up": 0}
+    skipped = {"failed": {}, "rejected": {}, "sites": {}, "skipped": "0 usable updates", **cost}
     told = [{"round": 1, **skipped}, {"round": 2, **skipped, **second}]
     (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
     assert untrained(tmp_path) == (reason and f"no site trained in any round: {reason}")
