@@ -191,11 +191,12 @@ class StateFolder:
         """The runs that wait for approval, the newest last, with what there is to be shown."""
         node = self._read("waiting.json") or {}
         found = {run: Approval.from_json(shown) for run, shown in node.items()}
-        left = self.left()
+        left, approved = self.left(), self.approved()
         return {
             run: shown
             for run, shown in found.items()
-            if run not in left and not self.approves(run, shown.described)
+            if run not in left
+            and not (run in approved and shown.described.within(approved[run].described))
         }
 
     def wait(self, run: str, shown: Approval) -> bool:

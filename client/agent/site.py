@@ -125,9 +125,8 @@ class _Run:
         self._asked = None
         described = Described.of(asked)
         approved = not self.site.policy.ask or folder.approves(self.name, described)
-        waits = False
-        if not approved and self.name and self.name not in folder.left():
-            waits = folder.wait(self.name, Approval(described, self.site.policy.release))
+        asks = not approved and self.name and self.name not in folder.left()
+        room = not asks or folder.wait(self.name, Approval(described, self.site.policy.release))
         if asked.action is Action.NAME:
             return
         if not self.name:
@@ -139,7 +138,7 @@ class _Run:
         self.site.policy.check_run(asked, self.site.now())
         if asked.round > asked.rounds:
             raise Refused("the request is of a round beyond those that its run says it has")
-        if not approved and not waits:
+        if not room:
             raise Refused(
                 f"{MOST_WAITING} runs wait for the site's approval already; there somebody has to "
                 "approve or leave some (fedshift client status)"

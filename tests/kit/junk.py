@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from fedshift.protocol.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -15,6 +16,17 @@ NUMBERS = (0, -1, 1, 7, 2**31, 2**63 - 1, -(2**63), 10**400, 0.5, -1e-9, 1e300, 
 NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
 STEERING = "\x1b[2J\x1b]0;x\x07"
 TEXTS = ("", STEERING, "../../etc", "=HYPERLINK(1)", "<b>x", "a" * 5000, "\ud800", "all")
+
+
+def drawn(examples: int) -> settings:
+    """So many examples, the same in every run, however long one takes."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 numbers = st.sampled_from((*NUMBERS, *NOT_FINITE))

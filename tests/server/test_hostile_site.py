@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from conftest import TINY
-from hypothesis import HealthCheck, given, settings
-from kit.junk import wrong_content
+from hypothesis import given
+from kit.junk import drawn, wrong_content
 from kit.replay import Recorded
 
 from fedshift.protocol import statistics as names
@@ -100,13 +100,7 @@ def _attack(kind: Action, recorded: Recorded, folder: Path, examples: int) -> No
     honest = recorded.replies[node, kind][0]
     known = set(recorded.names)
 
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @drawn(examples)
     @given(wrong=wrong_content(honest))
     def attack(wrong: RecordDict) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
